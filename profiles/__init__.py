@@ -1,0 +1,1 @@
+"""Error profiles of DRAM modules: geometry, patterns, storage, statistics, error models and plots."""

@@ -1,0 +1,166 @@
+"""Data patterns: what a test writes, and what it expects to read.
+
+One definition serves the host, the mock board and the gateware. `word` is plain integer arithmetic on adds, shifts and
+exclusive-ors, so that numba compiles it unchanged and a pattern source in the FPGA needs no multiplier.
+
+A burst of ``burst_length`` beats carries bit ``beat * data_width + dq``; word ``w`` of a burst is its bits
+``32 w .. 32 w + 31``. The column address of a beat is the burst's first column plus the beat.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from profiles.geometry import CellArray, Geometry
+
+MASK32 = 0xFFFFFFFF
+
+
+class PatternKind(IntEnum):
+    """Codes as the test engine's SET PATTERN instruction carries them."""
+
+    SOLID = 0  # one byte, repeated over the data lines: 0x00, 0xFF, 0xAA, 0x33 ...
+    CHECKER = 1  # alternates along data lines, columns and rows
+    ROW_STRIPE = 2  # odd rows all ones
+    COLUMN_STRIPE = 3  # odd columns all ones
+    WALKING = 4  # a single one in each byte, walking with column and row
+    RANDOM = 5  # pseudo-random by address, `parameter` is the seed
+    BUFFER = 6  # the engine's write buffer, burst after burst; has no closed form
+
+
+class Pattern(BaseModel):
+    """A data pattern.
+
+    Attributes:
+        kind: one of `PatternKind`.
+        parameter: the byte of SOLID, the 32-bit seed of RANDOM, 0 otherwise.
+        invert_odd_rows: store the complement in odd rows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: PatternKind
+    parameter: int = Field(default=0, ge=0, le=MASK32)
+    invert_odd_rows: bool = False
+
+    @model_validator(mode="after")
+    def _byte(self) -> "Pattern":
+        if self.kind == PatternKind.SOLID and self.parameter > 0xFF:
+            raise ValueError(f"the parameter of SOLID is a byte, not {self.parameter:#x}")
+        return self
+
+    def __str__(self) -> str:
+        body = f"0x{self.parameter:02X}" if self.kind == PatternKind.SOLID else self.kind.name.lower()
+        seed = f":{self.parameter}" if self.kind == PatternKind.RANDOM else ""
+        return body + seed + ("/invert" if self.invert_odd_rows else "")
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern":
+        """Read the form that ``str()`` writes: ``0xAA``, ``checker``, ``random:7``, each with an optional ``/invert``.
+
+        Raises:
+            ValueError: the text names no pattern.
+        """
+        body, _, suffix = text.strip().partition("/")
+        name, _, parameter = body.partition(":")
+        kinds = {kind.name.lower(): kind for kind in PatternKind if kind not in (PatternKind.SOLID, PatternKind.BUFFER)}
+        try:
+            if suffix not in ("", "invert"):
+                raise ValueError(suffix)
+            if name.lower() in kinds:
+                kind, value = kinds[name.lower()], int(parameter or "0", 0)
+            else:
+                kind, value = PatternKind.SOLID, int(body, 16)
+            return cls(kind=kind, parameter=value, invert_odd_rows=bool(suffix))
+        except ValueError as error:
+            raise ValueError(f"'{text}' is no pattern; use a byte as 0xAA, or one of {', '.join(kinds)}") from error
+
+
+@njit(cache=True)
+def mix32(value: int) -> int:
+    """Bob Jenkins' 32-bit integer hash (adds and shifts only); a bijection on 0..2^32-1."""
+    a = value & MASK32
+    a = (a + 0x7ED55D16 + (a << 12)) & MASK32
+    a = (a ^ 0xC761C23C) ^ (a >> 19)
+    a = (a + 0x165667B1 + (a << 5)) & MASK32
+    a = ((a + 0xD3A2646C) ^ (a << 9)) & MASK32
+    a = (a + 0xFD7046C5 + (a << 3)) & MASK32
+    return (a ^ 0xB55A4F09) ^ (a >> 16)
+
+
+@njit(cache=True)
+def _byte(kind: int, parameter: int, row: int, column: int) -> int:
+    if kind == 0:
+        return parameter & 0xFF
+    if kind == 1:
+        return 0x55 if (row + column) & 1 else 0xAA
+    if kind == 2:
+        return 0xFF if row & 1 else 0x00
+    if kind == 3:
+        return 0xFF if column & 1 else 0x00
+    return 1 << ((row + column) & 7)
+
+
+@njit(cache=True)
+def word(
+    kind: int, parameter: int, invert_odd_rows: int, bank: int, row: int, column: int, index: int, data_width: int
+) -> int:
+    """Word ``index`` (32 bits) of the burst that starts at ``column``; any kind but BUFFER."""
+    if kind == 5:
+        base = mix32(parameter ^ (row << 8) ^ bank)
+        value = mix32(base + ((column * data_width) >> 5) + index)
+    else:
+        value = 0
+        for k in range(4):
+            beat = (index * 32 + k * 8) // data_width
+            value |= _byte(kind, parameter, row, column + beat) << (8 * k)
+    if invert_odd_rows and row & 1:
+        value ^= MASK32
+    return value
+
+
+@njit(cache=True)
+def _bits(
+    kind: int,
+    parameter: int,
+    invert: int,
+    cells: npt.NDArray[np.int64],
+    rows: int,
+    columns: int,
+    data_width: int,
+    burst_length: int,
+) -> npt.NDArray[np.uint8]:
+    out = np.empty(cells.size, np.uint8)
+    for i in range(cells.size):
+        beat_address, dq = divmod(cells[i], data_width)
+        wordline, column = divmod(beat_address, columns)
+        first = column - column % burst_length
+        bit = (column - first) * data_width + dq
+        value = word(kind, parameter, invert, wordline // rows, wordline % rows, first, bit >> 5, data_width)
+        out[i] = (value >> (bit & 31)) & 1
+    return out
+
+
+def stored_bits(pattern: Pattern, geometry: Geometry, cells: CellArray) -> npt.NDArray[np.uint8]:
+    """The bit (uint8, 0 or 1) that ``pattern`` stores in each of ``cells``.
+
+    Raises:
+        ValueError: the pattern is BUFFER, whose data are not a function of the address.
+    """
+    if pattern.kind == PatternKind.BUFFER:
+        raise ValueError("pattern BUFFER has no closed form; compare with the bytes that were written")
+    g = geometry
+    bits: npt.NDArray[np.uint8] = _bits(
+        int(pattern.kind),
+        pattern.parameter,
+        int(pattern.invert_odd_rows),
+        np.ascontiguousarray(cells, dtype=np.int64),
+        g.rows,
+        g.columns,
+        g.data_width,
+        g.burst_length,
+    )
+    return bits

@@ -1,0 +1,161 @@
+"""What a profile records besides its cells: module, conditions, and every tested point. Units are in the names."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from profiles.geometry import Geometry
+from profiles.pattern import Pattern
+
+FORMAT_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AccessMode(StrEnum):
+    """How the cells were read. Only the first READ after an ACTIVATE sees a short tRCD, so the two do not mix."""
+
+    BURST_PER_ACTIVATION = "burst_per_activation"  # ACT, one RD, PRE for every burst
+    LINEAR = "linear"  # one ACT, then every burst of the row
+
+
+class WriteCondition(StrEnum):
+    """At which point the data under test were written."""
+
+    NOMINAL = "nominal"
+    OPERATING_POINT = "operating_point"  # at the reduced VDD and tRCD, as IFMs are
+
+
+class OperatingPoint(_Record):
+    """A supply voltage and an activation latency, as they were asked for.
+
+    Attributes:
+        vdd_mv: DRAM supply, millivolts.
+        trcd_ps: ACT to READ or WRITE, picoseconds (a multiple of the board's tCK).
+    """
+
+    vdd_mv: int = Field(gt=0, le=3000)
+    trcd_ps: int = Field(gt=0, le=200_000)
+
+    def __str__(self) -> str:
+        return f"{self.vdd_mv} mV, {self.trcd_ps / 1000:g} ns"
+
+
+class Region(_Record):
+    """The tested cells: whole rows ``row_start .. row_start + row_count - 1`` of each bank."""
+
+    banks: tuple[int, ...] = Field(min_length=1, max_length=256)
+    row_start: int = Field(ge=0)
+    row_count: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _banks_ascend(self) -> "Region":
+        if list(self.banks) != sorted(set(self.banks)) or self.banks[0] < 0:
+            raise ValueError(f"banks {list(self.banks)} must ascend, without repeats, from 0 up")
+        return self
+
+    def check(self, geometry: Geometry) -> None:
+        """Raises ValueError if the region reaches outside ``geometry``."""
+        if self.banks[-1] >= geometry.banks:
+            raise ValueError(f"bank {self.banks[-1]} is outside 0..{geometry.banks - 1}")
+        if self.row_start + self.row_count > geometry.rows:
+            raise ValueError(f"rows up to {self.row_start + self.row_count - 1} are outside 0..{geometry.rows - 1}")
+
+    def cells(self, geometry: Geometry) -> int:
+        return len(self.banks) * self.row_count * geometry.row_bits
+
+
+class PointRecord(_Record):
+    """One tested point: the conditions of a number of identical rounds over one region.
+
+    Attributes:
+        index: position in the order of testing, from 0.
+        epoch: number that the board's reads were tagged with; a resumed scan uses the same one again.
+        point: operating point that was asked for when reading.
+        trcd_clocks: the same activation latency in DRAM clocks.
+        vdd_measured_mv, vdd_uncertainty_mv: read back at the rail during the point.
+        temperature_c: DRAM temperature in degrees Celsius, None where the board has no sensor.
+        write_condition, write_vdd_mv, write_trcd_ps: how the data were written.
+        rewritten_each_round: False means a read failure may have persisted into the next round.
+        refresh: "kept" or "withheld" while testing.
+        rounds: reads of every cell of the region, the trials of each.
+        stored_ones: cells of the region that store a 1, for each bank of ``region.banks``.
+        errors_zero_to_one, errors_one_to_zero: failed reads by direction; reconcile with the cell table.
+    """
+
+    index: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    point: OperatingPoint
+    trcd_clocks: int = Field(gt=0)
+    vdd_measured_mv: float
+    vdd_uncertainty_mv: float = Field(ge=0)
+    temperature_c: float | None
+    write_condition: WriteCondition
+    write_vdd_mv: int
+    write_trcd_ps: int
+    pattern: Pattern
+    access_mode: AccessMode
+    rewritten_each_round: bool
+    refresh: Literal["kept", "withheld"]
+    region: Region
+    rounds: int = Field(gt=0, le=65535)
+    stored_ones: tuple[int, ...]
+    errors_zero_to_one: int = Field(ge=0)
+    errors_one_to_zero: int = Field(ge=0)
+    started: datetime
+    duration_s: float = Field(ge=0)
+
+    @property
+    def errors(self) -> int:
+        return self.errors_zero_to_one + self.errors_one_to_zero
+
+
+class ModuleIdentity(_Record):
+    """Which module this is, from its SPD where there is one.
+
+    Attributes:
+        dram_type: JEDEC family, e.g. "DDR3L".
+        nominal_vdd_mv: nominal supply of the module, millivolts.
+        nominal_trcd_ps: specified tRCD, rounded up to the board's clock, picoseconds.
+        spd_hex: the raw SPD bytes in hexadecimal, None where none could be read.
+    """
+
+    manufacturer: str
+    part_number: str
+    serial_number: str
+    dram_type: Literal["DDR3", "DDR3L", "DDR4", "LPDDR3", "LPDDR4"]
+    nominal_vdd_mv: int
+    nominal_trcd_ps: int
+    spd_hex: str | None = None
+
+
+class ProfileHeader(_Record):
+    """Everything that holds for the whole profile.
+
+    Attributes:
+        address_mapping: how cell indices relate to addresses; "linear" is the rule of `profiles.geometry`.
+        board: board specification as given to ``--board``.
+        seed: seed of a mock or simulated chip, None for a real one.
+        plan: the scan plan, as read from its TOML.
+        planned_points: number of points when complete.
+        tools: version of each tool and of the gateware.
+    """
+
+    format: Literal["eden-profile"] = "eden-profile"
+    version: int = FORMAT_VERSION
+    module: ModuleIdentity
+    geometry: Geometry
+    address_mapping: Literal["linear"] = "linear"
+    board: str
+    tck_ps: int = Field(gt=0)
+    seed: int | None
+    plan: dict[str, Any]
+    planned_points: int = Field(gt=0)
+    tools: dict[str, str]
+    licence: str = "CC-BY-4.0"
+    citation: str = ""
+    created: datetime
