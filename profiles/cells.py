@@ -26,7 +26,8 @@ class CellCounts:
     def __post_init__(self) -> None:
         if not self.cell.shape == self.errors.shape == self.stored.shape:
             raise ProfileError(
-                f"columns differ in length: {self.cell.size}, {self.errors.size}, {self.stored.size}; the file is damaged"
+                f"columns differ in length: {self.cell.size}, {self.errors.size}, {self.stored.size}; "
+                "the file is damaged"
             )
         if self.cell.size > 1 and not bool(np.all(np.diff(self.cell) > 0)):
             raise ProfileError("cells are not ascending and unique; the file is damaged")

@@ -66,7 +66,10 @@ class Pattern(BaseModel):
         """
         body, _, suffix = text.strip().partition("/")
         name, _, parameter = body.partition(":")
-        kinds = {kind.name.lower(): kind for kind in PatternKind if kind not in (PatternKind.SOLID, PatternKind.BUFFER)}
+        kinds: dict[str, PatternKind] = {
+            kind.name.lower(): kind for kind in PatternKind if kind not in (PatternKind.SOLID, PatternKind.BUFFER)
+        }
+        kind: PatternKind
         try:
             if suffix not in ("", "invert"):
                 raise ValueError(suffix)
