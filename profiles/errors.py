@@ -21,6 +21,10 @@ class FitError(EdenError):
     """The data do not determine the error model that was asked for."""
 
 
+class ModelError(EdenError):
+    """An error model's file is damaged, or the model cannot describe what was asked of it."""
+
+
 class PlanError(EdenError):
     """A plan holds an unknown key, an impossible value, or asks for what the board cannot do."""
 

@@ -95,9 +95,7 @@ def mix32(value: int) -> int:
 
 
 @njit(cache=True)
-def _byte(kind: int, parameter: int, row: int, column: int) -> int:
-    if kind == 0:
-        return parameter & 0xFF
+def _byte(kind: int, row: int, column: int) -> int:
     if kind == 1:
         return 0x55 if (row + column) & 1 else 0xAA
     if kind == 2:
@@ -112,14 +110,18 @@ def word(
     kind: int, parameter: int, invert_odd_rows: int, bank: int, row: int, column: int, index: int, data_width: int
 ) -> int:
     """Word ``index`` (32 bits) of the burst that starts at ``column``; any kind but BUFFER."""
-    if kind == 5:
+    if kind == 0:
+        value = parameter & 0xFF
+        value |= value << 8
+        value |= value << 16
+    elif kind == 5:
         base = mix32(parameter ^ (row << 8) ^ bank)
         value = mix32(base + ((column * data_width) >> 5) + index)
     else:
         value = 0
         for k in range(4):
             beat = (index * 32 + k * 8) // data_width
-            value |= _byte(kind, parameter, row, column + beat) << (8 * k)
+            value |= _byte(kind, row, column + beat) << (8 * k)
     if invert_odd_rows and row & 1:
         value ^= MASK32
     return value

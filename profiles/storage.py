@@ -12,14 +12,9 @@ is finished, and what is missing is still to be measured. Each bank's cells form
 checksum; another over the record ties record and cells together.
 """
 
-import contextlib
-import errno
 import json
-import os
 import re
-import secrets
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +26,7 @@ from pydantic import ValidationError
 
 from profiles.cells import CellCounts
 from profiles.errors import ProfileError
+from profiles.files import TEMPORARY_FILE, atomic_file, disk_errors, first_problem, one_line, read_bounded
 from profiles.geometry import CellArray, Geometry
 from profiles.pattern import Pattern
 from profiles.schema import FORMAT_VERSION, OperatingPoint, PointRecord, ProfileHeader, WriteCondition
@@ -41,7 +37,6 @@ MAX_HEADER_BYTES = 64 << 20
 MAX_RECORD_BYTES = 1 << 20
 
 _POINT_FILE = re.compile(r"(\d{5,9})\.parquet")
-_TEMPORARY_FILE = re.compile(r"\.[\w.]+\.[0-9a-f]{16}\.part")
 _RECORD_KEY = b"eden.point"
 _CHECKSUM_KEY = b"eden.crc32"
 _SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in (
@@ -76,14 +71,14 @@ class Profile:
             if not path.is_dir():
                 raise ProfileError(f"{path} is a file; give the name of a new folder for the profile")
             # A run killed inside `create` leaves a temporary file and nothing of value.
-            if any(not _TEMPORARY_FILE.fullmatch(entry.name) for entry in path.iterdir()):
+            if any(not TEMPORARY_FILE.fullmatch(entry.name) for entry in path.iterdir()):
                 kind = "already holds a profile" if (path / HEADER_NAME).exists() else "is not empty"
                 raise ProfileError(f"{path} {kind}; open it to go on with it, or give the name of a new folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ProfileError(f"cannot make the folder {path} ({error.strerror}); choose another place") from error
-        with _atomic_file(path / HEADER_NAME) as file:
+        with atomic_file(path / HEADER_NAME) as file:
             file.write(header.model_dump_json(indent=2).encode())
         return cls(path, header, {})
 
@@ -134,12 +129,12 @@ class Profile:
             _check_cells(record, cells, self.geometry)
         except ValueError as error:
             raise ProfileError(f"point {record.index} is not stored in {self.path}: {error}") from error
-        with _disk_errors(file):
+        with disk_errors(file, _KEPT):
             file.parent.mkdir(exist_ok=True)
             for entry in file.parent.iterdir():
-                if _TEMPORARY_FILE.fullmatch(entry.name):  # of a run that was killed
+                if TEMPORARY_FILE.fullmatch(entry.name):  # of a run that was killed
                     entry.unlink(missing_ok=True)
-        with _atomic_file(file) as target:
+        with atomic_file(file, _KEPT) as target:
             _write_point(target, record, cells, self.geometry)
         self._points[record.index] = record
         self._points = dict(sorted(self._points.items()))
@@ -190,6 +185,7 @@ class Profile:
         return self.path / POINTS_NAME / f"{index:05d}.parquet"
 
 
+_KEPT = "every finished point is safe, this one is not stored"
 _REMEASURE = "delete this file and run the scan again to measure its point anew, or restore it from a copy"
 
 
@@ -200,7 +196,7 @@ def _read_header(path: Path) -> ProfileHeader:
         raise ProfileError(f"{path} is not a profile folder: it {what}")
     if not file.is_file():
         raise ProfileError(f"{path} holds no {HEADER_NAME}, so it is not a profile; check the path")
-    return parse_header(_read_bounded(file, MAX_HEADER_BYTES), file)
+    return parse_header(read_bounded(file, MAX_HEADER_BYTES), file)
 
 
 def parse_header(text: bytes, file: Path) -> ProfileHeader:
@@ -224,24 +220,6 @@ def parse_header(text: bytes, file: Path) -> ProfileHeader:
         return ProfileHeader.model_validate_json(text)
     except ValidationError as error:
         raise ProfileError(f"{file} is damaged: {first_problem(error)}; restore it from a copy") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """One line about the first thing that is wrong, with the place where it is."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
-
-
-def _read_bounded(file: Path, limit: int) -> bytes:
-    try:
-        with file.open("rb") as source:
-            text = source.read(limit + 1)
-    except OSError as error:
-        raise ProfileError(f"cannot read {file} ({error.strerror}); check its permissions and its disk") from error
-    if len(text) > limit:
-        raise ProfileError(f"{file} is larger than {limit >> 20} MiB, so it is not a profile header; check the path")
-    return text
 
 
 def _point_files(path: Path) -> list[Path]:
@@ -342,7 +320,7 @@ class _StoredPoint:
             try:
                 table = self.parquet.read_row_group(group, use_threads=False)
             except (pa.ArrowException, OSError, MemoryError) as error:
-                raise _damaged(self.path, _one_line(error)) from error
+                raise _damaged(self.path, one_line(error)) from error
             if any(table.column(name).null_count for name in _SCHEMA.names):
                 raise _damaged(self.path, "it has empty entries")
             cell, errors = (table.column(name).to_numpy() for name in ("cell", "errors"))
@@ -374,7 +352,7 @@ def _open_point(path: Path, header: ProfileHeader) -> _StoredPoint:
         names, kinds = parquet.schema_arrow.names, parquet.schema_arrow.types
         metadata = parquet.metadata.metadata or {}
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise _damaged(path, _one_line(error)) from error
+        raise _damaged(path, one_line(error)) from error
     if _RECORD_KEY not in metadata or _CHECKSUM_KEY not in metadata:
         raise ProfileError(f"{path} is no point of a profile; remove it from the folder")
     if names != _SCHEMA.names or kinds != _SCHEMA.types:
@@ -423,47 +401,3 @@ def _check_size(path: Path, metadata: Any, record: PointRecord, geometry: Geomet
 
 def _damaged(path: Path, what: str) -> ProfileError:
     return ProfileError(f"{path} is truncated or damaged ({what}); {_REMEASURE}")
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        safe = "every finished point is safe, this one is not stored"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ProfileError(
-                f"the disk is full while writing {path}; {safe}: free some space and run again"
-            ) from error
-        reason = error.strerror or _one_line(error)
-        raise ProfileError(f"cannot write {path} ({reason}); {safe}: mend the disk and run again") from error
-
-
-@contextlib.contextmanager
-def _atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is at ``path``, whole and on disk, once the block ends; nothing is there if the block fails."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    with _disk_errors(path):
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

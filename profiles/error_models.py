@@ -1,0 +1,512 @@
+"""EDEN's Error Models 0-3 (Koppula et al., MICRO-52, 2019): where weak cells are, and how often they flip.
+
+A *weak* cell fails on a read with its flip probability; every other cell never fails. A model says how likely a cell is
+weak (``weak_fraction``, the paper's P) and how likely a weak one flips (the paper's F). All models describe any region
+of the banks they were fitted to; `fit` makes them from profiles, and `ErrorModel.sample_weak_cells` makes bitmaps.
+"""
+
+import json
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from profiles.cells import WeakCells
+from profiles.errors import ModelError
+from profiles.files import atomic_file, first_problem, one_line
+from profiles.geometry import CellArray, Geometry
+
+Floats = npt.NDArray[np.float64]
+
+MODEL_VERSION = 1
+
+# Cells are drawn in aligned blocks, each from its own random stream, so that a cell's fate depends on the seed and its
+# own address, not on the region it was asked for with. 64 Ki cells keep the cost of small and of large regions low.
+_BLOCK = 1 << 16
+_CERTAIN_HAZARD = 37.0  # -log(1 - P) for P = 1: exp(-37) is below the spacing of floats at 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ErrorModel(ABC):
+    """What all four models share.
+
+    Attributes:
+        number: EDEN's number of the model, 0 .. 3.
+        geometry: the module's.
+        banks: banks the model describes, ascending.
+        origin: where the model comes from, in words; kept in its file.
+    """
+
+    number: ClassVar[int]
+    geometry: Geometry
+    banks: tuple[int, ...]
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        banks = self.banks
+        if not banks or list(banks) != sorted(set(banks)) or banks[0] < 0 or banks[-1] >= self.geometry.banks:
+            raise ModelError(f"banks {list(banks)} must ascend within 0..{self.geometry.banks - 1}")
+        for name, value in self._scalars().items():
+            if not 0 <= value <= 1:
+                raise ModelError(f"{name} is {value}; it is a probability, 0 to 1")
+
+    @property
+    def cells(self) -> int:
+        """Cells that the model describes."""
+        return len(self.banks) * self.geometry.bank_bits
+
+    @abstractmethod
+    def ber(self, ones_fraction: float = 0.5) -> float:
+        """Expected bit error rate over the model's banks when ``ones_fraction`` of the cells store a 1."""
+
+    @abstractmethod
+    def scaled(self, ber: float) -> Self:
+        """The same model with its weak fractions scaled, so that `ber` at half ones is ``ber``; flips stay as likely.
+
+        A weak fraction stops at 1, and the others rise for it.
+
+        Raises:
+            ModelError: no weak fraction reaches ``ber``; the highest possible rate is in the message.
+        """
+
+    @abstractmethod
+    def flip_probabilities(self, cells: CellArray) -> tuple[Floats, Floats]:
+        """Flip probability, for a stored 0 and a stored 1, of each of ``cells`` (module numbering) if it is weak."""
+
+    @abstractmethod
+    def _weak_fractions(self, first: int, count: int) -> Floats:
+        """Weak fractions of ``count`` cells from module cell ``first``, one for each of equal stretches of them."""
+
+    @abstractmethod
+    def _scalars(self) -> dict[str, float]:
+        """The parameters that are single probabilities, by field name."""
+
+    def sample_weak_cells(self, first_cell: int, cells: int, seed: int) -> WeakCells:
+        """Draw the weak cells of one module, and return those in a region.
+
+        The module is set by ``seed``: regions that overlap agree, and a region's cells do not depend on how it is cut.
+        The cost grows with weak cells, plus some 100 microseconds for each 65,536 cells.
+
+        Args:
+            first_cell: first cell of the region, module numbering.
+            cells: cells of the region.
+            seed: 0 .. 2^64 - 1.
+
+        Returns:
+            Weak cells numbered from 0 at ``first_cell``.
+
+        Raises:
+            ModelError: the region reaches outside the model's banks.
+        """
+        self._check_region(first_cell, cells)
+        cache: dict[int, _Hazard] = {}
+        found = [np.empty(0, np.int64)]
+        for block in range(first_cell // _BLOCK, -(-(first_cell + cells) // _BLOCK)):
+            start = block * _BLOCK
+            size = min(_BLOCK, self.geometry.cells - start)
+            generator = np.random.Generator(np.random.Philox(key=seed, counter=block << 128))
+            found.append(start + self._hazard(start, size, cache).draw(generator))
+        weak = np.concatenate(found)
+        low, high = np.searchsorted(weak, (first_cell, first_cell + cells))
+        weak = weak[low:high]
+        flip_zero, flip_one = self.flip_probabilities(weak)
+        return WeakCells(weak - first_cell, flip_zero, flip_one)
+
+    def save(self, path: Path | str) -> None:
+        """Write the model to one Parquet file, atomically.
+
+        Raises:
+            ProfileError: the disk is full or cannot be written.
+        """
+        arrays = self._arrays()
+        record = _ModelRecord(
+            number=self.number,
+            geometry=self.geometry,
+            banks=self.banks,
+            origin=self.origin,
+            parameters=self._scalars(),
+        )
+        text = record.model_dump_json().encode()
+        table = pa.table({name: pa.array(values) for name, values in arrays.items()})
+        table = table.replace_schema_metadata({_RECORD_KEY: text, _CHECKSUM_KEY: b"%d" % _checksum(text, arrays)})
+        with atomic_file(Path(path)) as file:
+            pq.write_table(table, file, compression="zstd", use_dictionary=False, write_page_checksum=True)
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The parameters that are arrays, by field name; all of one length."""
+        return {}
+
+    def _hazard(self, first: int, count: int, cache: "dict[int, _Hazard]") -> "_Hazard":
+        del cache
+        return _Hazard(self._weak_fractions(first, count), count)
+
+    def _check_region(self, first: int, count: int) -> None:
+        if count < 0 or first < 0 or first + count > self.geometry.cells:
+            raise ModelError(f"cells {first}..{first + count - 1} are outside the module's {self.geometry.cells} cells")
+        if count:
+            wanted = set(range(first // self.geometry.bank_bits, (first + count - 1) // self.geometry.bank_bits + 1))
+            strange = sorted(wanted - set(self.banks))
+            if strange:
+                raise ModelError(f"bank {strange[0]} is not among the model's banks {list(self.banks)}; fit it as well")
+
+
+class _Hazard:
+    """Draws independent weak cells at given probabilities, at a cost that grows with the weak ones.
+
+    Cells whose weak probability is P are cells that at least one event of a Poisson process of hazard -log(1 - P) hits:
+    exact, and one draw an event.
+    """
+
+    def __init__(self, weak_fractions: Floats, cells: int) -> None:
+        self.weak_fractions = weak_fractions
+        self.stretch = cells // weak_fractions.size
+        with np.errstate(divide="ignore"):
+            hazard = np.minimum(-np.log1p(-weak_fractions), _CERTAIN_HAZARD)
+        self.hazard = hazard
+        self.ends = np.cumsum(hazard * self.stretch)
+        self.cells = cells
+
+    def draw(self, generator: np.random.Generator) -> CellArray:
+        """Weak cells, ascending, from 0."""
+        total = float(self.ends[-1])
+        if total > self.cells / 4:  # many cells are weak: one draw a cell is cheaper
+            weak = generator.random(self.cells) < np.repeat(self.weak_fractions, self.stretch)
+            return np.flatnonzero(weak).astype(np.int64)
+        events = np.sort(generator.random(int(generator.poisson(total)))) * total
+        # An event may round up to the very end of the last stretch that can hold one.
+        stretch = np.minimum(np.searchsorted(self.ends, events, side="right"), self.ends.size - 1)
+        stretch = np.where(self.hazard[stretch] > 0, stretch, stretch - 1)
+        hazard = self.hazard[stretch]
+        offset = (events - (self.ends[stretch] - hazard * self.stretch)) / hazard
+        cell: CellArray = stretch * self.stretch + np.clip(offset.astype(np.int64), 0, self.stretch - 1)
+        distinct: CellArray = cell[np.diff(cell, prepend=-1) > 0]
+        return distinct
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UniformModel(ErrorModel):
+    """Error Model 0: weak cells anywhere with equal chance.
+
+    Attributes:
+        weak_fraction: P, probability that a cell is weak.
+        flip_probability: F, probability that a weak cell fails on a read.
+    """
+
+    number: ClassVar[int] = 0
+    weak_fraction: float
+    flip_probability: float
+
+    def ber(self, ones_fraction: float = 0.5) -> float:
+        del ones_fraction  # both directions fail alike
+        return self.weak_fraction * self.flip_probability
+
+    def scaled(self, ber: float) -> Self:
+        return replace(self, weak_fraction=_scaled_fraction(ber, self.flip_probability))
+
+    def flip_probabilities(self, cells: CellArray) -> tuple[Floats, Floats]:
+        flip = np.full(cells.size, self.flip_probability)
+        return flip, flip.copy()
+
+    def _weak_fractions(self, first: int, count: int) -> Floats:
+        return np.array([self.weak_fraction])
+
+    def _scalars(self) -> dict[str, float]:
+        return {"weak_fraction": self.weak_fraction, "flip_probability": self.flip_probability}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DataDependentModel(ErrorModel):
+    """Error Model 3: weak cells anywhere with equal chance; how often they flip depends on the stored bit.
+
+    Attributes:
+        weak_fraction: P, probability that a cell is weak.
+        flip_zero: F_V0, probability that a weak cell that stores 0 reads 1.
+        flip_one: F_V1, probability that a weak cell that stores 1 reads 0.
+    """
+
+    number: ClassVar[int] = 3
+    weak_fraction: float
+    flip_zero: float
+    flip_one: float
+
+    def ber(self, ones_fraction: float = 0.5) -> float:
+        return self.weak_fraction * ((1 - ones_fraction) * self.flip_zero + ones_fraction * self.flip_one)
+
+    def scaled(self, ber: float) -> Self:
+        return replace(self, weak_fraction=_scaled_fraction(ber, (self.flip_zero + self.flip_one) / 2))
+
+    def flip_probabilities(self, cells: CellArray) -> tuple[Floats, Floats]:
+        return np.full(cells.size, self.flip_zero), np.full(cells.size, self.flip_one)
+
+    def _weak_fractions(self, first: int, count: int) -> Floats:
+        return np.array([self.weak_fraction])
+
+    def _scalars(self) -> dict[str, float]:
+        return {"weak_fraction": self.weak_fraction, "flip_zero": self.flip_zero, "flip_one": self.flip_one}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupedModel(ErrorModel):
+    """What Error Models 1 and 2 share: parameters of their own for each line of cells (a bitline or a wordline).
+
+    Attributes:
+        line: int64[n], module numbers of the lines that were measured, ascending. Others take the pooled parameters.
+        weak_fraction: float64[n], P of each measured line.
+        flip_probability: float64[n], F of each measured line.
+        pooled_weak_fraction, pooled_flip_probability: P and F of all measured lines together.
+    """
+
+    line: CellArray
+    weak_fraction: Floats
+    flip_probability: Floats
+    pooled_weak_fraction: float
+    pooled_flip_probability: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.line.shape == self.weak_fraction.shape == self.flip_probability.shape or self.line.ndim != 1:
+            raise ModelError("line, weak_fraction and flip_probability differ in length; the model is damaged")
+        for name in ("weak_fraction", "flip_probability"):
+            values = getattr(self, name)
+            if not bool(np.all((values >= 0) & (values <= 1))):
+                raise ModelError(f"{name} holds a value outside 0..1; the model is damaged")
+        if bool(np.any(np.diff(self.line) <= 0)):
+            raise ModelError("lines are not ascending and unique; the model is damaged")
+        if self.line.size and not np.isin(np.unique(self.line // self.lines_per_bank), self.banks).all():
+            raise ModelError(f"lines lie outside the model's banks {list(self.banks)}; the model is damaged")
+
+    @property
+    @abstractmethod
+    def lines_per_bank(self) -> int:
+        """Lines of cells in a bank."""
+
+    @abstractmethod
+    def line_of(self, cells: CellArray) -> CellArray:
+        """Module number of the line that each of ``cells`` lies on."""
+
+    def parameters(self, lines: CellArray) -> tuple[Floats, Floats]:
+        """Weak fraction and flip probability of each of ``lines`` (module numbers)."""
+        if not self.line.size:
+            return np.full(lines.size, self.pooled_weak_fraction), np.full(lines.size, self.pooled_flip_probability)
+        index = np.minimum(np.searchsorted(self.line, lines), self.line.size - 1)
+        measured = self.line[index] == lines
+        return (
+            np.where(measured, self.weak_fraction[index], self.pooled_weak_fraction),
+            np.where(measured, self.flip_probability[index], self.pooled_flip_probability),
+        )
+
+    def ber(self, ones_fraction: float = 0.5) -> float:
+        del ones_fraction  # both directions fail alike
+        weights, weak, flip = self._weighted()
+        return float((weights * weak * flip).sum())
+
+    def scaled(self, ber: float) -> Self:
+        weights, weak, flip = self._weighted()
+        scaled = _scale_capped(weights * flip, weak, ber)
+        return replace(self, weak_fraction=scaled[:-1], pooled_weak_fraction=float(scaled[-1]))
+
+    def flip_probabilities(self, cells: CellArray) -> tuple[Floats, Floats]:
+        flip = self.parameters(self.line_of(cells))[1]
+        return flip, flip.copy()
+
+    def _weighted(self) -> tuple[Floats, Floats, Floats]:
+        """Share of the cells, P and F of each measured line, and last of all the unmeasured ones together."""
+        lines = len(self.banks) * self.lines_per_bank
+        weights = np.full(self.line.size + 1, 1 / lines)
+        weights[-1] = (lines - self.line.size) / lines
+        return (
+            weights,
+            np.append(self.weak_fraction, self.pooled_weak_fraction),
+            np.append(self.flip_probability, self.pooled_flip_probability),
+        )
+
+    def _scalars(self) -> dict[str, float]:
+        return {
+            "pooled_weak_fraction": self.pooled_weak_fraction,
+            "pooled_flip_probability": self.pooled_flip_probability,
+        }
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {"line": self.line, "weak_fraction": self.weak_fraction, "flip_probability": self.flip_probability}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BitlineModel(GroupedModel):
+    """Error Model 1: P and F for each bitline (`Geometry.bitline`), as sense amplifiers and the column path cause."""
+
+    number: ClassVar[int] = 1
+
+    @property
+    def lines_per_bank(self) -> int:
+        return self.geometry.bitlines
+
+    def line_of(self, cells: CellArray) -> CellArray:
+        return self.geometry.bitline(cells)
+
+    def _weak_fractions(self, first: int, count: int) -> Floats:
+        return self.parameters(self.line_of(np.arange(first, first + count, dtype=np.int64)))[0]
+
+    def _hazard(self, first: int, count: int, cache: dict[int, _Hazard]) -> _Hazard:
+        if count > self.geometry.row_bits:
+            return super()._hazard(first, count, cache)
+        line = int(self.line_of(np.array([first]))[0])  # rows of a subarray share their bitlines
+        if line not in cache:
+            if len(cache) >= 16:
+                cache.pop(next(iter(cache)))
+            cache[line] = super()._hazard(first, count, cache)
+        return cache[line]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WordlineModel(GroupedModel):
+    """Error Model 2: P and F for each wordline (`Geometry.wordline`), as row drivers cause."""
+
+    number: ClassVar[int] = 2
+
+    @property
+    def lines_per_bank(self) -> int:
+        return self.geometry.rows
+
+    def line_of(self, cells: CellArray) -> CellArray:
+        return self.geometry.wordline(cells)
+
+    def _weak_fractions(self, first: int, count: int) -> Floats:
+        step = min(count, self.geometry.row_bits)
+        return self.parameters(self.line_of(np.arange(first, first + count, step, dtype=np.int64)))[0]
+
+
+MODEL_CLASSES: dict[int, type[ErrorModel]] = {
+    kind.number: kind for kind in (UniformModel, BitlineModel, WordlineModel, DataDependentModel)
+}
+
+
+def _scaled_fraction(ber: float, flip: float) -> float:
+    if not 0 <= ber <= flip:
+        raise ModelError(f"a bit error rate of {ber:g} is outside 0..{flip:g}, all that flips of weak cells can give")
+    return ber / flip if flip else 0.0
+
+
+def _scale_capped(gain: Floats, weak: Floats, ber: float) -> Floats:
+    """``min(1, scale * weak)`` with the scale at which ``(gain * result).sum() == ber``."""
+    highest = float(gain[weak > 0].sum())
+    if not 0 <= ber <= highest * (1 + 1e-12):
+        raise ModelError(
+            f"a bit error rate of {ber:g} is outside 0..{highest:g}, all that lines with weak cells can give"
+        )
+    free = weak > 0
+    capped = np.zeros_like(free)
+    scaled = np.zeros_like(weak)
+    while True:  # each pass caps at least one more line, or ends
+        scaled[capped] = 1.0
+        rest = float((gain * weak)[free].sum())
+        scaled[free] = weak[free] * (max(0.0, ber - float(gain[capped].sum())) / rest if rest else 0.0)
+        over = free & (scaled > 1)
+        if not over.any():
+            return scaled
+        capped |= over
+        free &= ~over
+
+
+_RECORD_KEY = b"eden.error_model"
+_CHECKSUM_KEY = b"eden.crc32"
+_MAX_RECORD_BYTES = 1 << 20
+_ARRAY_TYPES = {"line": pa.int64(), "weak_fraction": pa.float64(), "flip_probability": pa.float64()}
+
+
+class _ModelRecord(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["eden-error-model"] = "eden-error-model"
+    version: int = MODEL_VERSION
+    number: int
+    geometry: Geometry
+    banks: tuple[int, ...] = Field(min_length=1, max_length=256)
+    origin: str
+    parameters: dict[str, float]
+
+
+def load_error_model(path: Path | str) -> ErrorModel:
+    """Read the model that `ErrorModel.save` wrote.
+
+    Raises:
+        ModelError: the file is missing, foreign, damaged, or of a future version.
+    """
+    path = Path(path)
+    try:
+        parquet = pq.ParquetFile(path, page_checksum_verification=True)
+        metadata = parquet.metadata.metadata or {}
+        columns = dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} does not exist; make it with eden fit") from error
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise _damaged(path, one_line(error)) from error
+    if _RECORD_KEY not in metadata:
+        raise ModelError(f"{path} is not an error model; make one with eden fit")
+    record = _parse_record(path, metadata[_RECORD_KEY])
+    kind = MODEL_CLASSES[record.number]
+    expected = _ARRAY_TYPES if issubclass(kind, GroupedModel) else {}
+    if columns != expected:
+        raise _damaged(path, f"its columns are {list(columns)}, not {list(expected)}")
+    arrays = _read_arrays(path, parquet, record) if expected else {}
+    if metadata.get(_CHECKSUM_KEY) != b"%d" % _checksum(metadata[_RECORD_KEY], arrays):
+        raise _damaged(path, "its checksum does not match")
+    try:
+        return kind(geometry=record.geometry, banks=record.banks, origin=record.origin, **record.parameters, **arrays)
+    except (ModelError, TypeError) as error:
+        raise _damaged(path, one_line(error)) from error
+
+
+def _parse_record(path: Path, text: bytes) -> _ModelRecord:
+    try:
+        if len(text) > _MAX_RECORD_BYTES:
+            raise ValueError(f"its record is larger than {_MAX_RECORD_BYTES >> 20} MiB")
+        content = json.loads(text)
+        version = content.get("version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > MODEL_VERSION:
+            raise ModelError(
+                f"{path} has version {version}, this toolkit reads up to {MODEL_VERSION}; update the toolkit"
+            )
+        record = _ModelRecord.model_validate_json(text)
+        if record.number not in MODEL_CLASSES:
+            raise ValueError(f"there is no Error Model {record.number}")
+    except ValidationError as error:
+        raise _damaged(path, first_problem(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, one_line(error)) from error
+    return record
+
+
+def _read_arrays(path: Path, parquet: Any, record: _ModelRecord) -> dict[str, npt.NDArray[Any]]:
+    metadata = parquet.metadata
+    limit = len(record.banks) * max(record.geometry.bitlines, record.geometry.rows)
+    if not 0 <= metadata.num_rows <= limit:
+        raise _damaged(path, f"it claims {metadata.num_rows} lines of {limit}")
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            if metadata.row_group(group).column(column).total_uncompressed_size > 16 * limit + (64 << 10):
+                raise _damaged(path, f"column {column} is larger than its {limit} lines")
+    try:
+        table = parquet.read(use_threads=False)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise _damaged(path, one_line(error)) from error
+    if any(column.null_count for column in table.columns):
+        raise _damaged(path, "it has empty entries")
+    return {name: np.ascontiguousarray(table.column(name).to_numpy()) for name in _ARRAY_TYPES}
+
+
+def _checksum(record: bytes, arrays: dict[str, npt.NDArray[Any]]) -> int:
+    crc = zlib.crc32(record)
+    for values in arrays.values():
+        crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
+    return crc
+
+
+def _damaged(path: Path, what: str) -> ModelError:
+    return ModelError(f"{path} is truncated or damaged ({what}); make it again with eden fit")
