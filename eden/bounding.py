@@ -1,0 +1,44 @@
+"""Implausible values: what a read does with a value that the reliable network cannot have stored.
+
+A flip in a floating-point exponent or a high integer bit gives a huge value that drowns all others; without correction
+FP32 networks collapse at bit error rates of 1e-7 to 1e-6 (EDEN, section 1). A tensor's `TensorFormat` saturates what is
+*stored* to the plausible range, with bounding on or off, so anything *read* outside the range is an error for certain.
+Correction is therefore the identity on clean data, bit for bit, whatever the input.
+
+Integers are compared as codes, never as dequantised floats against float bounds: rounding would condemn legal codes.
+"""
+
+from enum import StrEnum
+
+import torch
+
+from eden.precision import TensorFormat
+
+
+class Bounding(StrEnum):
+    """What becomes of a value read outside the plausible range."""
+
+    OFF = "off"
+    ZERO = "zero"
+    SATURATE = "saturate"
+
+
+def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding) -> torch.Tensor:
+    """Correct ``stored`` numbers (int8 or int16 codes, or float32 values) outside the format's range.
+
+    With ``SATURATE`` a value becomes the bound it passed and a NaN becomes zero. Returns a new tensor or ``stored``.
+    """
+    if bounding is Bounding.OFF:
+        return stored
+    low, high = _bounds(tensor_format)
+    if bounding is Bounding.SATURATE:
+        limited = stored.clamp(low, high)
+        return limited if tensor_format.precision.is_integer else torch.where(limited.isnan(), 0.0, limited)
+    plausible = (stored >= low) & (stored <= high)  # False for a NaN
+    return torch.where(plausible, stored, torch.zeros((), dtype=stored.dtype))
+
+
+def _bounds(tensor_format: TensorFormat) -> tuple[float, float]:
+    if tensor_format.precision.is_integer:
+        return int(tensor_format.low), int(tensor_format.high)
+    return tensor_format.low, tensor_format.high

@@ -1,0 +1,264 @@
+"""The one approximate memory: stores tensors and gives them back, perhaps with errors.
+
+Networks see `ApproximateMemory` only. Behind it lies an error model, a profile's cells at real addresses, or a board
+(in `host`, by structure: nothing to inherit). Every load is a fresh read: it draws its errors anew and leaves what is
+stored as it was. Same seed, same stores and loads: same bits.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from eden.injection import Flips, flip_uniform, flip_weak_cells
+from eden.mapping import Placement
+from eden.seeds import derive_seed
+from profiles.cells import WeakCells
+from profiles.errors import CapacityError, NetworkError
+from profiles.geometry import Geometry
+
+UNIFORM_MODELS = (0, 3)  # error models whose weak cells lie anywhere with the same probability
+MAP_ALIGNMENT_BITS = 512
+
+
+class ApproximateMemory(Protocol):
+    """What a network needs of a memory."""
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        """Write ``data`` (uint8, flat) as tensor ``tensor``; the memory may keep the buffer, so leave it alone."""
+
+    def load(self, tensor: str) -> torch.Tensor:
+        """Read tensor ``tensor`` once: uint8, flat, in a buffer of the caller's own."""
+
+
+class ErrorModel(Protocol):
+    """What injection needs of an error model (`profiles.error_models`)."""
+
+    @property
+    def number(self) -> int:
+        """Which of EDEN's error models, 0 to 3."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The module's."""
+
+    @property
+    def banks(self) -> tuple[int, ...]:
+        """Banks that the model describes."""
+
+    def ber(self, ones_fraction: float = 0.5) -> float:
+        """Expected bit error rate of data with this share of ones."""
+
+    def sample_weak_cells(self, first_cell: int, cells: int, seed: int) -> WeakCells:
+        """The weak cells in ``cells`` cells from ``first_cell`` on, numbered from 0, of the module set by ``seed``."""
+
+
+class StoredTensors:
+    """Stores bytes by name; counts bits read and flipped. Subclasses say what a read does by `_disturb`.
+
+    Attributes:
+        flips: bits that reads returned wrong, by tensor.
+        bits_read: bits that reads returned, by tensor.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.flips: dict[str, int] = {}
+        self.bits_read: dict[str, int] = {}
+        self._data: dict[str, torch.Tensor] = {}
+        self._loads: dict[str, int] = {}
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        """See `ApproximateMemory.store`."""
+        if data.dtype != torch.uint8 or data.dim() != 1 or data.device.type != "cpu":
+            raise NetworkError(
+                f"{tensor} is {data.dtype} of shape {tuple(data.shape)} on {data.device}; "
+                "a memory stores flat uint8 on the CPU"
+            )
+        self._data[tensor] = data
+
+    def load(self, tensor: str) -> torch.Tensor:
+        """See `ApproximateMemory.load`. Raises NetworkError where nothing was stored by that name."""
+        if tensor not in self._data:
+            raise NetworkError(f"{tensor} is read before it was stored; store it first")
+        data = self._data[tensor].clone()
+        turn = self._loads.get(tensor, 0)
+        self._loads[tensor] = turn + 1
+        flips = self._disturb(tensor, data, turn)
+        self.flips[tensor] = self.flips.get(tensor, 0) + flips.total
+        self.bits_read[tensor] = self.bits_read.get(tensor, 0) + data.numel() * 8
+        return data
+
+    @property
+    def total_flips(self) -> int:
+        return sum(self.flips.values())
+
+    @property
+    def total_bits_read(self) -> int:
+        return sum(self.bits_read.values())
+
+    @property
+    def measured_ber(self) -> float:
+        """Flips a bit over everything read so far; 0 before the first read."""
+        return self.total_flips / max(1, self.total_bits_read)
+
+    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
+        """Put the errors of read number ``turn`` (from 0) of ``tensor`` into ``data``."""
+        raise NotImplementedError
+
+
+class ReliableMemory(StoredTensors):
+    """Memory without errors."""
+
+    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
+        return Flips(0, 0)
+
+
+class BitErrorMemory(StoredTensors):
+    """Every bit of every read flips with probability ``ber``: Error Model 0 when each read meets another map.
+
+    Raises:
+        NetworkError: ``ber`` is not a probability.
+    """
+
+    def __init__(self, ber: float, seed: int) -> None:
+        super().__init__(seed)
+        if not 0 <= ber <= 1:
+            raise NetworkError(f"bit error rate {ber} is not within 0..1; give a probability")
+        self.ber = ber
+
+    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
+        return flip_uniform(data.numpy(), self.ber, self.ber, derive_seed(self.seed, tensor, turn))
+
+
+class ErrorModelMemory(StoredTensors):
+    """Errors drawn from a fitted error model (EDEN, "offloading").
+
+    Each tensor lies at a virtual address of its own in the model's banks, given at its first store. With ``fresh_map``
+    every read meets a new map of weak cells, any map of the model; without, ``seed`` fixes one map of the whole module,
+    and each read draws anew which of its weak cells fail.
+    """
+
+    def __init__(self, error_model: ErrorModel, seed: int, fresh_map: bool) -> None:
+        super().__init__(seed)
+        self.error_model = error_model
+        self.fresh_map = fresh_map
+        self._uniform_rates: tuple[float, float] | None = None
+        if fresh_map and error_model.number in UNIFORM_MODELS:
+            self._uniform_rates = (error_model.ber(0.0), error_model.ber(1.0))
+        self._first_cell: dict[str, int] = {}
+        self._reserved: dict[str, int] = {}
+        self._next_bank = 0
+        self._next_free = 0  # in that bank
+        self._maps: dict[str, tuple[int, WeakCells]] = {}
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        """See `ApproximateMemory.store`. Raises CapacityError where the tensor exceeds a bank."""
+        super().store(tensor, data)
+        bits = data.numel() * 8
+        if self._reserved.get(tensor, 0) < bits:
+            self._first_cell[tensor] = self._allocate(tensor, bits)
+            self._reserved[tensor] = bits
+
+    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
+        draw = derive_seed(self.seed, tensor, turn)
+        if self._uniform_rates is not None:
+            return flip_uniform(data.numpy(), *self._uniform_rates, draw)
+        return flip_weak_cells(data.numpy(), self._weak_cells(tensor, data.numel() * 8, turn), draw)
+
+    def _allocate(self, tensor: str, bits: int) -> int:
+        """The next cell with ``bits`` cells after it in one bank; when all banks are full, the first is used again."""
+        bank_bits = self.error_model.geometry.bank_bits
+        if bits > bank_bits:
+            raise CapacityError(
+                f"{tensor} has {bits} bits but a bank of the error model has {bank_bits} cells; use smaller batches"
+            )
+        if self._next_free + bits > bank_bits:
+            self._next_free = 0
+            self._next_bank = (self._next_bank + 1) % len(self.error_model.banks)
+        first = self.error_model.banks[self._next_bank] * bank_bits + self._next_free
+        self._next_free += -(-bits // MAP_ALIGNMENT_BITS) * MAP_ALIGNMENT_BITS
+        return first
+
+    def _weak_cells(self, tensor: str, bits: int, turn: int) -> WeakCells:
+        if self.fresh_map:
+            return self._sample(tensor, bits, derive_seed(self.seed, "map", tensor, turn))
+        if self._maps.get(tensor, (0, None))[0] != bits:
+            self._maps[tensor] = (bits, self._sample(tensor, bits, derive_seed(self.seed, "map")))
+        return self._maps[tensor][1]
+
+    def _sample(self, tensor: str, bits: int, seed: int) -> WeakCells:
+        return self.error_model.sample_weak_cells(self._first_cell[tensor], bits, seed)
+
+
+class ProfileMemory(StoredTensors):
+    """Tensors at real addresses of a characterised module: bit ``k`` lies in cell ``placement.first_cell + k``.
+
+    Args:
+        weak_cells: weak cells in module numbering; one map for all, or one by tensor where tensors have operating
+            points or write conditions of their own.
+        placements: where each tensor lies.
+        seed: seed of the draws; the map itself is the profile's.
+    """
+
+    def __init__(
+        self, weak_cells: WeakCells | Mapping[str, WeakCells], placements: Mapping[str, Placement], seed: int
+    ) -> None:
+        super().__init__(seed)
+        self.placements = placements
+        self._weak_cells = weak_cells
+        self._selected: dict[str, tuple[int, WeakCells]] = {}
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        """See `ApproximateMemory.store`.
+
+        Raises:
+            NetworkError: the tensor has no placement, or no weak cells were given for it.
+            CapacityError: the tensor is larger than its placement.
+        """
+        placement = self.placements.get(tensor)
+        if placement is None:
+            raise NetworkError(f"{tensor} has no place in DRAM; map the network again")
+        bits = data.numel() * 8
+        if bits > placement.cells:
+            raise CapacityError(
+                f"{tensor} has {bits} bits but its placement in {placement.partition} holds {placement.cells}; "
+                "map it with the batch size in use"
+            )
+        super().store(tensor, data)
+        if tensor not in self._selected or self._selected[tensor][0] != bits:
+            self._selected[tensor] = (bits, self._map_of(tensor).within(placement.first_cell, bits))
+
+    def _map_of(self, tensor: str) -> WeakCells:
+        if isinstance(self._weak_cells, WeakCells):
+            return self._weak_cells
+        if tensor not in self._weak_cells:
+            raise NetworkError(f"no weak cells are known for {tensor}; give its operating point's")
+        return self._weak_cells[tensor]
+
+    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
+        return flip_weak_cells(data.numpy(), self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
+
+
+class PerTensorMemory:
+    """Sends each tensor to a memory of its own, such as one of the bit error rate that this tensor is to meet.
+
+    Args:
+        memories: memory by tensor name; tensors may share one.
+    """
+
+    def __init__(self, memories: Mapping[str, ApproximateMemory]) -> None:
+        self.memories = memories
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        """See `ApproximateMemory.store`."""
+        self._memory_of(tensor).store(tensor, data)
+
+    def load(self, tensor: str) -> torch.Tensor:
+        """See `ApproximateMemory.load`."""
+        return self._memory_of(tensor).load(tensor)
+
+    def _memory_of(self, tensor: str) -> ApproximateMemory:
+        if tensor not in self.memories:
+            raise NetworkError(f"no memory was given for {tensor}; give one for each tensor of the network")
+        return self.memories[tensor]

@@ -1,0 +1,306 @@
+"""Any module runs from any memory: the same bits without errors, straight gradients, clear refusals."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
+from eden.bounding import Bounding
+from eden.mapping import Placement
+from eden.memory import ApproximateMemory, BitErrorMemory, ErrorModelMemory, ProfileMemory, ReliableMemory
+from eden.precision import Precision
+from profiles.cells import WeakCells
+from profiles.error_models import ErrorModel
+from profiles.errors import NetworkError
+
+Place = Callable[[dict[str, int]], dict[str, Placement]]
+ErrorModels = dict[int, Callable[[float], ErrorModel]]
+ALL = list(Precision)
+
+
+def attach(
+    module: nn.Module, images: torch.Tensor, precision: Precision, bounding: Bounding = Bounding.ZERO
+) -> ApproximateNetwork:
+    network = ApproximateNetwork(module, precision, bounding=bounding).eval()
+    network.calibrate([images[:4]])
+    return network
+
+
+class Recording(ReliableMemory):
+    """Reliable memory that keeps the order of stores and loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        self.log.append(f"store {tensor}")
+        super().store(tensor, data)
+
+    def load(self, tensor: str) -> torch.Tensor:
+        self.log.append(f"load {tensor}")
+        return super().load(tensor)
+
+
+@pytest.fixture
+def foreign_network() -> nn.Module:
+    """Embedding, recurrent and linear layers, in a module that knows nothing of this toolkit."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(20, 8)
+            self.norm = nn.LayerNorm(8)
+            self.recurrent = nn.GRU(8, 6, batch_first=True)
+            self.scale = nn.Parameter(torch.full((6,), 1.5))
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            states, _ = self.recurrent(self.norm(self.embedding(tokens)))
+            outputs: torch.Tensor = self.head(states[:, -1] * self.scale)
+            return outputs
+
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return Reader().eval()
+
+
+@pytest.mark.parametrize("precision", ALL)
+@pytest.mark.parametrize("bounding", list(Bounding))
+def test_at_ber_0_every_back_end_returns_the_clean_result_bit_for_bit(
+    small_network: nn.Module,
+    small_images: torch.Tensor,
+    error_models: ErrorModels,
+    no_weak_cells: WeakCells,
+    place_in_a_row: Place,
+    precision: Precision,
+    bounding: Bounding,
+) -> None:
+    clean = attach(small_network, small_images, precision, Bounding.OFF)(
+        small_images * 3
+    )  # beyond the calibrated range
+    network = attach(small_network, small_images, precision, bounding)
+    placements = place_in_a_row({tensor.name: tensor.bits(8) for tensor in network.tensors()})
+    back_ends: list[ApproximateMemory] = [
+        ReliableMemory(),
+        BitErrorMemory(0.0, 0),
+        *(ErrorModelMemory(error_models[n](0.0), 0, fresh) for n in (0, 3) for fresh in (True, False)),
+        ProfileMemory(no_weak_cells, placements, 0),
+    ]
+    for memory in back_ends:
+        network.memory = memory
+        assert torch.equal(network(small_images * 3), clean)
+
+
+def test_fp32_on_reliable_memory_is_the_module_itself(small_network: nn.Module, small_images: torch.Tensor) -> None:
+    network = attach(small_network, small_images, Precision.FP32)
+    assert torch.equal(network(small_images[:4]), small_network(small_images[:4]))
+
+
+@pytest.mark.parametrize(
+    ("precision", "error"), [(Precision.INT16, 1e-3), (Precision.INT8, 0.1), (Precision.INT4, 2.0)]
+)
+def test_quantised_results_are_close(
+    small_network: nn.Module, small_images: torch.Tensor, precision: Precision, error: float
+) -> None:
+    network = attach(small_network, small_images, precision)
+    assert (network(small_images[:4]) - small_network(small_images[:4])).abs().max() < error
+
+
+def test_every_tensor_is_named_by_its_path_and_sized_in_stored_bits(
+    small_network: nn.Module, small_images: torch.Tensor
+) -> None:
+    network = attach(small_network, small_images, Precision.INT4)
+    sizes = {tensor.name: (tensor.kind, tensor.elements, tensor.bits(3)) for tensor in network.tensors()}
+    assert sizes == {
+        "0.weight": ("weight", 36, 144),
+        "0.bias": ("weight", 4, 16),
+        "1.weight": ("weight", 4, 16),
+        "1.bias": ("weight", 4, 16),
+        "4.weight": ("weight", 2560, 10240),
+        "4.bias": ("weight", 10, 40),
+        "0.ifm": ("ifm", 64, 768),
+        "1.ifm": ("ifm", 256, 3072),
+        "4.ifm": ("ifm", 256, 3072),
+    }
+
+
+def test_weights_are_stored_when_they_change_and_read_at_every_pass(
+    small_network: nn.Module, small_images: torch.Tensor
+) -> None:
+    network = attach(small_network, small_images, Precision.INT8)
+    memory = Recording()
+    network.memory = memory
+    network(small_images)
+    network(small_images)
+    assert memory.log.count("store 4.weight") == 1
+    assert memory.log.count("load 4.weight") == 2
+    assert memory.log.count("store 4.ifm") == memory.log.count("load 4.ifm") == 2
+    with torch.no_grad():
+        small_network[4].weight.mul_(2)
+    network(small_images)
+    assert memory.log.count("store 4.weight") == 2
+    assert memory.log.count("store 0.weight") == 1
+
+
+def test_the_module_itself_stays_as_it_was(small_network: nn.Module, small_images: torch.Tensor) -> None:
+    before = small_network(small_images)
+    keys = list(small_network.state_dict())
+    network = attach(small_network, small_images, Precision.INT4)
+    network.memory = BitErrorMemory(0.3, 0)
+    network(small_images)
+    assert torch.equal(small_network(small_images), before)
+    assert list(small_network.state_dict()) == keys
+
+
+def test_two_networks_over_one_module_do_not_meet(small_network: nn.Module, small_images: torch.Tensor) -> None:
+    first = attach(small_network, small_images, Precision.INT8)
+    expected = first(small_images)
+    second = attach(small_network, small_images, Precision.INT4)
+    second.memory = BitErrorMemory(0.2, 0)
+    second(small_images)
+    assert torch.equal(first(small_images), expected)
+
+
+@pytest.mark.parametrize("precision", ALL)
+def test_gradients_pass_straight_through_errors(small_images: torch.Tensor, precision: Precision) -> None:
+    layer = nn.Linear(4, 3)
+    network = ApproximateNetwork(layer, precision)
+    inputs = torch.randn(5, 4, requires_grad=True)
+    network.calibrate([inputs.detach()])
+    network.memory = memory = BitErrorMemory(0.05, 3)
+    outputs = network(inputs)
+    assert memory.total_flips > 0
+    seen: dict[str, torch.Tensor] = {}
+    replay = BitErrorMemory(0.05, 3)
+    for name, value in (("weight", layer.weight), ("bias", layer.bias), ("network.ifm", inputs)):
+        replay.store(name, network.formats[name].encode(value))
+    network.memory = replay
+    for name, value in (("weight", layer.weight), ("network.ifm", inputs)):
+        seen[name] = network._read(name, value, store=False)
+    upstream = torch.randn(5, 3)
+    outputs.backward(upstream)
+    torch.testing.assert_close(layer.weight.grad, upstream.T @ seen["network.ifm"])
+    torch.testing.assert_close(inputs.grad, upstream @ seen["weight"])
+    torch.testing.assert_close(layer.bias.grad, upstream.sum(0))
+
+
+def test_the_operator_passes_torch_checks(small_network: nn.Module, small_images: torch.Tensor) -> None:
+    network = attach(small_network, small_images, Precision.INT8)
+    network.store_weights()
+    weight = small_network[4].weight
+    torch.library.opcheck(
+        torch.ops.eden.pass_through_memory.default,
+        (weight, network._handle, "4.weight", False),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("precision", ALL)
+def test_a_foreign_module_with_embedding_norm_and_gru(foreign_network: nn.Module, precision: Precision) -> None:
+    tokens = torch.randint(0, 20, (4, 7), generator=torch.Generator().manual_seed(0))
+    expected = foreign_network(tokens)
+    network = ApproximateNetwork(foreign_network, precision).eval()
+    network.calibrate([tokens])
+    names = {tensor.name for tensor in network.tensors()}
+    assert {"embedding.weight", "recurrent.weight_hh_l0", "scale", "recurrent.ifm", "norm.ifm", "head.ifm"} <= names
+    assert "embedding.ifm" not in names
+    if precision is Precision.FP32:
+        assert torch.equal(network(tokens), expected)
+    memory = BitErrorMemory(0.01, 0)
+    network.memory = memory
+    outputs = network(tokens)
+    assert memory.flips["recurrent.weight_hh_l0"] > 0
+    outputs.sum().backward()
+    assert all(value.grad is not None for value in foreign_network.parameters())
+
+
+def test_tied_weights_are_one_tensor() -> None:
+    module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    module[1].weight = module[0].weight
+    network = attach(module, torch.randn(4, 4), Precision.FP32)
+    assert [tensor.name for tensor in network.tensors()] == ["0.weight", "0.ifm", "1.ifm"]
+    memory = Recording()
+    network.memory = memory
+    network(torch.randn(2, 4))
+    assert memory.log.count("load 0.weight") == 1
+
+
+def test_what_cannot_be_attached_is_refused_with_the_reason(small_images: torch.Tensor) -> None:
+    with pytest.raises(NetworkError, match=r"torch.float64"):
+        ApproximateNetwork(nn.Linear(2, 2).double(), Precision.INT8)
+    with pytest.raises(NetworkError, match="no parameters"):
+        ApproximateNetwork(nn.ReLU(), Precision.INT8)
+    with pytest.raises(NetworkError, match=r"MultiheadAttention.*separate Linear"):
+        ApproximateNetwork(nn.MultiheadAttention(4, 2), Precision.INT8)
+    with pytest.raises(NetworkError, match=r"call calibrate\(\)"):
+        ApproximateNetwork(nn.Linear(2, 2), Precision.INT8)(torch.zeros(1, 2))
+    with pytest.raises(NetworkError, match="no batches"):
+        ApproximateNetwork(nn.Linear(2, 2), Precision.INT8).calibrate([])
+    with pytest.raises(NetworkError, match=r"network\.ifm: values range from nan"):
+        ApproximateNetwork(nn.Linear(2, 2), Precision.INT8).calibrate([torch.full((1, 2), float("nan"))])
+
+
+def test_a_layer_that_is_never_called_is_refused() -> None:
+    class Bypassing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return values @ self.inner.weight
+
+    with pytest.raises(NetworkError, match=r"layer inner \(Linear\) is never called"):
+        ApproximateNetwork(Bypassing(), Precision.INT8).calibrate([torch.zeros(1, 2)])
+
+
+@pytest.mark.parametrize("precision", ALL)
+def test_a_checkpoint_restores_the_network_bit_for_bit(
+    small_network: nn.Module, small_images: torch.Tensor, precision: Precision, tmp_path: Path
+) -> None:
+    network = attach(small_network, small_images, precision)
+    network.save(tmp_path / "a.safetensors", "small")
+    assert read_checkpoint_metadata(tmp_path / "a.safetensors")["network"] == "small"
+    copy = network.twin()
+    for value in copy.parameters():
+        nn.init.zeros_(value)
+    copy.calibrate([torch.ones(1, 1, 8, 8)])
+    copy.load(tmp_path / "a.safetensors")
+    assert torch.equal(copy(small_images), network(small_images))
+    assert copy.tensors() == network.tensors()
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(
+    small_network: nn.Module, small_images: torch.Tensor, tmp_path: Path
+) -> None:
+    network = attach(small_network, small_images, Precision.INT8)
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(NetworkError, match="train one first"):
+        network.load(path)
+    path.write_bytes(b"junk")
+    with pytest.raises(NetworkError, match="no intact safetensors"):
+        network.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(NetworkError, match="not written by this toolkit"):
+        network.load(path)
+    network.save(path, "small")
+    with pytest.raises(NetworkError, match="holds an int8 network, not fp32"):
+        attach(small_network, small_images, Precision.FP32).load(path)
+    with pytest.raises(NetworkError, match="another network"):
+        attach(nn.Linear(8, 8), small_images, Precision.INT8).load(path)
+
+
+def test_a_twin_is_independent(small_network: nn.Module, small_images: torch.Tensor) -> None:
+    network = attach(small_network, small_images, Precision.INT8)
+    before = network(small_images)
+    twin = network.twin()
+    assert torch.equal(twin(small_images), before)
+    with torch.no_grad():
+        for value in twin.parameters():
+            value.zero_()
+    assert torch.equal(network(small_images), before)
+    assert not torch.equal(twin(small_images), before)

@@ -1,0 +1,108 @@
+"""The fast sampler is exact: rate, independence, position, direction; and it repeats for the same seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from eden.injection import flip_uniform, flip_weak_cells
+from profiles.cells import WeakCells
+from profiles.errors import NetworkError
+
+RATES = [1e-5, 3e-4, 1e-3, 0.02, 0.3, 0.9]  # one, two and several digits of a gap
+
+
+def flipped_bits(size: int, rate: float, seed: int) -> np.ndarray:
+    buffer = np.zeros(size, np.uint8)
+    flip_uniform(buffer, rate, rate, seed)
+    return np.flatnonzero(np.unpackbits(buffer, bitorder="little"))
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_number_of_flips_is_binomial(rate: float) -> None:
+    size = max(1000, int(5 / rate / 8))
+    counts = np.array([flipped_bits(size, rate, seed).size for seed in range(300)])
+    bits = size * 8
+    assert stats.binomtest(int(counts.sum()), bits * 300, rate).pvalue > 1e-4
+    dispersion = counts.var(ddof=1) * 299 / (bits * rate * (1 - rate))
+    assert 1e-4 < stats.chi2.cdf(dispersion, 299) < 1 - 1e-4
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_gaps_between_flips_are_geometric(rate: float) -> None:
+    bits = int(2e4 / rate) if rate < 0.5 else 40_000
+    gaps = np.diff(flipped_bits(min(bits // 8, 1 << 25), rate, 11))
+    edges = np.unique(stats.geom.ppf(np.linspace(0, 1, 21)[:-1], rate)).clip(min=0)
+    observed = np.histogram(gaps, [*edges, np.inf])[0]
+    expected = np.diff([*stats.geom.cdf(edges - 1, rate), 1.0]) * gaps.size
+    keep = expected > 5
+    assert stats.chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue > 1e-4
+    neighbours = np.corrcoef(gaps[:-1], gaps[1:])[0, 1]
+    assert abs(neighbours) < 4.5 / np.sqrt(gaps.size)
+
+
+def test_every_position_flips_equally_often() -> None:
+    flips = np.zeros(256)
+    for seed in range(4000):
+        buffer = np.zeros(32, np.uint8)
+        flip_uniform(buffer, 0.02, 0.02, seed)
+        flips += np.unpackbits(buffer, bitorder="little")
+    assert stats.chisquare(flips).pvalue > 1e-4
+
+
+def test_neighbouring_seeds_give_independent_flips() -> None:
+    together = sum(
+        np.intersect1d(flipped_bits(4096, 0.01, s), flipped_bits(4096, 0.01, s + 1)).size for s in range(200)
+    )
+    assert stats.binomtest(together, 200 * 4096 * 8, 1e-4).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("rate_zero", "rate_one"), [(0.02, 0.005), (0.0, 0.01), (0.03, 0.0)])
+def test_the_stored_bit_decides_the_rate(rate_zero: float, rate_one: float) -> None:
+    stored = np.random.default_rng(3).integers(0, 256, 200_000, dtype=np.uint8)
+    buffer = stored.copy()
+    flips = flip_uniform(buffer, rate_zero, rate_one, 5)
+    ones = int(np.unpackbits(stored).sum())
+    up = int(np.unpackbits(buffer & ~stored).sum())
+    down = int(np.unpackbits(stored & ~buffer).sum())
+    assert (up, down) == (flips.zero_to_one, flips.one_to_zero)
+    assert stats.binomtest(up, stored.size * 8 - ones, rate_zero).pvalue > 1e-4
+    assert stats.binomtest(down, ones, rate_one).pvalue > 1e-4
+
+
+def test_certain_and_impossible_flips() -> None:
+    buffer = np.zeros(100, np.uint8)
+    assert flip_uniform(buffer, 1.0, 1.0, 0).zero_to_one == 800
+    assert (buffer == 255).all()
+    assert flip_uniform(buffer, 1.0, 0.0, 0).total == 0
+    assert flip_uniform(np.zeros(0, np.uint8), 0.5, 0.5, 0).total == 0
+    assert flip_uniform(buffer, 1e-18, 1e-18, 0).total == 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**63 - 1), st.floats(1e-6, 1.0))
+def test_the_same_seed_flips_the_same_bits(seed: int, rate: float) -> None:
+    assert np.array_equal(flipped_bits(500, rate, seed), flipped_bits(500, rate, seed))
+
+
+def test_weak_cells_flip_by_their_own_probability_and_no_others_do() -> None:
+    stored = np.array([0b0000_0010, 0xFF, 0x00], np.uint8)
+    weak = WeakCells(np.array([0, 1, 9, 20]), np.array([0.3, 1.0, 1.0, 1.0]), np.array([0.0, 0.6, 0.0, 0.0]))
+    seen = np.zeros(24)
+    for seed in range(3000):
+        buffer = stored.copy()
+        flip_weak_cells(buffer, weak, seed)
+        seen += np.unpackbits(buffer ^ stored, bitorder="little")
+    assert seen[20] == 3000
+    assert seen[9] == 0
+    assert stats.binomtest(int(seen[0]), 3000, 0.3).pvalue > 1e-4
+    assert stats.binomtest(int(seen[1]), 3000, 0.6).pvalue > 1e-4
+    assert seen.sum() == seen[[0, 1, 20]].sum()
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(NetworkError, match=r"1\.5 is not within 0\.\.1"):
+        flip_uniform(np.zeros(1, np.uint8), 1.5, 0.0, 0)
+    with pytest.raises(NetworkError, match="outside a tensor of 8 bits"):
+        flip_weak_cells(np.zeros(1, np.uint8), WeakCells(np.array([8]), np.ones(1), np.ones(1)), 0)

@@ -1,0 +1,96 @@
+"""The stored bits are exact, and encoding what was decoded changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eden.precision import Precision, TensorFormat, pack, unpack
+from profiles.errors import NetworkError
+
+INTEGERS = [Precision.INT4, Precision.INT8, Precision.INT16]
+floats = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored"),
+    [
+        (Precision.INT4, [0x17, 0x0F | (0x9 << 4), 0x00]),
+        (Precision.INT8, [7, 1, 0xFF, 0xF9, 0]),
+        (Precision.INT16, [7, 0, 1, 0, 0xFF, 0xFF, 0xF9, 0xFF, 0, 0]),
+    ],
+)
+def test_codes_lie_little_endian_low_nibble_first_in_twos_complement(precision: Precision, stored: list[int]) -> None:
+    tensor_format = TensorFormat(precision, 0.5, -7, 7)
+    values = torch.tensor([3.5, 0.5, -0.5, -3.5, 0.0])
+    assert tensor_format.encode(values).tolist() == stored
+    assert torch.equal(tensor_format.decode(torch.tensor(stored, dtype=torch.uint8), values.shape), values)
+
+
+def test_fp32_is_stored_as_its_little_endian_ieee_bytes() -> None:
+    values = torch.tensor([1.0, -2.5, 1e-40, 3.4e38])
+    encoded = TensorFormat(Precision.FP32, 1.0, -2.5, 3.4028234663852886e38).encode(values)
+    assert encoded.numpy().tobytes() == values.numpy().astype("<f4").tobytes()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(floats, min_size=1, max_size=40), st.sampled_from(list(Precision)))
+def test_encoding_what_was_decoded_gives_the_same_bytes(numbers: list[float], precision: Precision) -> None:
+    values = torch.tensor(numbers, dtype=torch.float32)
+    tensor_format = TensorFormat.for_range(precision, float(values.min()), float(values.max()))
+    encoded = tensor_format.encode(values)
+    assert encoded.numel() == precision.stored_bytes(len(numbers))
+    decoded = tensor_format.decode(encoded, values.shape)
+    assert torch.equal(tensor_format.encode(decoded), encoded)
+    if precision is Precision.FP32:
+        assert torch.equal(decoded, values)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(INTEGERS), st.integers(1, 33), st.integers(0, 2**32 - 1))
+def test_every_code_survives_packing_even_the_one_no_network_stores(
+    precision: Precision, count: int, seed: int
+) -> None:
+    limit = precision.largest_code + 1
+    codes = torch.from_numpy(np.random.default_rng(seed).integers(-limit, limit, count))
+    stored_type = torch.int16 if precision is Precision.INT16 else torch.int8
+    packed = pack(codes.to(stored_type), precision)
+    assert packed.numel() == precision.stored_bytes(count)
+    assert torch.equal(unpack(packed, count, precision).to(torch.int64), codes)
+
+
+def test_codes_stop_at_the_symmetric_limit() -> None:
+    for precision in INTEGERS:
+        tensor_format = TensorFormat.for_range(precision, -3.0, 2.0)
+        codes = tensor_format.stored_elements(tensor_format.encode(torch.tensor([-9.0, 9.0])), 2)
+        assert codes.tolist() == [-precision.largest_code, round(2 / 3 * precision.largest_code)]
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_values_beyond_the_plausible_range_saturate_when_stored(precision: Precision) -> None:
+    tensor_format = TensorFormat.for_range(precision, 0.0, 1.0)
+    values = torch.tensor([-5.0, 5.0, float("nan"), float("inf"), float("-inf")])
+    assert tensor_format.decode(tensor_format.encode(values), values.shape).tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_fp32_storage_does_not_alias_its_source() -> None:
+    values = torch.ones(4)
+    encoded = TensorFormat(Precision.FP32, 1.0, 0.0, 2.0).encode(values)
+    values.zero_()
+    assert encoded.view(torch.float32).tolist() == [1.0] * 4
+
+
+def test_a_range_that_is_not_finite_is_refused_with_its_value() -> None:
+    with pytest.raises(NetworkError, match="nan"):
+        TensorFormat.for_range(Precision.INT8, float("nan"), 1.0)
+
+
+def test_a_tensor_of_another_length_is_refused() -> None:
+    with pytest.raises(NetworkError, match="take 4 bytes, not 5"):
+        unpack(torch.zeros(5, dtype=torch.uint8), 4, Precision.INT8)
+
+
+def test_a_tensor_of_zeros_has_a_usable_scale() -> None:
+    tensor_format = TensorFormat.for_range(Precision.INT8, 0.0, 0.0)
+    assert tensor_format.decode(tensor_format.encode(torch.zeros(3)), torch.Size([3])).tolist() == [0.0] * 3
