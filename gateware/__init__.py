@@ -1,1 +1,1 @@
-"""placeholder"""
+"""What runs on the FPGA, and its contract with the host (`isa`, `registers`, `errorlog`: plain Python, no Migen)."""

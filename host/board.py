@@ -1,0 +1,254 @@
+"""A board as the host works with it: runs test-engine programs over a bus and checks everything that comes back."""
+
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gateware import isa, registers
+from gateware.errorlog import BLOCK_WORDS
+from gateware.isa import Instruction
+from gateware.registers import CSR_BASE, RESUME, START, Fault, State
+from host import errorlog, programs
+from host.bus import Bus, Words
+from host.programs import EngineBuild, Traversal
+from host.rail import Rail
+from host.timings import JedecTimings, Timings
+from profiles.errors import BoardError, LinkError, ProgramError
+from profiles.geometry import CellArray, Geometry
+from profiles.schema import ModuleIdentity
+
+SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
+
+
+class Environment(Protocol):
+    """What surrounds the DRAM and is not on the bus."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tag reads with an epoch; only chip models draw from it, real boards ignore it."""
+
+    def temperature_c(self) -> float | None:
+        """DRAM temperature, degrees Celsius; None where there is no sensor."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Totals of one program.
+
+    Attributes:
+        reads: READs compared.
+        errors: int64[banks, 2], failed bits by bank and direction (0→1, 1→0).
+        clocks: system clocks of program time.
+        refreshes: REF commands issued.
+    """
+
+    reads: int
+    errors: npt.NDArray[np.int64]
+    clocks: int
+    refreshes: int
+
+
+FailingBits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+class Board:
+    """A DDR board with a test engine.
+
+    Args:
+        bus: link to it.
+        rail: its DRAM supply.
+        environment: temperature and epoch.
+        module: identity of the DRAM module.
+        jedec: its speed grade.
+        chip_width: data lines of one chip (from the SPD).
+        name: the ``--board`` specification.
+        seed: seed of a chip model, None for real DRAM.
+
+    Raises:
+        LinkError: nothing answers as a test engine.
+        BoardError: its interface version is not this host's.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        rail: Rail,
+        environment: Environment,
+        module: ModuleIdentity,
+        jedec: JedecTimings,
+        chip_width: int,
+        name: str,
+        seed: int | None,
+    ) -> None:
+        self.bus, self.rail, self.environment = bus, rail, environment
+        self.module, self.name, self.seed = module, name, seed
+        self._offsets, self._bases = registers.register_offsets(), registers.memory_bases()
+        self._words = {register.name: register.words for register in registers.REGISTERS}
+        if (identity := self.register("identity")) != registers.IDENTITY:
+            raise LinkError(
+                f"'{name}' answers {identity:#010x} where a test engine says {registers.IDENTITY:#010x}; check link and bitstream"
+            )
+        if (version := self.register("interface_version")) != registers.INTERFACE_VERSION:
+            raise BoardError(
+                f"gateware interface {version}, host {registers.INTERFACE_VERSION}; load the bitstream of this release"
+            )
+        constants = {name: self.register(name) for name in ("banks", "rows", "columns", "data_width", "burst_length")}
+        self.geometry = Geometry(**constants, chip_width=chip_width)
+        self.build = EngineBuild(
+            nphases=self.register("nphases"),
+            read_phase=self.register("read_phase"),
+            write_phase=self.register("write_phase"),
+            log_blocks=self.register("log_blocks"),
+            geometry=self.geometry,
+            timings=Timings.of(jedec, self.register("tck_ps")),
+        )
+        self.buffer_bursts = self.register("buffer_bursts")
+        self._burst_words = self.geometry.burst_bits // 32
+
+    @property
+    def timings(self) -> Timings:
+        return self.build.timings
+
+    def register(self, name: str) -> int:
+        """Value of a register (of both words where it has two)."""
+        words = self.bus.read(CSR_BASE + 4 * self._offsets[name], self._words[name])
+        return sum(int(word) << (32 * k) for k, word in enumerate(words))
+
+    def set_register(self, name: str, value: int) -> None:
+        """Write a one-word register."""
+        self.bus.write(CSR_BASE + 4 * self._offsets[name], np.array([value], np.uint32))
+
+    def memory(self, name: str, start: int, count: int) -> Words:
+        """``count`` words of a memory window from word ``start``."""
+        return self.bus.read(self._bases[name] + 4 * start, count)
+
+    def run(self, program: Sequence[Instruction]) -> RunResult:
+        """Run a program that compares nothing, to its end."""
+        for _ in self.failing_bits(program):
+            raise BoardError("the board logged errors of a program that compares nothing; reset the board")
+        return self.result()
+
+    def failing_bits(self, program: Sequence[Instruction]) -> Iterator[FailingBits]:
+        """Run a program and yield (read index, bit in burst) arrays, int64, as its error log fills.
+
+        Raises:
+            ProgramError: the engine faulted.
+            LinkError: the log is damaged, the engine fell silent, or log and counters do not reconcile.
+        """
+        self._start(program)
+        consumed, logged = 0, 0
+        clocks, since = -1, time.monotonic()
+        while True:
+            state = State(self.register("state"))
+            produced = self.register("log_produced")
+            for blocks in self._blocks(consumed, produced):
+                reads, bits = errorlog.unpack(blocks, self.geometry.burst_bits)
+                logged += reads.size
+                yield reads, bits
+            if produced != consumed:
+                consumed = produced
+                self.set_register("log_consumed", consumed & 0xFFFFFFFF)
+            if state == State.DONE:
+                break
+            if state == State.HALTED:
+                self.set_register("control", RESUME)
+            elif state != State.RUNNING:
+                self._raise_fault(state)
+            if (now := self.register("clocks")) != clocks:
+                clocks, since = now, time.monotonic()
+            elif time.monotonic() - since > SILENCE_S:
+                raise LinkError(f"the engine stands at clock {clocks} for {SILENCE_S:g} s; reset the board")
+        counted = int(self.result().errors.sum())
+        if self._logging(program) and logged != counted:
+            raise LinkError(
+                f"the log holds {logged} failing bits, the counters {counted}; the measurement is void, run it again"
+            )
+
+    def result(self) -> RunResult:
+        """Totals of the program that ran last."""
+        banks = self.geometry.banks
+        words = self.memory("bank_errors", 0, 4 * banks).astype(np.int64).reshape(banks, 2, 2)
+        return RunResult(
+            reads=self.register("reads_compared"),
+            errors=words[:, :, 0] | words[:, :, 1] << 32,
+            clocks=self.register("clocks"),
+            refreshes=self.register("refreshes"),
+        )
+
+    def failing_cells(self, program: Sequence[Instruction], traversal: Traversal) -> Iterator[CellArray]:
+        """Run a test of ``traversal`` and yield the failing cells, in the order they were read.
+
+        Raises:
+            LinkError: also when the engine compared another number of bursts than the traversal has.
+        """
+        for reads, bits in self.failing_bits(program):
+            yield traversal.cells(self.geometry, reads, bits)
+        if (reads_compared := self.register("reads_compared")) != traversal.length:
+            raise LinkError(
+                f"{reads_compared} bursts were compared of {traversal.length}; the measurement is void, run it again"
+            )
+
+    def write_bursts(self, first_cell: int, words: Words, trcd: int) -> None:
+        """Write uint32[bursts, words a burst] to consecutive bursts of a bank, one per activation at ``trcd`` clocks."""
+        for start in range(0, words.shape[0], self.buffer_bursts):
+            part = words[start : start + self.buffer_bursts]
+            self.bus.write(self._bases["write_buffer"], part.reshape(-1))
+            cell = first_cell + start * self.geometry.burst_bits
+            self.run(programs.transfer(self.build, programs.pieces(self.geometry, cell, part.shape[0]), True, trcd))
+
+    def read_bursts(self, first_cell: int, count: int, trcd: int) -> Words:
+        """Read ``count`` consecutive bursts of a bank, one per activation at ``trcd`` clocks: uint32[count, words a burst]."""
+        parts = []
+        for start in range(0, count, self.buffer_bursts):
+            size = min(self.buffer_bursts, count - start)
+            cell = first_cell + start * self.geometry.burst_bits
+            self.run(programs.transfer(self.build, programs.pieces(self.geometry, cell, size), False, trcd))
+            if (captured := self.register("captured")) != size:
+                raise LinkError(f"{captured} bursts were captured of {size}; run it again")
+            parts.append(self.memory("capture", 0, size * self._burst_words))
+        return np.concatenate(parts).reshape(count, self._burst_words)
+
+    def _start(self, program: Sequence[Instruction]) -> None:
+        words = isa.assemble(program)
+        depth = self.register("program_depth")
+        if words.size > depth * isa.INSTRUCTION_WORDS:
+            raise ProgramError(
+                f"the program has {len(program)} instructions, the engine holds {depth}; test a smaller region"
+            )
+        self.bus.write(self._bases["program"], words)
+        self.set_register("program_length", len(program))
+        self.set_register("program_check", zlib.crc32(words.tobytes()))
+        self.set_register("control", START)
+
+    def _blocks(self, consumed: int, produced: int) -> Iterator[Words]:
+        """Checked blocks ``consumed .. produced - 1`` of the ring, in contiguous runs."""
+        ring = self.build.log_blocks
+        while consumed < produced:
+            start = consumed % ring
+            count = min(produced - consumed, ring - start)
+            blocks = self.memory("log", start * BLOCK_WORDS, count * BLOCK_WORDS).reshape(count, BLOCK_WORDS)
+            errorlog.check_blocks(blocks, consumed)
+            yield blocks
+            consumed += count
+
+    def _raise_fault(self, state: State) -> None:
+        if state != State.FAULT:
+            raise LinkError(f"the engine is in state {state.name} in mid-program; someone else is using the board")
+        fault = Fault(self.register("fault"))
+        raise ProgramError(f"the engine stopped at instruction {self.register('fault_pc')}: {fault.name}")
+
+    @staticmethod
+    def _logging(program: Sequence[Instruction]) -> bool:
+        modes = [i.value for i in program if i.opcode == isa.Opcode.SET and i.setting == isa.Setting.COUNTERS]
+        return bool((modes[-1] if modes else isa.COUNT_LOG) & isa.COUNT_LOG)
+
+    def close(self) -> None:
+        """Supply back to nominal, link released."""
+        try:
+            self.rail.restore()
+        finally:
+            self.bus.close()

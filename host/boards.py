@@ -1,0 +1,74 @@
+"""Opens boards by their ``--board`` specification."""
+
+from host.board import Board
+from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
+from host.mock import MockBoard
+from host.rail import Measurement, Rail
+from host.timings import DDR3_1600K, Timings
+from profiles.errors import BoardError
+from profiles.geometry import Geometry
+from profiles.schema import ModuleIdentity
+
+MOCK_SUPPLY_UNCERTAINTY_MV = 0.25
+
+# The mock stands in for a KC705: DDR3L SO-DIMM of eight 1 Gb x8 chips, 500 MHz DRAM clock, four phases.
+MOCK_GEOMETRY = Geometry(banks=8, rows=16384, columns=1024, data_width=64)
+MOCK_TCK_PS, MOCK_NPHASES = 2000, 4
+
+
+class MockSupply:
+    """The bench supply of a mock board."""
+
+    def __init__(self, board: MockBoard) -> None:
+        self._board = board
+
+    def set_millivolts(self, millivolts: int) -> None:
+        self._board.set_environment(millivolts * 1000, self._board.environment[1])
+
+    def measure(self) -> Measurement:
+        return Measurement(self._board.environment[0] / 1000, MOCK_SUPPLY_UNCERTAINTY_MV)
+
+
+class MockEnvironment:
+    """The surroundings of a mock board."""
+
+    def __init__(self, board: MockBoard) -> None:
+        self._board = board
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._board.begin_epoch(epoch)
+
+    def temperature_c(self) -> float | None:
+        return self._board.environment[1]
+
+
+def open_mock(vendor: str, seed: int, geometry: Geometry = MOCK_GEOMETRY, nphases: int = MOCK_NPHASES) -> Board:
+    """A mock board with a DDR3L module of ``vendor`` ("A", "B" or "C")."""
+    mock = MockBoard(geometry, PRESETS[vendor], seed, MOCK_TCK_PS, nphases)
+    mock.set_environment(1_350_000, REFERENCE_TEMPERATURE_C)
+    module = ModuleIdentity(
+        manufacturer=f"mock vendor {vendor}",
+        part_number="MOCK-DDR3L-SODIMM",
+        serial_number=f"{seed:08X}",
+        dram_type="DDR3L",
+        nominal_vdd_mv=1350,
+        nominal_trcd_ps=Timings.of(DDR3_1600K, MOCK_TCK_PS).nominal_trcd_ps,
+    )
+    rail = Rail(MockSupply(mock), module.dram_type, module.nominal_vdd_mv)
+    name = f"mock:{vendor}:{seed}"
+    return Board(mock, rail, MockEnvironment(mock), module, DDR3_1600K, geometry.chip_width, name, seed)
+
+
+def open_board(specification: str) -> Board:
+    """Open a board: ``mock:VENDOR[:SEED]`` with VENDOR A, B or C.
+
+    Raises:
+        BoardError: the specification names no board.
+    """
+    kind, *details = specification.split(":")
+    try:
+        if kind == "mock" and 1 <= len(details) <= 2 and details[0] in PRESETS:
+            return open_mock(details[0], int(details[1]) if len(details) == 2 else 1)
+    except ValueError:
+        pass
+    raise BoardError(f"'{specification}' names no board; use mock:A, mock:B or mock:C, with a seed as in mock:A:7")

@@ -1,0 +1,32 @@
+"""The one protocol between host and board: read and write 32-bit words at addresses, in bulk.
+
+Mock, simulated and real boards differ in their bus and in nothing above it.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.uint32]
+
+
+class Bus(Protocol):
+    """A link to a board. Addresses are byte addresses of 32-bit words."""
+
+    def read(self, address: int, count: int) -> Words:
+        """``count`` consecutive words from ``address``, uint32[count].
+
+        Raises:
+            LinkError: the board did not answer, or its answer failed its check. Never invented data.
+        """
+
+    def write(self, address: int, words: Words) -> None:
+        """Write consecutive words from ``address``; returns once the board has taken them.
+
+        Raises:
+            LinkError: the board did not acknowledge.
+        """
+
+    def close(self) -> None:
+        """Release the link; a second call does nothing."""

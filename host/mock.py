@@ -1,0 +1,266 @@
+"""The software mock board: a bus in front of the engine interpreter and the chip model.
+
+It answers at the same register and memory addresses as the gateware. The world around the board (supply, temperature)
+is set on the object itself, as `MockSupply` and tests do.
+"""
+
+import zlib
+
+import numpy as np
+
+from gateware import isa
+from gateware.errorlog import BLOCK_WORDS
+from gateware.registers import (
+    CSR_BASE,
+    REGISTERS,
+    RESUME,
+    START,
+    STOP,
+    Fault,
+    State,
+    memory_bases,
+    register_offsets,
+)
+from host import chip as dram
+from host import mock_engine as model
+from host.bus import Words
+from host.chip_presets import Preset, begin_epoch, build_chip, set_conditions, with_more_memory
+from profiles.errors import LinkError
+from profiles.geometry import Geometry
+
+PROGRAM_DEPTH = 4096
+LOG_BLOCKS = 256
+BUFFER_BURSTS = 4096
+ROW_COUNTERS = 4096
+_SLICE = 2_000_000  # instructions between two looks at the bus, so that Ctrl-C is felt
+
+
+def _crc_table() -> dram.I64:
+    table = np.arange(256, dtype=np.int64)
+    for _ in range(8):
+        table = np.where(table & 1, table >> 1 ^ 0xEDB88320, table >> 1)
+    return table
+
+
+def _decoded(words: Words) -> dram.I64:
+    """Program words as the interpreter's columns."""
+    instructions = isa.disassemble(words)
+    out = np.zeros((len(instructions), model.PROGRAM_COLUMNS), np.int64)
+    for line, i in zip(out, instructions, strict=True):
+        line[: model.FIRST_SLOT] = (
+            *(int(i.opcode), i.wait, i.loop_begin, i.loop_end, len(i.slots), i.immediate_bank, i.immediate_row),
+            *(i.setting, i.value & 0xFFFFFFFF, i.value >> 32, i.more),
+        )
+        for k, slot in enumerate(i.slots):
+            low = model.FIRST_SLOT + k * model.SLOT_COLUMNS
+            line[low : low + model.SLOT_COLUMNS] = (
+                *(int(slot.command), slot.phase, slot.address, slot.step),
+                *(slot.auto_precharge, slot.compare, slot.capture),
+            )
+    return out
+
+
+class MockBoard:
+    """A board in software; a `host.bus.Bus`.
+
+    Args:
+        geometry: the module it carries.
+        preset: vendor of its chips.
+        seed: which chips; the same seed gives the same weak cells.
+        tck_ps, nphases: the gateware build it stands in for.
+    """
+
+    def __init__(self, geometry: Geometry, preset: Preset, seed: int, tck_ps: int, nphases: int) -> None:
+        self._preset, self._tck_ps = preset, tck_ps
+        self._chip = build_chip(geometry, preset, seed)
+        self._vdd_uv, self._temperature_c = 0, 20.0
+        words = geometry.burst_bits // 32
+        self._engine = model.Engine(
+            state=np.zeros(model.STATE_WORDS, np.int64),
+            loops=np.zeros((isa.LOOP_DEPTH, 2), np.int64),
+            digits=np.zeros((isa.POINTERS, 3, 4), np.int64),
+            order=np.zeros((isa.POINTERS, 3), np.int64),
+            bank_order=np.zeros(isa.BANK_ORDER_ENTRIES, np.int64),
+            log=np.zeros((LOG_BLOCKS, BLOCK_WORDS), np.uint32),
+            write_buffer=np.zeros((BUFFER_BURSTS, words), np.uint32),
+            capture=np.zeros((BUFFER_BURSTS, words), np.uint32),
+            bank_errors=np.zeros((geometry.banks, 2), np.int64),
+            row_errors=np.zeros((min(ROW_COUNTERS, geometry.rows), 2), np.int64),
+            bitline_errors=np.zeros((geometry.row_bits, 2), np.int64),
+            dq_errors=np.zeros((geometry.data_width, 2), np.int64),
+            flips=np.zeros(words, np.int64),
+            expected=np.zeros(words, np.int64),
+            crc_table=_crc_table(),
+        )
+        self._program_words = np.zeros(PROGRAM_DEPTH * isa.INSTRUCTION_WORDS, np.uint32)
+        self._program = np.zeros((0, model.PROGRAM_COLUMNS), np.int64)
+        self._held = {"program_length": 0, "program_check": 0, "fault_pc": 0}
+        g = geometry
+        self._constants = {
+            **{"tck_ps": tck_ps, "nphases": nphases, "read_phase": nphases - 1, "write_phase": nphases - 1},
+            **{"banks": g.banks, "rows": g.rows, "columns": g.columns, "data_width": g.data_width},
+            **{"burst_length": g.burst_length, "program_depth": PROGRAM_DEPTH, "log_blocks": LOG_BLOCKS},
+            **{"buffer_bursts": BUFFER_BURSTS, "row_counters": self._engine.row_errors.shape[0]},
+        }
+        self._engine.state[model.NPHASES] = nphases
+        self._offsets = {offset: name for name, offset in register_offsets().items()}
+        self._widths = {register.name: register.words for register in REGISTERS}
+        self._resets = {register.name: register.reset for register in REGISTERS}
+        self._bases = memory_bases()
+        self._conditions: dict[tuple[int, float], tuple[dram.I64, dram.I64]] = {}
+        self._applied: tuple[int, float] | None = None
+        self._patterns: dict[tuple[int, int, int], int] = {}
+
+    # ---- the world around the board -------------------------------------------------------------------------------
+
+    def set_environment(self, vdd_uv: int, temperature_c: float) -> None:
+        """Supply the DRAM with ``vdd_uv`` microvolts at ``temperature_c`` degrees Celsius."""
+        self._vdd_uv, self._temperature_c = vdd_uv, temperature_c
+
+    @property
+    def environment(self) -> tuple[int, float]:
+        """Supply in microvolts and temperature in degrees Celsius."""
+        return self._vdd_uv, self._temperature_c
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw reads from here on as epoch ``epoch`` does (DESIGN: a resumed run repeats them)."""
+        begin_epoch(self._chip, epoch)
+
+    # ---- the bus ---------------------------------------------------------------------------------------------------
+
+    def read(self, address: int, count: int) -> Words:
+        """See `host.bus.Bus.read`."""
+        if address >= CSR_BASE:
+            offset = (address - CSR_BASE) // 4
+            return np.concatenate([self._register_words(offset + k) for k in range(count)])
+        name, words = self._memory(address)
+        start = (address - self._bases[name]) // 4
+        if start + count > words.size:
+            raise LinkError(f"bus error: {count} words from {address:#x} run past the end of memory '{name}'")
+        return words[start : start + count].astype(np.uint32)
+
+    def write(self, address: int, words: Words) -> None:
+        """See `host.bus.Bus.write`."""
+        words = np.atleast_1d(words)
+        if address >= CSR_BASE:
+            for k, value in enumerate(words):
+                self._write_register((address - CSR_BASE) // 4 + k, int(value))
+            return
+        name, memory = self._memory(address)
+        start = (address - self._bases[name]) // 4
+        if name not in ("program", "write_buffer") or start + words.size > memory.size:
+            raise LinkError(f"bus error: cannot write {words.size} words at {address:#x} (memory '{name}')")
+        memory[start : start + words.size] = words
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _memory(self, address: int) -> tuple[str, Words]:
+        """The window that holds ``address`` and its content as words (a view where it is writable)."""
+        for name, base in reversed(self._bases.items()):
+            if address >= base:
+                if name == "program":
+                    return name, self._program_words
+                if name == "write_buffer":
+                    return name, self._engine.write_buffer.reshape(-1)
+                values = getattr(self._engine, name).reshape(-1)
+                if name == "bank_errors":
+                    values = np.stack([values & 0xFFFFFFFF, values >> 32], axis=1).reshape(-1)
+                return name, values
+        raise LinkError(f"bus error: nothing answers at address {address:#x}")
+
+    def _register_words(self, offset: int) -> Words:
+        for back in (0, 1):
+            name = self._offsets.get(offset - back)
+            if name is not None and back < self._widths[name]:
+                return np.array([self._register(name) >> (32 * back) & 0xFFFFFFFF], np.uint32)
+        raise LinkError(f"bus error: no register at address {CSR_BASE + 4 * offset:#x}")
+
+    def _register(self, name: str) -> int:
+        s = self._engine.state
+        if name == "state":
+            self._go_on()
+        live = {
+            **{"state": s[model.STATE], "fault": s[model.FAULT], "clocks": s[model.CLOCKS]},
+            **{"reads_compared": s[model.READS], "refreshes": s[model.REFRESHES], "captured": s[model.CAPTURED]},
+            **{"log_produced": s[model.LOG_PRODUCED], "log_consumed": s[model.LOG_CONSUMED]},
+        }
+        return int({**self._resets, **self._constants, **self._held, **live}[name])
+
+    def _write_register(self, offset: int, value: int) -> None:
+        s, name = self._engine.state, self._offsets.get(offset)
+        if name in ("program_length", "program_check"):
+            self._held[name] = value
+        elif name == "log_consumed":
+            s[model.LOG_CONSUMED] = value
+        elif name == "control" and value == START:
+            self._start()
+        elif name == "control" and value == RESUME and s[model.STATE] in (State.HALTED, State.CHUNK):
+            if s[model.STATE] == State.CHUNK:
+                self._load_program()
+            if s[model.STATE] != State.FAULT:
+                s[model.STATE] = State.RUNNING
+        elif name == "control" and value == STOP:
+            s[model.STOP_REQUESTED] = 1
+        else:
+            raise LinkError(f"bus error: cannot write {value:#x} to register '{name}' now")
+
+    # ---- the engine ------------------------------------------------------------------------------------------------
+
+    def _load_program(self) -> None:
+        length = self._held["program_length"]
+        words = self._program_words[: length * isa.INSTRUCTION_WORDS]
+        if zlib.crc32(words.tobytes()) != self._held["program_check"]:
+            self._engine.state[model.STATE], self._engine.state[model.FAULT] = State.FAULT, Fault.BAD_CHECK
+            return
+        self._program = _decoded(words)
+
+    def _start(self) -> None:
+        e = self._engine
+        nphases = int(e.state[model.NPHASES])
+        e.state[:] = 0
+        e.state[model.NPHASES], e.state[model.STATE] = nphases, State.RUNNING
+        e.state[model.COUNTERS] = isa.COUNT_LOG
+        for counters in (e.bank_errors, e.row_errors, e.bitline_errors, e.dq_errors, e.digits):
+            counters[:] = 0
+        e.bank_order[:] = np.arange(isa.BANK_ORDER_ENTRIES)
+        self._chip.open_row[:] = -1
+        self._load_program()
+
+    def _go_on(self) -> None:
+        """Let a running program run a slice further."""
+        s = self._engine.state
+        if s[model.STATE] != State.RUNNING:
+            return
+        self._apply_environment()
+        while True:
+            model.run(self._engine, self._chip, self._program, _SLICE)
+            if s[model.WANT_MEMORY]:
+                self._chip, s[model.WANT_MEMORY] = with_more_memory(self._chip), 0
+            elif s[model.WANT_SPEC]:
+                self._number_pattern()
+            else:
+                break
+        if s[model.STATE] == State.FAULT:
+            self._held["fault_pc"] = int(s[model.PC])
+
+    def _apply_environment(self) -> None:
+        """Bring the chip's condition tables to the present supply and temperature, which ramps change often."""
+        key = (self._vdd_uv, self._temperature_c)
+        if key not in self._conditions:
+            if self._vdd_uv == 0:
+                raise LinkError("the mock board has no supply; call set_environment first")
+            set_conditions(self._chip, self._preset, *key, self._tck_ps)
+            self._conditions[key] = (self._chip.rate.copy(), self._chip.flip.copy())
+        elif key != self._applied:
+            self._chip.rate[:], self._chip.flip[:] = self._conditions[key]
+        self._applied = key
+
+    def _number_pattern(self) -> None:
+        s = self._engine.state
+        low, parameter = int(s[model.PATTERN_LOW]), int(s[model.PATTERN_HIGH])
+        key = (low & 0xFF, parameter, low >> 8 & 1)
+        if key not in self._patterns:
+            self._patterns[key] = self._chip.specs.shape[0]
+            self._chip = self._chip._replace(specs=np.vstack([self._chip.specs, np.array([key], np.int64)]))
+        s[model.SPEC], s[model.WANT_SPEC] = self._patterns[key], 0

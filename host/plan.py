@@ -1,0 +1,152 @@
+"""Scan plans: what to measure, as TOML, checked before anything is touched."""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+
+from host.board import Board
+from profiles.errors import PlanError
+from profiles.pattern import Pattern
+from profiles.schema import AccessMode, OperatingPoint, Region, WriteCondition
+
+PLAN_LIMIT_BYTES = 1 << 20
+
+
+def _pattern(value: Any) -> Any:
+    return Pattern.parse(value) if isinstance(value, str) else value
+
+
+def _span(value: Any) -> Any:
+    """A list of integers, or a table ``{from, to, step}`` with both ends included."""
+    if not isinstance(value, dict):
+        return value
+    if set(value) != {"from", "to", "step"} or not all(type(v) is int for v in value.values()) or value["step"] <= 0:
+        raise ValueError("give a list, or a table of whole numbers with exactly: from, to, step (positive)")
+    step = value["step"] if value["to"] >= value["from"] else -value["step"]
+    count = (value["to"] - value["from"]) // step + 1
+    if count > 10_000:
+        raise ValueError(f"{count} values are more than 10000")
+    return tuple(value["from"] + k * step for k in range(count))
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Grid(_Table):
+    """Supply voltages to visit at one tRCD.
+
+    Attributes:
+        trcd_ps: activation latency, picoseconds; a multiple of the board's tCK.
+        vdd_mv: millivolts, as a list or as ``{from, to, step}``.
+    """
+
+    trcd_ps: int = Field(gt=0, le=200_000)
+    vdd_mv: Annotated[tuple[int, ...], BeforeValidator(_span)] = Field(min_length=1)
+
+
+class Rows(_Table):
+    """Rows ``start .. start + count - 1`` of each bank."""
+
+    start: int = Field(default=0, ge=0)
+    count: int = Field(gt=0)
+
+
+class ScanPlan(_Table):
+    """One scan.
+
+    Attributes:
+        grid: operating points.
+        patterns: data written and expected, each visited at every operating point.
+        rounds: times that every cell is written and read at a point.
+        banks, rows: cells to test.
+        write: at which point data are written: nominal, operating_point (as IFMs are), or both in turn.
+        access_mode: burst_per_activation (what tRCD acts on) or linear.
+        refresh: kept or withheld while testing.
+        rewrite_each_round: False reads the same data every round; failures may then persist.
+    """
+
+    grid: tuple[Grid, ...] = Field(min_length=1)
+    patterns: tuple[Annotated[Pattern, BeforeValidator(_pattern), PlainSerializer(str)], ...] = Field(min_length=1)
+    rounds: int = Field(gt=0, le=65535)
+    banks: tuple[int, ...] = Field(min_length=1, max_length=32)
+    rows: Rows
+    write: tuple[WriteCondition, ...] = (WriteCondition.NOMINAL,)
+    access_mode: AccessMode = AccessMode.BURST_PER_ACTIVATION
+    refresh: Literal["kept", "withheld"] = "kept"
+    rewrite_each_round: bool = True
+
+    @property
+    def region(self) -> Region:
+        return Region(banks=self.banks, row_start=self.rows.start, row_count=self.rows.count)
+
+    def points(self) -> Iterator["PlannedPoint"]:
+        """Every point in the order of testing."""
+        index = 0
+        for grid in self.grid:
+            for vdd_mv in grid.vdd_mv:
+                for write in self.write:
+                    for pattern in self.patterns:
+                        point = OperatingPoint(vdd_mv=vdd_mv, trcd_ps=grid.trcd_ps)
+                        yield PlannedPoint(index, point, write, pattern)
+                        index += 1
+
+    def check(self, board: Board) -> None:
+        """Raises PlanError or RailError if this board cannot do what the plan asks; touches nothing."""
+        try:
+            self.region.check(board.geometry)
+        except ValueError as error:
+            raise PlanError(f"the plan's region does not fit the module: {error}") from error
+        for grid in self.grid:
+            board.timings.trcd_clocks(grid.trcd_ps)
+            for vdd_mv in grid.vdd_mv:
+                board.rail.check(vdd_mv)
+        if self.access_mode == AccessMode.LINEAR and any(g.trcd_ps != board.timings.nominal_trcd_ps for g in self.grid):
+            raise PlanError(
+                f"access_mode linear reads at nominal tRCD ({board.timings.nominal_trcd_ps} ps) only: later READs of an open "
+                "row do not see a short tRCD; use burst_per_activation"
+            )
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One point of a plan; ``index`` is its place in the order of testing, and its epoch."""
+
+    index: int
+    point: OperatingPoint
+    write: WriteCondition
+    pattern: Pattern
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_toml(path: Path, model: type[Model]) -> Model:
+    """Read a TOML file into a pydantic model.
+
+    Raises:
+        PlanError: the file cannot be read, is no TOML, or holds an unknown key or an impossible value.
+    """
+    try:
+        if path.stat().st_size > PLAN_LIMIT_BYTES:
+            raise PlanError(f"{path} is larger than {PLAN_LIMIT_BYTES} bytes; that is no plan")
+        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"cannot read the plan {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise PlanError(f"{path}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{where}'; remove it or check its spelling"
+    return f"'{where}': {message} (got {problem['input']!r})"
