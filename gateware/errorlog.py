@@ -16,7 +16,8 @@ every entry. Entries are in order of the read index, then of the bit within the 
     SKIP  10 | high (30)                    adds high << 20 to the next entry's delta
 
 ``delta`` is the read index minus that of the entry before (0 for further bits of one burst). A burst with more than
-burst_bits / 32 failing bits is one MASK, any other a BIT for each. A burst's entry never straddles blocks: what does not fit closes the block.
+burst_bits / 32 failing bits is one MASK, any other a BIT for each. A burst's entry never straddles blocks: what does
+not fit closes the block.
 """
 
 BLOCK_WORDS = 256

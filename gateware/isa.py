@@ -11,27 +11,29 @@ Time
     stands still while the engine is halted, so a program's clock count does not depend on the host.
 
 Loops
-    ``loop_begin`` marks the first instruction of a loop and carries its ``count``; ``loop_end`` marks the last one. Both
-    may stand on one instruction. Loops nest `LOOP_DEPTH` deep.
+    ``loop_begin`` marks the first instruction of a loop and carries its ``count``; ``loop_end`` marks the last one.
+    Both may stand on one instruction. Loops nest `LOOP_DEPTH` deep.
 
 Addresses
-    A slot takes its address from one of `POINTERS` address pointers or from the instruction's immediate field. A pointer
-    is an odometer of three digits (bank, row, column), each ``start + step * i`` for i in 0..count-1; the digit named first in ``order``
-    turns fastest. ``step`` in a slot advances the pointer after use; past its end it starts again. The bank digit indexes the
-    bank order table, which holds any list of banks (and alternates bank groups on DDR4).
+    A slot takes its address from one of `POINTERS` address pointers or from the instruction's immediate field. A
+    pointer is an odometer of three digits (bank, row, column), each ``start + step * i`` for i in 0..count-1; the digit
+    named first in ``order`` turns fastest. ``step`` in a slot advances the pointer after use; past its end it starts
+    again. The bank digit indexes the bank order table, which holds any list of banks (and alternates bank groups on
+    DDR4).
 
 Yield
-    YIELD asserts that all banks are closed. There, and only there, the engine refreshes (when refresh is kept and one is
-    due), halts because the error log has less room than ``LOG_RESERVE`` blocks or the host asked, and goes on later as if
-    nothing had happened. Log and counters stop together.
+    YIELD asserts that all banks are closed. There, and only there, the engine refreshes (when refresh is kept and one
+    is due), halts because the error log has less room than ``LOG_RESERVE`` blocks or the host asked, and goes on later
+    as if nothing had happened. Log and counters stop together.
 
 Data
-    WR sends, and a RD with ``compare`` expects, the pattern that PATTERN names (`profiles.pattern`). With pattern BUFFER, the
-    data are successive bursts of the write buffer. A RD with ``capture`` also appends the burst to the capture buffer.
+    WR sends, and a RD with ``compare`` expects, the pattern that PATTERN names (`profiles.pattern`). With pattern
+    BUFFER, the data are successive bursts of the write buffer. A RD with ``capture`` also appends the burst to the
+    capture buffer.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -213,20 +215,21 @@ def decode(word: int) -> Instruction:
     try:
         opcode = Opcode(_take(word, COMMON_FIELDS["opcode"]))
         begins = _take(word, COMMON_FIELDS["loop_begin"])
-        common = {
-            "opcode": opcode,
-            "wait": _take(word, COMMON_FIELDS["wait"]),
-            "loop_begin": _take(word, COMMON_FIELDS["count"]) if begins else 0,
-            "loop_end": bool(_take(word, COMMON_FIELDS["loop_end"])),
-        }
+        common = Instruction(
+            opcode,
+            wait=_take(word, COMMON_FIELDS["wait"]),
+            loop_begin=_take(word, COMMON_FIELDS["count"]) if begins else 0,
+            loop_end=bool(_take(word, COMMON_FIELDS["loop_end"])),
+        )
         if opcode == Opcode.SET:
-            return Instruction(**common, **{name: _take(word, where) for name, where in SET_FIELDS.items()})
+            setting, value = (_take(word, SET_FIELDS[name]) for name in ("setting", "value"))
+            return replace(common, setting=setting, value=value)
         if opcode == Opcode.END:
-            return Instruction(**common, more=bool(_take(word, END_FIELDS["more"])))
+            return replace(common, more=bool(_take(word, END_FIELDS["more"])))
         if opcode == Opcode.YIELD:
-            return Instruction(**common)
-        immediate = {} if begins else {name: _take(word, where) for name, where in IMMEDIATE_FIELDS.items()}
-        return Instruction(**common, slots=_decode_slots(word), **immediate)
+            return common
+        bank, row = (0 if begins else _take(word, IMMEDIATE_FIELDS[f"immediate_{name}"]) for name in ("bank", "row"))
+        return replace(common, slots=_decode_slots(word), immediate_bank=bank, immediate_row=row)
     except ValueError as error:
         raise ProgramError(f"instruction {word:#034x} is not defined: {error}") from error
 

@@ -90,7 +90,8 @@ class Board:
         self._words = {register.name: register.words for register in registers.REGISTERS}
         if (identity := self.register("identity")) != registers.IDENTITY:
             raise LinkError(
-                f"'{name}' answers {identity:#010x} where a test engine says {registers.IDENTITY:#010x}; check link and bitstream"
+                f"'{name}' answers {identity:#010x} where a test engine says {registers.IDENTITY:#010x}; "
+                "check link and bitstream"
             )
         if (version := self.register("interface_version")) != registers.INTERFACE_VERSION:
             raise BoardError(
@@ -193,7 +194,7 @@ class Board:
             )
 
     def write_bursts(self, first_cell: int, words: Words, trcd: int) -> None:
-        """Write uint32[bursts, words a burst] to consecutive bursts of a bank, one per activation at ``trcd`` clocks."""
+        """Write uint32[bursts, words a burst] to consecutive bursts of a bank, one per activation at ``trcd``."""
         for start in range(0, words.shape[0], self.buffer_bursts):
             part = words[start : start + self.buffer_bursts]
             self.bus.write(self._bases["write_buffer"], part.reshape(-1))
@@ -201,7 +202,11 @@ class Board:
             self.run(programs.transfer(self.build, programs.pieces(self.geometry, cell, part.shape[0]), True, trcd))
 
     def read_bursts(self, first_cell: int, count: int, trcd: int) -> Words:
-        """Read ``count`` consecutive bursts of a bank, one per activation at ``trcd`` clocks: uint32[count, words a burst]."""
+        """Read ``count`` consecutive bursts of a bank, one per activation at ``trcd`` clocks.
+
+        Returns:
+            uint32[count, words a burst].
+        """
         parts = []
         for start in range(0, count, self.buffer_bursts):
             size = min(self.buffer_bursts, count - start)

@@ -4,29 +4,31 @@ One piece of code serves the mock board (which calls it directly) and a simulate
 Everything that decides a bit is integer arithmetic on tables that `host.chip_presets` prepares, so two machines agree.
 
 Weak cells
-    A row is one Poisson process of unit rate on an axis of *stress*. A point of the process is a cell of the row that fails
-    once the row's stress exceeds the point's coordinate, so harsher conditions only ever add cells. The process is generated
-    in parcels from the weakest end, each from a counter-based hash, up to the present stress: cost follows weak cells, not
-    cells, and nothing is remembered. With rate r a cell is weak with probability 1 - exp(-r / cells of the row), independently.
+    A row is one Poisson process of unit rate on an axis of *stress*. A point of the process is a cell of the row that
+    fails once the row's stress exceeds the point's coordinate, so harsher conditions only ever add cells. The process
+    is generated in parcels from the weakest end, each from a counter-based hash, up to the present stress: cost follows
+    weak cells, not cells, and nothing is remembered. With rate r a cell is weak with probability 1 - exp(-r / cells of
+    the row), independently.
 
-    Stress of a row = rate(VDD, time since ACT, temperature) x bank factor x row factor. A point's position follows bitline
-    and DQ lane factors: a share of the points falls on a few weak bitlines of the (bank, subarray).
+    Stress of a row = rate(VDD, time since ACT, temperature) x bank factor x row factor. A point's position follows
+    bitline and DQ lane factors: a share of the points falls on a few weak bitlines of the (bank, subarray).
 
 Reads
-    A weak cell flips with a probability that depends on the time since ACT, the stored bit and how many of its neighbours on
-    the adjacent data lines of its chip hold the other value. The draw is a hash of (seed, epoch, bank, activation index of the bank within the
-    epoch, cell). A flip may be restored into the cell, where it persists until the cell is rewritten.
+    A weak cell flips with a probability that depends on the time since ACT, the stored bit and how many of its
+    neighbours on the adjacent data lines of its chip hold the other value. The draw is a hash of (seed, epoch, bank,
+    activation index of the bank within the epoch, cell). A flip may be restored into the cell, where it persists until
+    the cell is rewritten.
 
 Writes
     A second, independent process gives the cells that a WRITE at this stress fails to change; they keep their old bit.
 
 Assumptions (no public measurement gives them): the joint effect of VDD and time is one of effective time (see
-`host.chip_presets`); bitline, DQ and write factors; persistence; neighbours are adjacent data lines of one chip. Retention,
-tRP and tRAS violations and disturbance are not modelled.
+`host.chip_presets`); bitline, DQ and write factors; persistence; neighbours are adjacent data lines of one chip.
+Retention, tRP and tRAS violations and disturbance are not modelled.
 
 Contents
-    Rows hold a pattern by number (`row_tag`), bursts that differ from it hold a tag each, and only bursts with data of their
-    own (tensors, restored or unwritten bits) hold bytes.
+    Rows hold a pattern by number (`row_tag`), bursts that differ from it hold a tag each, and only bursts with data of
+    their own (tensors, restored or unwritten bits) hold bytes.
 """
 
 from functools import partial
@@ -42,7 +44,8 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
 
-# Chip and Engine hold dozens of arrays; numba counts references to each at every call unless told that nothing is allocated.
+# Chip and Engine hold dozens of arrays; numba counts references to each at every call unless told that nothing is
+# allocated.
 njit = partial(_njit, cache=True, _nrt=False, error_model="numpy")
 inlined = partial(njit, forceinline=True)
 

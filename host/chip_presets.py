@@ -1,26 +1,29 @@
 """Vendor presets of the chip model, and the tables that turn operating conditions into integers.
 
 Measured, and held to by tests:
-    BER over tRCD at nominal VDD, data dependence, neighbour coupling and temperature: Chang et al., "Understanding Latency
-    Variation in Modern DRAM Chips", SIGMETRICS 2016 (DDR3 DIMMs of vendors A, B, C). First failing VDD at tRCD = 10 ns,
-    growth of faulty lines with VDD, clustering by rows, and the required tRCD by circuit simulation: Chang et al.,
-    "Understanding Reduced-Voltage Operation in Modern DRAM Devices", SIGMETRICS 2017 (DDR3L).
+    BER over tRCD at nominal VDD, data dependence, neighbour coupling and temperature: Chang et al., "Understanding
+    Latency Variation in Modern DRAM Chips", SIGMETRICS 2016 (DDR3 DIMMs of vendors A, B, C). First failing VDD at tRCD
+    = 10 ns, growth of faulty lines with VDD, clustering by rows, and the required tRCD by circuit simulation: Chang et
+    al., "Understanding Reduced-Voltage Operation in Modern DRAM Devices", SIGMETRICS 2017 (DDR3L).
 
 Assumed, since no data set gives the joint BER(VDD, tRCD) surface:
-    VDD and time act through one *effective time* = time since ACT x slowdown(nominal) / slowdown(VDD). For vendors A and B the
-    slowdown is the 2017 study's circuit simulation; for C that would contradict one study or the other, so C has a
-    slowdown of its own that passes through both. Where bits lie (bitline, DQ and bank factors), WRITE failures (the same
-    curve at `WRITE_MARGIN` times the effective time) and persistence are assumptions too.
+    VDD and time act through one *effective time* = time since ACT x slowdown(nominal) / slowdown(VDD). For vendors A
+    and B the slowdown is the 2017 study's circuit simulation; for C that would contradict one study or the other, so C
+    has a slowdown of its own that passes through both. Where bits lie (bitline, DQ and bank factors), WRITE failures
+    (the same curve at `WRITE_MARGIN` times the effective time) and persistence are assumptions too.
 
 Numbers are computed with `decimal`, whose results do not depend on the machine's mathematics library.
 """
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from itertools import pairwise
 from math import exp, isqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from host import chip as model
 from host.chip import Chip
@@ -80,8 +83,10 @@ class Preset:
     persistence: float = 0.05
 
 
-_CIRCUIT = ((1350, 8400), (1250, 8600), (1200, 8900), (1150, 9300), (1100, 10000), (1050, 10800), (1000, 12000))
-_CIRCUIT += ((950, 13700), (900, 16000))
+_CIRCUIT = (
+    *((1350, 8400), (1250, 8600), (1200, 8900), (1150, 9300), (1100, 10000), (1050, 10800), (1000, 12000)),
+    *((950, 13700), (900, 16000)),
+)
 
 PRESETS = {
     "A": Preset(
@@ -136,7 +141,7 @@ def _interpolate(x: Decimal, points: list[tuple[Decimal, Decimal]]) -> Decimal:
     """Piecewise linear through ``points`` (x descending), constant outside."""
     if x >= points[0][0]:
         return points[0][1]
-    for (x1, y1), (x2, y2) in zip(points, points[1:], strict=False):
+    for (x1, y1), (x2, y2) in pairwise(points):
         if x >= x2:
             return y2 + (y1 - y2) * (x - x2) / (x1 - x2)
     return points[-1][1]
@@ -203,12 +208,14 @@ def _poisson_table() -> model.I64:
 def _lognormal_factors(sigma: float, count: int) -> model.I64:
     """``count`` quantiles of a log-normal of mean 1, fixed point 8 bits."""
     values = np.array([exp(sigma * NormalDist().inv_cdf((k + 0.5) / count)) for k in range(count)])
-    return np.maximum(1, np.round(values / values.mean() * (1 << model.FACTOR_UNIT))).astype(np.int64)
+    factors: model.I64 = np.maximum(1, np.round(values / values.mean() * (1 << model.FACTOR_UNIT))).astype(np.int64)
+    return factors
 
 
 def _spread(sigma: float, count: int, rng: np.random.Generator) -> model.I64:
     """Log-normal factors in random order: their mean is 1, whatever the seed."""
-    return rng.permutation(_lognormal_factors(sigma, count))
+    factors: model.I64 = rng.permutation(_lognormal_factors(sigma, count))
+    return factors
 
 
 def _alias_table(weights: model.I64) -> tuple[model.I64, model.I64]:
@@ -283,7 +290,7 @@ def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
     )
 
 
-def _grown(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _grown(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     out = np.zeros((2 * values.shape[0], *values.shape[1:]), values.dtype)
     out[: values.shape[0]] = values
     return out
@@ -310,6 +317,6 @@ def with_more_memory(chip: Chip) -> Chip:
 
 
 def begin_epoch(chip: Chip, epoch: int) -> None:
-    """Tag the reads from here on with ``epoch`` and count activations from 0: draws repeat exactly when an epoch does."""
+    """Tag reads from here on with ``epoch`` and count activations from 0: draws repeat exactly when an epoch does."""
     chip.parameters[model.EPOCH] = epoch
     chip.act_index[:] = 0

@@ -95,7 +95,7 @@ _SATURATED = (1 << 32) - 1
 
 @njit()
 def _any_open(chip: Chip) -> bool:
-    for bank in range(chip.open_row.size):
+    for bank in range(chip.open_row.size):  # noqa: SIM110 (a generator would allocate)
         if chip.open_row[bank] >= 0:
             return True
     return False
@@ -445,8 +445,8 @@ def _advance(engine: Engine, line: I64) -> None:
 def run(engine: Engine, chip: Chip, program: I64, budget: int) -> None:
     """Run until the program halts, ends or faults, needs something of the caller, or has spent ``budget`` instructions.
 
-    On return ``state[STATE]`` tells which; WANT_MEMORY or WANT_SPEC is set where the caller must enlarge the chip's pools
-    or number a pattern before calling again.
+    On return ``state[STATE]`` tells which; WANT_MEMORY or WANT_SPEC is set where the caller must enlarge the chip's
+    pools or number a pattern before calling again.
     """
     s = engine.state
     while s[STATE] == _RUNNING and budget > 0:

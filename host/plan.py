@@ -107,8 +107,8 @@ class ScanPlan(_Table):
                 board.rail.check(vdd_mv)
         if self.access_mode == AccessMode.LINEAR and any(g.trcd_ps != board.timings.nominal_trcd_ps for g in self.grid):
             raise PlanError(
-                f"access_mode linear reads at nominal tRCD ({board.timings.nominal_trcd_ps} ps) only: later READs of an open "
-                "row do not see a short tRCD; use burst_per_activation"
+                f"access_mode linear reads at nominal tRCD ({board.timings.nominal_trcd_ps} ps) only: later READs of "
+                "an open row do not see a short tRCD; use burst_per_activation"
             )
 
 

@@ -216,7 +216,7 @@ def _preamble(build: EngineBuild, pattern: Pattern, refresh: bool, reserve_reads
 def fill(
     build: EngineBuild, traversal: Traversal, pattern: Pattern, trcd: int | None, refresh: bool = True
 ) -> list[Instruction]:
-    """Write a pattern: with open rows at nominal timing (``trcd`` None), or one burst per activation at ``trcd`` clocks."""
+    """Write a pattern: with open rows at nominal timing (``trcd`` None), or one burst per activation at ``trcd``."""
     data = Slot(Command.WR, 0, DATA_POINTER)
     walk = _open_row(build, traversal, data) if trcd is None else _burst_per_activation(build, traversal, data, trcd)
     return [*_preamble(build, pattern, refresh, 0), *walk, Instruction(Opcode.END)]

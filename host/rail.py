@@ -1,8 +1,9 @@
 """The DRAM supply: hard limits, ramps, read-back, and back to nominal on every exit.
 
-`Supply` is what a device driver offers; `Rail` is the only thing that talks to one. A `Rail` never sets a voltage outside
-`LIMITS` of its DRAM type, whatever a plan says, and leaving its ``with`` block by any path, an exception, Ctrl-C or SIGTERM
-included, returns the supply to nominal. SIGKILL cannot be caught: on hardware the gateware's restore sequencer or a guardian process covers it.
+`Supply` is what a device driver offers; `Rail` is the only thing that talks to one. A `Rail` never sets a voltage
+outside `LIMITS` of its DRAM type, whatever a plan says, and leaving its ``with`` block by any path, an exception,
+Ctrl-C or SIGTERM included, returns the supply to nominal. SIGKILL cannot be caught: on hardware the gateware's restore
+sequencer or a guardian process covers it.
 """
 
 from collections.abc import Iterator
@@ -79,8 +80,8 @@ class Rail:
         if abs(measured.millivolts - millivolts) > TOLERANCE_MV:
             self.restore()
             raise RailError(
-                f"the rail reads {measured.millivolts:.1f} mV after being set to {millivolts} mV (tolerance {TOLERANCE_MV:g} mV); "
-                "back at nominal; check the supply and its sense lines"
+                f"the rail reads {measured.millivolts:.1f} mV after being set to {millivolts} mV "
+                f"(tolerance {TOLERANCE_MV:g} mV); back at nominal; check the supply and its sense lines"
             )
         return measured
 

@@ -1,4 +1,4 @@
-"""Runs a scan plan on a board and keeps every finished point in a profile, so that a killed scan goes on where it was."""
+"""Runs a scan plan on a board and keeps each finished point in a profile: a killed scan goes on where it was."""
 
 import platform
 from datetime import UTC, datetime
