@@ -190,7 +190,9 @@ def collect(
         raise FitError(f"bank {untested[0] if untested else '(none)'} was not tested at {point}; tested: {tested}")
     found = [_in_banks(profile, record, chosen) for record in records]
     sections = _sections(records, chosen)
-    cell = np.unique(np.concatenate([counts.cell for counts in found]))
+    # Sorted runs: a stable sort merges them, many times faster than np.unique.
+    every = np.sort(np.concatenate([counts.cell for counts in found]), kind="stable")
+    cell = every[np.diff(every, prepend=-1) > 0]
     trials = np.zeros((2, cell.size), np.int64)
     errors = np.zeros((2, cell.size), np.int64)
     for record, counts in zip(records, found, strict=True):

@@ -1,0 +1,241 @@
+"""Profiles for others: flat tables that any tool opens, and a single file to hand over and bring back."""
+
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from profiles.errors import ProfileError
+from profiles.files import atomic_file, disk_errors, one_line
+from profiles.schema import PointRecord
+from profiles.storage import HEADER_NAME, MAX_HEADER_BYTES, POINTS_NAME, Profile
+
+SUFFIXES = (".parquet", ".csv", ".zip")
+
+_ENTRY = re.compile(rf"{re.escape(HEADER_NAME)}|{POINTS_NAME}/\d{{5,9}}\.parquet")
+_MAX_EXPANSION = 4  # point files are compressed already; an archive that promises more is no profile
+_SLACK_BYTES = 1 << 20
+_ROWS_A_BATCH = 1 << 20
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_CELL_SCHEMA = pa.schema(
+    [
+        ("point_index", pa.int32()),
+        ("vdd_mv", pa.int32()),
+        ("trcd_ps", pa.int32()),
+        ("write_condition", _TEXT),
+        ("pattern", _TEXT),
+        ("bank", pa.int16()),
+        ("row", pa.int32()),
+        ("column", pa.int16()),
+        ("dq", pa.int16()),
+        ("stored", pa.uint8()),
+        ("trials", pa.int32()),
+        ("errors", pa.int32()),
+    ]
+)
+
+
+def export(profile: Profile, path: Path | str) -> list[Path]:
+    """Write ``profile`` to ``path``, in the form that its suffix names.
+
+    - ``.parquet``, ``.csv``: one row for each cell that failed at a point, with address, operating point, pattern,
+      stored bit, trials and errors. Beside it ``NAME.points.parquet`` or ``.csv``, one row for each point, those
+      without an error included, and ``NAME.profile.json``, the profile's header with geometry, conditions and licence. A cell that
+      is in no row but in a point's region was read ``rounds`` times without an error; outside it was not tested.
+    - ``.zip``: the whole profile; `import_profile` brings it back.
+
+    Returns:
+        The files that were written; existing ones are replaced.
+
+    Raises:
+        ProfileError: another suffix, a damaged profile, or a full disk.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ProfileError(f"cannot export to '{path.name}'; end its name in one of {', '.join(SUFFIXES)}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".zip":
+        with atomic_file(path) as file:
+            _write_archive(profile, file)
+        return [path]
+    points, header = path.with_suffix(f".points{path.suffix}"), path.with_suffix(".profile.json")
+    with atomic_file(header) as file:
+        file.write(profile.header.model_dump_json(indent=2).encode())
+    with atomic_file(points) as file:
+        _write_table(file, path.suffix, _points_table(profile).schema, iter([_points_table(profile)]))
+    with atomic_file(path) as file:
+        _write_table(file, path.suffix, _CELL_SCHEMA, _cell_tables(profile))
+    return [path, points, header]
+
+
+def import_profile(path: Path | str, folder: Path | str) -> Profile:
+    """Bring the ``.zip`` that `export` wrote back as a profile in ``folder``, and check every point of it.
+
+    Raises:
+        ProfileError: not such a file, a damaged one, or ``folder`` exists already. ``folder`` is then as it was.
+    """
+    path, folder = Path(path), Path(folder)
+    if folder.exists():
+        raise ProfileError(f"{folder} exists already; give the name of a new folder for the profile")
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            _extract(path, staging / "profile")
+            profile = Profile.open(staging / "profile")
+            for record in profile.points:
+                profile.cells(record.index)
+            (staging / "profile").replace(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return Profile.open(folder)
+
+
+def _write_archive(profile: Profile, file: IO[bytes]) -> None:
+    # Stored, not deflated: the point files are compressed already.
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.write(profile.path / HEADER_NAME, HEADER_NAME)
+        for record in profile.points:
+            name = f"{POINTS_NAME}/{record.index:05d}.parquet"
+            archive.write(profile.path / name, name)
+
+
+def _extract(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_entries(path, entries)
+            (folder / POINTS_NAME).mkdir(parents=True)
+            for entry in entries:
+                with archive.open(entry) as source, (folder / entry.filename).open("xb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)  # zipfile stops at file_size, and checks the CRC
+    except FileNotFoundError as error:
+        raise ProfileError(f"{path} does not exist; check the path") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ProfileError(f"{path} is no intact profile archive ({one_line(error)}); fetch it again") from error
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Only files that a profile has, each once, none larger than its compressed size can explain."""
+    names = [entry.filename for entry in entries]
+    strange = [name for name in names if not _ENTRY.fullmatch(name)]
+    if strange or HEADER_NAME not in names:
+        what = f"holds '{strange[0][:80]}'" if strange else f"holds no {HEADER_NAME}"
+        raise ProfileError(f"{path} {what}, so it is not an exported profile; check the path")
+    if len(set(names)) != len(names):
+        raise ProfileError(f"{path} holds a file twice; it is damaged: fetch it again")
+    for entry in entries:
+        limit = _MAX_EXPANSION * entry.compress_size + _SLACK_BYTES
+        if entry.file_size > (MAX_HEADER_BYTES if entry.filename == HEADER_NAME else limit):
+            raise ProfileError(
+                f"{path} claims {entry.file_size} bytes for {entry.filename}; it is damaged: fetch it again"
+            )
+
+
+def _write_table(file: IO[bytes], suffix: str, schema: pa.Schema, tables: Iterator[Any]) -> None:
+    if suffix == ".csv":
+        plain = pa.schema([(field.name, pa.string() if field.type == _TEXT else field.type) for field in schema])
+        with pacsv.CSVWriter(file, plain) as writer:
+            for table in tables:
+                writer.write_table(table.cast(plain))
+    else:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+
+
+def _cell_tables(profile: Profile) -> Iterator[Any]:
+    for record in profile.points:
+        cells = profile.cells(record.index)
+        for low in range(0, cells.cell.size, _ROWS_A_BATCH):
+            part = slice(low, low + _ROWS_A_BATCH)
+            yield _cell_table(profile, record, cells.cell[part], cells.errors[part], cells.stored[part])
+
+
+def _cell_table(profile: Profile, record: PointRecord, cell: Any, errors: Any, stored: Any) -> Any:
+    geometry = profile.geometry
+
+    def constant(value: int) -> Any:
+        return np.full(cell.size, value, np.int32)
+
+    def text(value: str) -> Any:
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(cell.size, np.int32)), pa.array([value]))
+
+    columns = {
+        "point_index": constant(record.index),
+        "vdd_mv": constant(record.point.vdd_mv),
+        "trcd_ps": constant(record.point.trcd_ps),
+        "write_condition": text(record.write_condition),
+        "pattern": text(str(record.pattern)),
+        "bank": geometry.bank(cell).astype(np.int16),
+        "row": geometry.row(cell).astype(np.int32),
+        "column": geometry.column(cell).astype(np.int16),
+        "dq": geometry.dq(cell).astype(np.int16),
+        "stored": stored,
+        "trials": constant(record.rounds),
+        "errors": errors.astype(np.int32),
+    }
+    return pa.table(columns, schema=_CELL_SCHEMA)
+
+
+def _points_table(profile: Profile) -> Any:
+    return pa.Table.from_pylist([_point_row(profile, record) for record in profile.points], schema=_POINT_SCHEMA)
+
+
+def _point_row(profile: Profile, record: PointRecord) -> dict[str, Any]:
+    flat = record.model_dump(mode="json")
+    region = flat.pop("region")
+    return {
+        **flat,
+        **flat["point"],
+        "point_index": record.index,
+        "pattern": str(record.pattern),
+        "banks": " ".join(map(str, region["banks"])),
+        "row_start": region["row_start"],
+        "row_count": region["row_count"],
+        "stored_ones": " ".join(map(str, record.stored_ones)),
+        "tested_cells": record.region.cells(profile.geometry),
+        "started": record.started.isoformat(),
+    }
+
+
+_POINT_SCHEMA = pa.schema(
+    [
+        ("point_index", pa.int32()),
+        ("epoch", pa.int64()),
+        ("vdd_mv", pa.int32()),
+        ("trcd_ps", pa.int32()),
+        ("trcd_clocks", pa.int32()),
+        ("vdd_measured_mv", pa.float64()),
+        ("vdd_uncertainty_mv", pa.float64()),
+        ("temperature_c", pa.float64()),
+        ("write_condition", pa.string()),
+        ("write_vdd_mv", pa.int32()),
+        ("write_trcd_ps", pa.int32()),
+        ("pattern", pa.string()),
+        ("access_mode", pa.string()),
+        ("rewritten_each_round", pa.bool_()),
+        ("refresh", pa.string()),
+        ("banks", pa.string()),
+        ("row_start", pa.int32()),
+        ("row_count", pa.int32()),
+        ("tested_cells", pa.int64()),
+        ("rounds", pa.int32()),
+        ("stored_ones", pa.string()),
+        ("errors_zero_to_one", pa.int64()),
+        ("errors_one_to_zero", pa.int64()),
+        ("started", pa.string()),
+        ("duration_s", pa.float64()),
+    ]
+)
