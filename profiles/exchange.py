@@ -50,7 +50,7 @@ def export(profile: Profile, path: Path | str) -> list[Path]:
 
     - ``.parquet``, ``.csv``: one row for each cell that failed at a point, with address, operating point, pattern,
       stored bit, trials and errors. Beside it ``NAME.points.parquet`` or ``.csv``, one row for each point, those
-      without an error included, and ``NAME.profile.json``, the profile's header with geometry, conditions and licence. A cell that
+      without an error included, and ``NAME.profile.json``, the profile's header with geometry and licence. A cell that
       is in no row but in a point's region was read ``rounds`` times without an error; outside it was not tested.
     - ``.zip``: the whole profile; `import_profile` brings it back.
 
