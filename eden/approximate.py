@@ -11,6 +11,8 @@ recurrent layer holds between its time steps.
 import copy
 import itertools
 import json
+import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,16 +150,18 @@ class ApproximateNetwork(nn.Module):
                 self._memory.store(name, self.formats[name].encode(value))
                 self._stored_versions[name] = version
 
-    def calibrate(self, batches: Iterable[torch.Tensor], progress: Progress = silent) -> None:
+    def calibrate(self, batches: Iterable[torch.Tensor], quantile: float = 1.0, progress: Progress = silent) -> None:
         """Take scales and plausible ranges of all IFMs from reliable forward passes over ``batches`` of inputs.
 
-        Replaces any earlier calibration; what a later input exceeds a range by is saturated when it is stored.
+        Replaces any earlier calibration; what a later input exceeds a range by is saturated when it is stored. A
+        ``quantile`` below 1 tightens the ranges to it at both ends (the mean over batches): rare large values are then
+        saturated, and errors stay smaller.
 
         Raises:
             NetworkError: no batches, a layer with parameters that no batch reached, an input that is no plain tensor,
                 or values that are not finite.
         """
-        observer = _RangeObserver()
+        observer = _RangeObserver(quantile)
         handles = [layer.register_forward_pre_hook(observer.hook(path)) for path, layer in self._layers()]
         was_training = self.module.training
         try:
@@ -173,8 +177,8 @@ class ApproximateNetwork(nn.Module):
             for handle in handles:
                 handle.remove()
         self._check_reached(observer)
-        for name, (smallest, largest) in observer.ranges.items():
-            self.formats[name] = _named_format(name, self.precision, smallest, largest)
+        for name, ranges in observer.ranges.items():
+            self.formats[name] = _named_format(name, self.precision, *observer.combined(ranges))
         self._ifm_elements = observer.elements
 
     def twin(self, memory: ApproximateMemory | None = None) -> "ApproximateNetwork":
@@ -279,12 +283,15 @@ class ApproximateNetwork(nn.Module):
 
 
 class _RangeObserver:
-    """Collects smallest and largest value, and size an image, of every IFM."""
+    """Collects the range of values, and size an image, of every IFM."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantile: float) -> None:
+        if not 0.5 < quantile <= 1:
+            raise NetworkError(f"quantile {quantile} leaves no range; give one above 0.5, up to 1")
+        self.quantile = quantile
         self.images = 0  # of the batch in progress
         self.reached: set[str] = set()
-        self.ranges: dict[str, tuple[float, float]] = {}
+        self.ranges: dict[str, list[tuple[float, float]]] = {}
         self.elements: dict[str, int] = {}
 
     def hook(self, path: str) -> Any:
@@ -297,10 +304,21 @@ class _RangeObserver:
         return observe
 
     def _add(self, name: str, value: torch.Tensor) -> None:
-        smallest, largest = (float(bound) for bound in torch.aminmax(value))
-        seen = self.ranges.get(name, (smallest, largest))
-        self.ranges[name] = (min(smallest, seen[0]), max(largest, seen[1]))
+        flat = value.detach().reshape(-1)
+        rank = max(1, math.ceil(self.quantile * flat.numel()))
+        if rank == flat.numel():
+            smallest, largest = torch.aminmax(flat)
+        else:
+            smallest, largest = -torch.kthvalue(-flat, rank).values, torch.kthvalue(flat, rank).values
+        self.ranges.setdefault(name, []).append((float(smallest), float(largest)))
         self.elements[name] = max(-(-value.numel() // self.images), self.elements.get(name, 0))
+
+    def combined(self, ranges: list[tuple[float, float]]) -> tuple[float, float]:
+        """One range from those of the batches: all of it, or the mean where it is tightened."""
+        smallest, largest = zip(*ranges, strict=True)
+        if self.quantile == 1:
+            return (math.nan, math.nan) if any(map(math.isnan, smallest)) else (min(smallest), max(largest))
+        return statistics.fmean(smallest), statistics.fmean(largest)
 
 
 def read_checkpoint_metadata(path: Path) -> dict[str, str]:

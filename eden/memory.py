@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from eden.injection import Flips, flip_uniform, flip_weak_cells
-from eden.mapping import Placement
+from eden.placement import Placement
 from eden.seeds import derive_seed
 from profiles.cells import WeakCells
 from profiles.errors import CapacityError, NetworkError

@@ -1,0 +1,284 @@
+"""Boosting a network's error tolerance by curricular retraining (EDEN, section 1).
+
+Forward passes read weights and IFMs through approximate memory; gradients and master weights are reliable. The error
+rate rises from 0 in small steps. What the short schedule needs beyond the paper (clean accuracy fell without):
+
+- the unboosted network teaches (most of the loss is its softened outputs), as accuracy is counted from it;
+- ranges are *tightened*: weights are kept within some standard deviations and IFMs within a quantile. For integers the
+  largest value sets the scale of every error. Ranges are taken anew each epoch, as weights move;
+- the validation split decides which epoch is kept: the largest tolerance among those that keep the clean accuracy.
+
+A *control* goes through all of this without the errors, so that what retraining, teacher and ranges are worth alone is
+known. Bounding is on in both.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+
+from eden.approximate import ApproximateNetwork
+from eden.datasets import Dataset
+from eden.memory import ApproximateMemory, ReliableMemory
+from eden.precision import Precision
+from eden.seeds import derive_seed
+from eden.tolerance import AccuracyMeter, CurvePoint, MemoryAt, Sampling
+from eden.training import Hooks, Loss, Training, calibrate, train
+from profiles.errors import NetworkError
+from profiles.progress import Progress, silent
+
+PROBES = (1.0, 2.0, 4.0, 8.0)  # multiples of the baseline's tolerated BER
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """How boosting goes.
+
+    Attributes:
+        training: epochs, learning rate and so on.
+        highest: error rate at the curriculum's end, as a multiple of what the baseline tolerates.
+        ramp: share of the epochs over which the rate rises; it starts at 0 and then grows by a constant factor.
+        weight_limit: standard deviations that a weight may reach.
+        ifm_quantile: quantile of an IFM's values that its range holds.
+        teacher: weight of the unboosted network's outputs in the loss; labels have the rest.
+        temperature: softens those outputs.
+    """
+
+    training: Training
+    highest: float
+    weight_limit: float
+    ifm_quantile: float
+    ramp: float = 0.7
+    teacher: float = 0.9
+    temperature: float = 2.0
+
+
+INTEGER_BOOSTING = Boosting(
+    Training(epochs=14, learning_rate=3e-3, shift_pixels=1), highest=6.0, weight_limit=1.7, ifm_quantile=0.98
+)
+FP32_BOOSTING = Boosting(
+    Training(epochs=14, learning_rate=1e-3, shift_pixels=1), highest=3.0, weight_limit=3.0, ifm_quantile=0.999
+)
+
+
+def default_boosting(precision: Precision) -> Boosting:
+    """Settings that were found to work on the validation split for LeNet."""
+    return INTEGER_BOOSTING if precision.is_integer else FP32_BOOSTING
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of boosting, measured on the validation split.
+
+    Attributes:
+        epoch: from 0.
+        ber: error rate it trained at.
+        clean_accuracy: without errors.
+        estimated_ber: rough tolerance, interpolated between a few rates; 0 where clean accuracy misses the target.
+    """
+
+    epoch: int
+    ber: float
+    clean_accuracy: float
+    estimated_ber: float
+
+
+@dataclass(frozen=True)
+class BoostResult:
+    """What `boost` returns; measure both networks' tolerance on equal terms with `eden.tolerance.coarse`.
+
+    Attributes:
+        network: the boosted network, on reliable memory.
+        control: retrained alike, without errors; None where it was not asked for.
+        history, control_history: their epochs.
+        kept_epoch, control_kept_epoch: whose weights were kept; -1 means no epoch met the clean accuracy, and the
+            baseline's were.
+    """
+
+    network: ApproximateNetwork
+    control: ApproximateNetwork | None
+    history: tuple[EpochRecord, ...]
+    control_history: tuple[EpochRecord, ...]
+    kept_epoch: int
+    control_kept_epoch: int
+
+
+def boost(
+    baseline: ApproximateNetwork,
+    memory_at: MemoryAt,
+    data: Dataset,
+    tolerated_ber: float,
+    target_drop: float,
+    baseline_accuracy: float,
+    seed: int,
+    boosting: Boosting | None = None,
+    with_control: bool = True,
+    progress: Progress = silent,
+) -> BoostResult:
+    """Retrain a copy of ``baseline`` to tolerate more errors, and another without errors as control.
+
+    Args:
+        baseline: a trained, calibrated network; left as it is.
+        memory_at: makes the memory of a given error rate and seed to train with.
+        data: trains on ``train``, decides on ``validation``; ``test`` is not touched.
+        tolerated_ber: what the baseline tolerates, from `eden.tolerance.coarse`.
+        target_drop, baseline_accuracy: criterion for the clean accuracy, as fractions, as for `coarse`.
+        seed: of the order of images and of all errors.
+        boosting: settings; by default those of the precision.
+        with_control: also train the control, in as much time again.
+        progress: called after each epoch.
+
+    Raises:
+        NetworkError: ``tolerated_ber`` is not within 0..1.
+    """
+    if not 0 < tolerated_ber < 1:
+        raise NetworkError(f"tolerated BER {tolerated_ber} gives no scale to start from; allow more accuracy loss")
+    settings = boosting or default_boosting(baseline.precision)
+    arms = 2 if with_control else 1
+    epochs = settings.training.epochs
+    target = baseline_accuracy - target_drop
+
+    def retrain(arm: int, rates: Sequence[float]) -> _Retraining:
+        run = _Retraining(baseline, memory_at, data, settings, rates, tolerated_ber, target, seed)
+        run.go(lambda done, _: progress(arm * epochs + done, arms * epochs))
+        return run
+
+    boosted = retrain(0, curriculum(tolerated_ber, settings))
+    control = retrain(1, [0.0] * epochs) if with_control else None
+    return BoostResult(
+        boosted.kept_network(),
+        control.kept_network() if control else None,
+        tuple(boosted.history),
+        tuple(control.history) if control else (),
+        boosted.kept_epoch,
+        control.kept_epoch if control else -1,
+    )
+
+
+def curriculum(tolerated_ber: float, boosting: Boosting) -> list[float]:
+    """Error rate of each epoch: 0, then from a quarter of ``tolerated_ber`` up by equal factors, then constant."""
+    epochs = boosting.training.epochs
+    top = boosting.highest * tolerated_ber
+    start = min(top, tolerated_ber / 4)
+    rising = max(1, round(boosting.ramp * epochs) - 1)
+    rates = [start * (top / start) ** min(1.0, step / rising) for step in range(epochs - 1)]
+    return [0.0, *rates]
+
+
+class _Retraining:
+    """One arm: retrains a twin of the baseline and keeps its best epoch."""
+
+    def __init__(
+        self,
+        baseline: ApproximateNetwork,
+        memory_at: MemoryAt,
+        data: Dataset,
+        settings: Boosting,
+        rates: Sequence[float],
+        tolerated_ber: float,
+        target: float,
+        seed: int,
+    ) -> None:
+        self.network = baseline.twin()
+        self.teacher = baseline.twin().eval()
+        self.memory_at = memory_at
+        self.data = data
+        self.settings = settings
+        self.rates = rates
+        self.tolerated_ber = tolerated_ber
+        self.target = target
+        self.seed = seed
+        self.history: list[EpochRecord] = []
+        self.kept_epoch = -1
+        self._kept = (_copy_state(self.network), dict(self.network.formats))
+        self._best = 0.0
+
+    def go(self, progress: Progress) -> None:
+        train(
+            self.network,
+            self.data.train,
+            self.settings.training,
+            derive_seed(self.seed, "boost"),
+            loss=taught_by(self.teacher.module, self.settings.teacher, self.settings.temperature),
+            hooks=Hooks(self._set_errors, self._limit_weights, self._judge),
+            progress=progress,
+        )
+
+    def kept_network(self) -> ApproximateNetwork:
+        """The network of the best epoch, on reliable memory."""
+        state, formats = self._kept
+        self.network.module.load_state_dict(state)
+        self.network.formats = dict(formats)
+        self.network.memory = ReliableMemory()
+        return self.network.eval()
+
+    def _set_errors(self, epoch: int) -> None:
+        calibrate(self.network, self.data.train, self.settings.ifm_quantile)
+        ber = self.rates[epoch]
+        memory = self.memory_at(ber, derive_seed(self.seed, "train", epoch)) if ber else ReliableMemory()
+        self.network.memory = memory
+
+    def _limit_weights(self, epoch: int) -> None:
+        del epoch
+        with torch.no_grad():
+            for value in self.network.module.parameters():
+                if value.dim() > 1:
+                    limit = float(value.std()) * self.settings.weight_limit
+                    value.clamp_(-limit, limit)
+
+    def _judge(self, epoch: int) -> None:
+        """Record the epoch; keep it if it tolerates most. Epochs of the rising rate are only recorded as trained."""
+        calibrate(self.network, self.data.train, self.settings.ifm_quantile)
+        meter = AccuracyMeter(self.network, self.data.validation, Sampling(1, 50, derive_seed(self.seed, "probe")))
+        estimated = self._estimate(meter) if meter.clean >= self.target and self._may_be_kept(epoch) else 0.0
+        self.history.append(EpochRecord(epoch, self.rates[epoch], meter.clean, estimated))
+        if estimated > self._best:
+            self._best, self.kept_epoch = estimated, epoch
+            self._kept = (_copy_state(self.network), dict(self.network.formats))
+
+    def _may_be_kept(self, epoch: int) -> bool:
+        return epoch >= len(self.rates) * self.settings.ramp - 1
+
+    def _estimate(self, meter: AccuracyMeter) -> float:
+        points = [CurvePoint(0.0, meter.clean, meter.clean, meter.clean)]
+        for multiple in PROBES:
+            ber = multiple * self.tolerated_ber
+            points.append(meter.at(ber, self._memory_factory(ber)))
+        return crossing(points, self.target)
+
+    def _memory_factory(self, ber: float) -> Callable[[int], ApproximateMemory]:
+        return lambda seed: self.memory_at(ber, seed)
+
+
+def taught_by(teacher: torch.nn.Module, share: float, temperature: float) -> Loss:
+    """Loss against labels and, by ``share``, against the softened outputs of ``teacher`` (distillation)."""
+
+    def loss(outputs: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            taught = functional.softmax(teacher(images) / temperature, dim=1)
+        told = functional.log_softmax(outputs / temperature, dim=1)
+        imitation = functional.kl_div(told, taught, reduction="batchmean") * temperature**2
+        return share * imitation + (1 - share) * functional.cross_entropy(outputs, labels)
+
+    return loss
+
+
+def crossing(points: Sequence[CurvePoint], target: float) -> float:
+    """Where accuracy first falls to ``target``, interpolated in the logarithm of BER between ascending ``points``.
+
+    The last point's BER where it never does; between 0 and a first positive rate, linear.
+    """
+    for left, right in itertools.pairwise(points):
+        if right.accuracy < target:
+            share = (left.accuracy - target) / (left.accuracy - right.accuracy)
+            if left.ber == 0:
+                return right.ber * share
+            return math.exp(math.log(left.ber) + share * math.log(right.ber / left.ber))
+    return points[-1].ber
+
+
+def _copy_state(network: ApproximateNetwork) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.module.state_dict().items()}

@@ -1,0 +1,149 @@
+"""Training of baseline networks: float first, then in the stored precision, so that quantisation costs nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import nn
+
+from eden.approximate import ApproximateNetwork
+from eden.datasets import Dataset, Split
+from eden.networks import build
+from eden.precision import Precision
+from profiles.progress import Progress, silent
+
+CALIBRATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one stretch of training goes.
+
+    Attributes:
+        epochs: passes over the training split.
+        learning_rate: peak of a one-cycle schedule (Adam).
+        batch: images a step.
+        shift_pixels: each image moves by up to this much in both directions, at random.
+        gradient_norm: gradients are scaled down to this norm; rare huge errors then cannot undo an epoch.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch: int = 64
+    shift_pixels: int = 2
+    gradient_norm: float = 5.0
+
+
+FLOAT_TRAINING = Training(epochs=20, learning_rate=4e-3)
+QUANTISED_TRAINING = Training(epochs=3, learning_rate=5e-4)
+
+
+def train_baseline(
+    network_name: str,
+    precision: Precision,
+    data: Dataset,
+    seed: int,
+    float_training: Training = FLOAT_TRAINING,
+    quantised_training: Training = QUANTISED_TRAINING,
+    progress: Progress = silent,
+) -> ApproximateNetwork:
+    """Train the network ``network_name`` on ``data.train`` for reliable memory of the given precision.
+
+    Integer networks are then trained on in their stored precision. Same seed, same network.
+
+    Returns:
+        The network, calibrated, on reliable memory, in evaluation mode.
+    """
+    module = build(network_name, seed)
+    quantised_epochs = quantised_training.epochs if precision.is_integer else 0
+    total = float_training.epochs + quantised_epochs
+    train(module, data.train, float_training, seed, progress=lambda done, _: progress(done, total))
+    network = ApproximateNetwork(module, precision)
+    calibrate(network, data.train)
+    if quantised_epochs:
+        train(
+            network,
+            data.train,
+            quantised_training,
+            seed + 1,
+            hooks=Hooks(before_epoch=lambda epoch: calibrate(network, data.train)),
+            progress=lambda done, _: progress(float_training.epochs + done, total),
+        )
+        calibrate(network, data.train)
+    return network.eval()
+
+
+def calibrate(network: ApproximateNetwork, split: Split, quantile: float = 1.0) -> None:
+    """Take the network's scales and plausible ranges from all of ``split``; see `ApproximateNetwork.calibrate`."""
+    network.calibrate(split.batches(CALIBRATION_BATCH), quantile)
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Loss from outputs, images and labels."""
+
+
+def cross_entropy(outputs: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of ``outputs`` (logits) against ``labels``."""
+    del images
+    return functional.cross_entropy(outputs, labels)
+
+
+def _nothing(epoch: int) -> None:
+    del epoch
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What else happens in training. Epochs count from 0.
+
+    Attributes:
+        before_epoch, after_epoch: called with the epoch's number.
+        after_step: called with the epoch's number after each optimiser step.
+    """
+
+    before_epoch: Callable[[int], None] = _nothing
+    after_step: Callable[[int], None] = _nothing
+    after_epoch: Callable[[int], None] = _nothing
+
+
+def train(
+    network: nn.Module,
+    split: Split,
+    training: Training,
+    seed: int,
+    loss: Loss = cross_entropy,
+    hooks: Hooks = Hooks(),
+    progress: Progress = silent,
+) -> None:
+    """Train ``network`` in place."""
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
+    steps = training.epochs * -(-len(split) // training.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.learning_rate, total_steps=max(1, steps))
+    for epoch in range(training.epochs):
+        hooks.before_epoch(epoch)
+        network.train()
+        for chosen in torch.split(torch.randperm(len(split), generator=generator), training.batch):
+            images = shift_randomly(split.images[chosen], training.shift_pixels, generator)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss(network(images), images, split.labels[chosen]))
+            nn.utils.clip_grad_norm_(network.parameters(), training.gradient_norm)
+            optimiser.step()
+            schedule.step()
+            hooks.after_step(epoch)
+        network.eval()
+        hooks.after_epoch(epoch)
+        progress(epoch + 1, training.epochs)
+
+
+def shift_randomly(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
+    """Each of ``images`` [n, c, h, w] moved by up to ``pixels`` along both axes, padded with the smallest value."""
+    if not pixels:
+        return images
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (pixels,) * 4, value=float(images.min()))
+    down, right = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator)
+    rows = (down + torch.arange(height))[:, :, None]
+    columns = (right + torch.arange(width))[:, None, :]
+    return padded[torch.arange(count)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
