@@ -1,0 +1,154 @@
+"""`eden scan`, `eden profile …` and `eden fit`: from a board to an error profile and its error models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from host.boards import open_board
+from host.cli.console import console, progress_bar, table
+from host.cli.plan import load_plan
+from host.scan import scan as run_scan
+from profiles import exchange, plots, statistics
+from profiles.errors import PlanError
+from profiles.fit import FitReport
+from profiles.fit import fit as fit_models
+from profiles.schema import OperatingPoint, WriteCondition
+from profiles.storage import Profile
+
+ProfilePath = Annotated[Path, typer.Argument(help="Profile folder, as `eden scan` writes it.")]
+PlanPath = Annotated[Path, typer.Argument(help="Plan (TOML), e.g. plans/default.toml.")]
+
+profile_app = typer.Typer(no_args_is_help=True, help="Look at an error profile, and hand it over.")
+
+
+def scan(
+    plan: PlanPath,
+    board: Annotated[str | None, typer.Option(help="Board, e.g. mock:B:1; instead of the plan's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Profile folder; instead of OUTPUT/profile of the plan.")] = None,
+) -> None:
+    """Sweep VDD x tRCD x pattern over a board and write an error profile.
+
+    Each finished point is on disk before the next begins: stop it at any time and give the same command to go on.
+    """
+    settings = load_plan(plan)
+    path = out or settings.output / "profile"
+    opened = open_board(board or settings.board)
+    try:
+        with progress_bar("scan") as progress:
+            profile = run_scan(opened, settings.scan, path, progress)
+    finally:
+        opened.close()
+    console.print(f"{len(profile.points)} points, {sum(p.errors for p in profile.points)} errors: {path}")
+
+
+@profile_app.command()
+def show(profile: ProfilePath) -> None:
+    """What a profile holds: module, conditions, and the BER at each operating point with its 95 % interval."""
+    opened = Profile.open(profile)
+    header, module = opened.header, opened.header.module
+    console.print(f"[bold]{module.manufacturer} {module.part_number}[/] {module.serial_number}, {module.dram_type}")
+    geometry = header.geometry
+    console.print(
+        f"{geometry.banks} banks x {geometry.rows} rows x {geometry.columns} columns x {geometry.data_width} DQ; board "
+        f"{header.board}, tCK {header.tck_ps} ps; {len(opened.points)} of {header.planned_points} points; "
+        f"{header.licence}"
+    )
+    for condition in WriteCondition:
+        rows = []
+        for entry in statistics.ber_surface(opened, condition):
+            b = entry.ber
+            rows.append(
+                [
+                    *(str(entry.point), f"{entry.vdd_measured_mv:.1f}", f"{b.errors}", f"{b.trials:.3g}"),
+                    *(f"{b.ber:.2e}", f"{b.low:.2e} .. {b.high:.2e}"),
+                ]
+            )
+        if rows:
+            columns = ["VDD, tRCD", "measured mV", "errors", "trials", "BER", "95 %"]
+            table(f"written at: {condition.value.replace('_', ' ')}", columns, rows)
+
+
+@profile_app.command()
+def plot(
+    profile: ProfilePath,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures (PNG).")] = Path("build/plots"),
+    vdd_mv: Annotated[int | None, typer.Option(help="VDD of the map; default: the point with most errors.")] = None,
+    trcd_ps: Annotated[int | None, typer.Option(help="tRCD of the map.")] = None,
+) -> None:
+    """Draw BER over VDD and tRCD, and where the errors lie (bank, row, bitline, DQ lane)."""
+    opened = Profile.open(profile)
+    records = [
+        record
+        for record in opened.points
+        if vdd_mv in (None, record.point.vdd_mv) and trcd_ps in (None, record.point.trcd_ps)
+    ]
+    if not records:
+        raise PlanError(f"{profile} holds no point at {vdd_mv} mV, {trcd_ps} ps; `eden profile show` lists them")
+    worst = max(records, key=lambda record: record.errors).point
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in {
+        "ber.png": plots.plot_ber_surface(opened),
+        "where.png": plots.plot_spatial(opened, opened.find(worst)),
+    }.items():
+        figure.savefig(out / name, dpi=120)
+        console.print(str(out / name))
+
+
+@profile_app.command()
+def export(
+    profile: ProfilePath,
+    file: Annotated[Path, typer.Argument(help="NAME.csv, NAME.parquet (flat tables) or NAME.zip (the whole profile).")],
+) -> None:
+    """Write a profile as tables for other programs, or as one file to hand over."""
+    for written in exchange.export(Profile.open(profile), file):
+        console.print(str(written))
+
+
+@profile_app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="NAME.zip, as `eden profile export` writes it.")],
+    profile: Annotated[Path, typer.Argument(help="Folder to make.")],
+) -> None:
+    """Unpack a profile that someone handed over, and check every point of it."""
+    imported = exchange.import_profile(file, profile)
+    console.print(f"{len(imported.points)} points: {profile}")
+
+
+def fit(
+    profile: ProfilePath,
+    vdd_mv: Annotated[int, typer.Option(help="VDD of the operating point, mV.")],
+    trcd_ps: Annotated[int, typer.Option(help="tRCD of the operating point, ps.")],
+    write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
+    out: Annotated[Path | None, typer.Option(help="File for the chosen model (Parquet).")] = None,
+) -> None:
+    """Fit Error Models 0-3 to one operating point by maximum likelihood, and choose.
+
+    Needs a point with errors: `eden profile show` lists them.
+    """
+    point = OperatingPoint(vdd_mv=vdd_mv, trcd_ps=trcd_ps)
+    report = fit_models(Profile.open(profile), point, write)
+    show_fit(report, f"{point}, written at: {write.value.replace('_', ' ')}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.model.save(out)
+        console.print(str(out))
+
+
+def show_fit(report: FitReport, title: str) -> None:
+    """Print the table of likelihoods, the choice marked."""
+    rows = [
+        [
+            f"{'→' if number == report.chosen else ' '} Model {number}",
+            f"{entry.log_likelihood:.1f}",
+            f"{entry.parameters}",
+            f"{entry.bic:.1f}",
+            f"{entry.model.ber():.3e}",
+        ]
+        for number, entry in sorted(report.fits.items())
+    ]
+    table(title, ["error model", "log likelihood", "parameters", "BIC", "BER"], rows)
+    for number, reason in report.unavailable.items():
+        console.print(f"  Model {number}: {reason}")
+    if report.near_tie:
+        console.print("  Model 0 is within a near tie of the best, and the cheapest to inject.")

@@ -1,0 +1,59 @@
+"""The `eden` command: one subcommand a stage, and `eden run` for all of them."""
+
+import signal
+import sys
+from types import FrameType
+
+import click
+import typer
+
+import host.cli.characterise as characterise
+import host.cli.networks as networks
+import host.cli.run as run
+from host.cli.console import complain
+from profiles.errors import EdenError
+
+app = typer.Typer(
+    name="eden",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Characterise approximate DRAM, and run neural networks from it.
+
+    The stages, in order: **scan** a board into an error profile, look at it with **profile**, **fit** error models
+    to it, **train** a network, **boost** its error tolerance, measure that **tolerance**, **map** its tensors to DRAM,
+    **infer** from that DRAM, **report**. **run** does them all from one plan and goes on where it was stopped.
+    """,
+)
+app.add_typer(characterise.profile_app, name="profile")
+for command in (
+    *(characterise.scan, characterise.fit),
+    *(networks.train, networks.boost, networks.tolerance, networks.map_, networks.infer),
+    *(run.report, run.run),
+):
+    app.command(name=command.__name__.rstrip("_"))(command)
+
+
+def _terminate(signal_number: int, frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, so that rails return to nominal and files are closed."""
+    raise SystemExit(128 + signal_number)
+
+
+def main() -> None:
+    """Entry point: every failure is one line that says what to do, and a non-zero exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        typer.main.get_command(app).main(standalone_mode=False)
+    except EdenError as error:
+        complain(str(error))
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except OSError as error:
+        complain(f"{error}; what was finished is kept: mend it and run the same command again")
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        complain("interrupted; what was finished is kept: run the same command again to go on")
+        sys.exit(130)

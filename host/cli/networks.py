@@ -1,0 +1,161 @@
+"""`eden train`, `boost`, `tolerance`, `map` and `infer`: one stage at a time, with files in between."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eden.approximate import ApproximateNetwork
+from eden.boosting import boost as boost_network
+from eden.inference import evaluate
+from eden.mapping import DramMapping
+from eden.networks import NETWORKS
+from eden.precision import Precision
+from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
+from eden.training import train_baseline
+from host.boards import open_board
+from host.cli import stages
+from host.cli.characterise import ProfilePath
+from host.cli.console import console, progress_bar, table
+from profiles.error_models import load_error_model
+from profiles.errors import NetworkError
+from profiles.storage import Profile
+
+NetworkPath = Annotated[Path, typer.Argument(help="Network, as `eden train` or `eden boost` writes it.")]
+ModelPath = Annotated[Path, typer.Option(help="Error model, as `eden fit --out` writes it.")]
+TargetDrop = Annotated[float, typer.Option(help="Accuracy that may be lost, percent of images.")]
+Baseline = Annotated[
+    Path | None, typer.Option(help="Unboosted network that the loss counts from; default: the network itself.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
+    network: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "lenet",
+    precision: Annotated[Precision, typer.Option(help="Stored number format.")] = Precision.INT8,
+    seed: Seed = 1,
+) -> None:
+    """Train a baseline network on reliable memory."""
+    if network not in NETWORKS:
+        raise NetworkError(f"'{network}' is no network; use one of: {', '.join(NETWORKS)}")
+    with progress_bar("train") as progress:
+        trained = train_baseline(network, precision, stages.dataset(), seed, progress=progress)
+    trained.save(out, network)
+    split = stages.dataset().validation
+    accuracy = evaluate(trained, split.images, split.labels)
+    console.print(f"validation accuracy {100 * accuracy.accuracy:.1f} % of {accuracy.total} images: {out}")
+
+
+def boost(
+    network: NetworkPath,
+    model: ModelPath,
+    out: Annotated[Path, typer.Option(help="File for the boosted network.")],
+    target_drop: TargetDrop = 1.0,
+    seed: Seed = 1,
+) -> None:
+    """Raise a network's error tolerance by curricular retraining against an error model (EDEN, section 1)."""
+    before = stages.load_network(network)
+    name = stages.network_name(network)
+    memory_at, data = stages.model_memory(load_error_model(model)), stages.dataset()
+    clean, drop = _clean_accuracy(before), target_drop / 100
+    with progress_bar("tolerance before") as progress:
+        tolerated = coarse(before, memory_at, data.validation, drop, clean, progress=progress)
+    with progress_bar("boost") as progress:
+        boosted = boost_network(before, memory_at, data, tolerated.ber, drop, clean, seed, progress=progress)
+    boosted.network.save(out, name)
+    with progress_bar("tolerance after") as progress:
+        after = coarse(boosted.network, memory_at, data.validation, drop, clean, progress=progress)
+    console.print(f"tolerable BER {tolerated.ber:.2e} before, {after.ber:.2e} after: {out}")
+
+
+def tolerance(
+    network: NetworkPath,
+    model: ModelPath,
+    baseline: Baseline = None,
+    target_drop: TargetDrop = 1.0,
+    out: Annotated[Path | None, typer.Option(help="File for the tolerances (JSON), which `eden map` needs.")] = None,
+    seed: Seed = 1,
+) -> None:
+    """The highest tolerable bit error rate: one for the whole network, then one for each tensor (EDEN, section 2)."""
+    loaded = stages.load_network(network)
+    clean = _clean_accuracy(stages.load_network(baseline) if baseline else loaded)
+    memory_at, data = stages.model_memory(load_error_model(model)), stages.dataset()
+    sampling, drop = Sampling(seed=seed), target_drop / 100
+    with progress_bar("coarse") as progress:
+        whole = coarse(loaded, memory_at, data.validation, drop, clean, sampling, progress=progress)
+    _show_curve(whole)
+    with progress_bar("fine") as progress:
+        each = fine(loaded, memory_at, data.validation, drop, clean, whole.ber, sampling, progress=progress)
+    table("fine", ["tensor", "tolerable BER"], [[name, f"{ber:.2e}"] for name, ber in each.ber.items()])
+    if out is not None:
+        stages.save_json(out, {"target_accuracy": clean - drop, "coarse": whole.ber, "fine": each.ber})
+        console.print(str(out))
+
+
+def map_(
+    network: NetworkPath,
+    profile: ProfilePath,
+    tolerance: Annotated[Path, typer.Option(help="Tolerances, as `eden tolerance --out` writes them.")],
+    out: Annotated[Path, typer.Option(help="File for the mapping (JSON).")],
+    batch: Annotated[int, typer.Option(help="Images in DRAM at a time.")] = 100,
+    seed: Seed = 1,
+) -> None:
+    """Place every tensor, at the lowest VDD that meets the target over the profile's own cells (EDEN, section 3)."""
+    tolerated = stages.load_tolerance(tolerance)
+    split = stages.dataset().validation
+    with progress_bar("map") as progress:
+        choice = stages.choose_point(
+            stages.load_network(network),
+            tolerated.fine,
+            Profile.open(profile),
+            split,
+            tolerated.target_accuracy,
+            batch,
+            5,
+            seed,
+            progress,
+        )
+    place = choice.footprint
+    place.mapping.save(out)
+    rows = [
+        [p.tensor, p.partition, str(p.point), f"{p.cells / 8192:.1f}", f"{place.ber[p.tensor]:.1e}"]
+        for p in place.mapping.placements.values()
+    ]
+    table("mapping", ["tensor", "partition", "VDD, tRCD", "KiB", "BER"], rows)
+    console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
+
+
+def infer(
+    network: NetworkPath,
+    mapping: Annotated[Path, typer.Argument(help="Mapping, as `eden map` writes it.")],
+    board: Annotated[str, typer.Option(help="Board, e.g. mock:B:1.")],
+) -> None:
+    """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM."""
+    loaded, places, test = stages.load_network(network), DramMapping.load(mapping), stages.dataset().test
+    clean = evaluate(loaded, test.images, test.labels)
+    opened = open_board(board)
+    try:
+        with progress_bar("infer") as progress:
+            accuracy, memory = stages.infer_on_board(opened, loaded, places, test, progress)
+    finally:
+        opened.close()
+    rate = memory.total_flips / memory.total_bits_read
+    console.print(
+        f"accuracy on DRAM {100 * accuracy.accuracy:.1f} % ({100 * accuracy.low:.1f} .. {100 * accuracy.high:.1f}, "
+        f"95 %) of {accuracy.total} images, {100 * clean.accuracy:.1f} % in reliable memory; "
+        f"{memory.total_flips} bits read wrong, BER {rate:.2e}"
+    )
+
+
+def _clean_accuracy(network: ApproximateNetwork) -> float:
+    split = stages.dataset().validation
+    return evaluate(network, split.images, split.labels).accuracy
+
+
+def _show_curve(found: CoarseTolerance) -> None:
+    rows = [
+        [f"{p.ber:.2e}", f"{100 * p.accuracy:.2f}", f"{100 * p.low:.2f} .. {100 * p.high:.2f}"] for p in found.curve
+    ]
+    table("accuracy over BER", ["BER", "accuracy, %", "95 %"], rows)
+    console.print(f"the whole network tolerates {found.ber:.2e} (target {100 * found.target:.2f} %)")

@@ -1,0 +1,51 @@
+"""The plan of a whole run, as TOML: board, scan and network."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from eden.precision import Precision
+from host.plan import ScanPlan, load_toml
+
+
+class NetworkPlan(BaseModel):
+    """What to run from the DRAM.
+
+    Attributes:
+        name: a network of `eden.networks`.
+        precisions: stored number formats, each a run of its own.
+        seed: of training, error draws and maps.
+        target_drop_pct: accuracy that may be lost against the unboosted network in reliable memory, percent of images.
+        batch: images in DRAM at a time.
+        draws: error draws behind each accuracy while searching.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "lenet"
+    precisions: tuple[Precision, ...] = (Precision.INT8, Precision.FP32)
+    seed: int = 1
+    target_drop_pct: float = Field(default=1.0, gt=0, le=100)
+    batch: int = Field(default=100, gt=0, le=10_000)
+    draws: int = Field(default=5, ge=2, le=1000)
+
+
+class RunPlan(BaseModel):
+    """One run of all stages.
+
+    Attributes:
+        board: as for ``--board``.
+        output: folder of everything the run makes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    board: str
+    output: Path
+    scan: ScanPlan
+    network: NetworkPlan = NetworkPlan()
+
+
+def load_plan(path: Path) -> RunPlan:
+    """Read a plan. Raises PlanError (see `host.plan.load_toml`)."""
+    return load_toml(path, RunPlan)

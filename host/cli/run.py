@@ -1,0 +1,329 @@
+"""`eden run`: every stage from one plan, resumable; and `eden report`."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eden.approximate import ApproximateNetwork
+from eden.boosting import boost
+from eden.inference import Prediction, agrees, evaluate, predict_accuracy
+from eden.precision import Precision
+from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
+from eden.training import train_baseline
+from host.board import Board
+from host.boards import open_board
+from host.cli import stages
+from host.cli.characterise import PlanPath, show_fit
+from host.cli.console import console, progress_bar, table
+from host.cli.plan import NetworkPlan, RunPlan, load_plan
+from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
+from host.cli.stages import AT_POINT, NOMINAL, Choice, Footprint
+from host.scan import scan
+from profiles import plots
+from profiles.error_models import ErrorModel
+from profiles.errors import ProfileError
+from profiles.fit import FitReport
+from profiles.schema import OperatingPoint
+from profiles.storage import Profile
+
+REPORT_VERSION = 1
+PREDICTION_DRAWS = 20
+
+
+def run(
+    plan: PlanPath,
+    board: Annotated[str | None, typer.Option(help="Board, e.g. mock:B:1; instead of the plan's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; instead of the plan's.")] = None,
+) -> None:
+    """All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report.
+
+    Ends in a table and the path of the report. Stop it at any time; the same command goes on where it was.
+    """
+    settings = load_plan(plan)
+    settings = settings.model_copy(update={"board": board or settings.board, "output": out or settings.output})
+    opened = open_board(settings.board)
+    try:
+        content = _run(settings, opened)
+    finally:
+        opened.close()
+    table("Accuracy with every weight and IFM in DRAM", SUMMARY_COLUMNS, summary_rows(content))
+    for results in content["precisions"].values():
+        console.print(results["boost_sentence"])
+    console.print(f"report: {settings.output / 'report.html'}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of `eden run`.")] = Path("build/run"),
+) -> None:
+    """Write report.html again from a finished run's report.json and profile."""
+    file = folder / "report.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != "eden-run":
+            raise ValueError(content["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProfileError(f"{file} is no report of this toolkit, or is damaged; run `eden run` again") from error
+    profile = Profile.open(folder / "profile")
+    _write_report(folder, content, profile, _fit_reports(profile, content))
+    console.print(str(folder / "report.html"))
+
+
+def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
+    out, network_plan = settings.output, settings.network
+    with progress_bar("scan") as progress:
+        profile = scan(board, settings.scan, out / "profile", progress)
+    with progress_bar("fit error models"):
+        reference = stages.reference_point(profile)
+        fits = stages.fits_at(profile, reference)
+    for condition, fitted in fits.items():
+        show_fit(fitted, f"{reference}, written at: {condition.value.replace('_', ' ')}")
+    data = stages.dataset()
+    content: dict[str, Any] = {
+        "format": "eden-run",
+        "version": REPORT_VERSION,
+        "target_drop_pct": network_plan.target_drop_pct,
+        "n_test": len(data.test),
+        "nominal_vdd_mv": board.module.nominal_vdd_mv,
+        "nominal_trcd_ps": board.module.nominal_trcd_ps,
+        "board": settings.board,
+        "module": board.module.model_dump(mode="json"),
+        "network": network_plan.name,
+        "data": data.name,
+        "seed": network_plan.seed,
+        "reference_point": reference.model_dump(),
+        "precisions": {},
+        "notes": _notes(board),
+    }
+    for precision in network_plan.precisions:
+        folder = out / precision.value
+        key = _digest(settings, precision)
+        content["precisions"][precision.value] = _cached(
+            folder / "results.json",
+            key,
+            partial(_run_precision, network_plan, precision, folder, profile, fits[AT_POINT].model, board),
+        )
+    stages.save_json(out / "report.json", content)
+    _write_report(out, content, profile, _fit_reports(profile, content))
+    return content
+
+
+def _digest(settings: RunPlan, precision: Precision) -> str:
+    """What a precision's results depend on, besides the code."""
+    text = settings.model_dump_json(exclude={"output": True, "network": {"precisions"}})
+    return hashlib.sha256(f"{text}{precision.value}".encode()).hexdigest()
+
+
+def _cached(file: Path, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The results in ``file`` if they were made from the same plan; else computed, and kept there."""
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if kept.get("made_from") == key:
+            return dict(kept["results"])
+    results = compute()
+    stages.save_json(file, {"made_from": key, "results": results})
+    return results
+
+
+def _run_precision(
+    plan: NetworkPlan, precision: Precision, folder: Path, profile: Profile, model: ErrorModel, board: Board
+) -> dict[str, Any]:
+    """Train, boost, search, map and infer in one precision."""
+    data, memory_at = stages.dataset(), stages.model_memory(model)
+    drop = plan.target_drop_pct / 100
+    sampling = Sampling(draws=plan.draws, batch=plan.batch, seed=plan.seed)
+    with progress_bar(f"{precision}: train") as progress:
+        baseline = train_baseline(plan.name, precision, data, plan.seed, progress=progress)
+    baseline.save(folder / "baseline.safetensors", plan.name)
+    clean = evaluate(baseline, data.validation.images, data.validation.labels).accuracy
+
+    def tolerance(network: ApproximateNetwork, label: str) -> CoarseTolerance:
+        with progress_bar(f"{precision}: tolerance, {label}") as progress:
+            return coarse(network, memory_at, data.validation, drop, clean, sampling, progress=progress)
+
+    before = tolerance(baseline, "before")
+    with progress_bar(f"{precision}: boost") as progress:
+        boosted = boost(baseline, memory_at, data, before.ber, drop, clean, plan.seed, progress=progress)
+    boosted.network.save(folder / "boosted.safetensors", plan.name)
+    after = tolerance(boosted.network, "boosted")
+    control = tolerance(boosted.control or baseline, "error-free control")
+    use_boosted = after.ber > before.ber
+    network, best = (boosted.network, after) if use_boosted else (baseline, before)
+    with progress_bar(f"{precision}: tolerance of each tensor") as progress:
+        rates = fine(network, memory_at, data.validation, drop, clean, best.ber, sampling, progress=progress)
+    with progress_bar(f"{precision}: map") as progress:
+        choice = stages.choose_point(
+            network, rates.ber, profile, data.validation, clean - drop, plan.batch, plan.draws, plan.seed, progress
+        )
+    choice.footprint.mapping.save(folder / "mapping.json")
+    results = _final_check(precision, board, profile, baseline, network, choice, drop)
+    results |= {
+        "ber_tolerated_before": before.ber,
+        "ber_tolerated_after": best.ber if use_boosted else after.ber,
+        "ber_tolerated_control": control.ber,
+        "boost_sentence": _boost_sentence(precision, before, after, control),
+        "boosted_network_used": use_boosted,
+        "validation_baseline_accuracy": clean,
+        "target_accuracy": clean - drop,
+        "curves": {
+            name: [vars(point) for point in found.curve]
+            for name, found in (("before", before), ("control", control), ("after", after))
+        },
+    }
+    for tensor in results["tensors"]:
+        tensor["ber_tolerated"] = rates.ber[tensor["name"]]
+    return results
+
+
+def _final_check(
+    precision: Precision,
+    board: Board,
+    profile: Profile,
+    baseline: ApproximateNetwork,
+    network: ApproximateNetwork,
+    choice: Choice,
+    drop: float,
+) -> dict[str, Any]:
+    """The one look at the test split: on DRAM at the chosen point and at the next, and what models predict."""
+    test, place = stages.dataset().test, choice.footprint
+    point = _point(place)
+    board.environment.begin_epoch(len(profile.points))
+    clean = evaluate(baseline, test.images, test.labels).accuracy
+    with progress_bar(f"{precision}: infer on DRAM, {point}") as progress:
+        measured, memory = stages.infer_on_board(board, network, place.mapping, test, progress)
+    with progress_bar(f"{precision}: predict"):
+        fits = stages.fits_at(profile, point)
+        by_model = _predict(network, stages.fitted_memory(fits, list(place.mapping.placements)), place)
+        by_cells = _predict(network, place.memory, place)
+    results = {
+        "baseline_accuracy": clean,
+        "accuracy_on_dram": measured.accuracy,
+        "accuracy_low": measured.low,
+        "accuracy_high": measured.high,
+        "target_met": measured.accuracy >= clean - drop,
+        "vdd_mv": point.vdd_mv,
+        "trcd_ps": point.trcd_ps,
+        "ber": place.mean_ber,
+        "ber_observed": memory.total_flips / memory.total_bits_read,
+        "flips_read": memory.total_flips,
+        "bits_read": memory.total_bits_read,
+        "error_model": fits[AT_POINT].chosen,
+        "error_model_sentence": f"Error Model {fits[NOMINAL].chosen} (weights) and {fits[AT_POINT].chosen} (IFMs)",
+        "accuracy_predicted": by_model.mean,
+        "predicted_low": by_model.low,
+        "predicted_high": by_model.high,
+        "prediction_agrees": agrees(measured, by_model),
+        "accuracy_predicted_cells": by_cells.mean,
+        "predicted_cells_low": by_cells.low,
+        "predicted_cells_high": by_cells.high,
+        "cells_prediction_agrees": agrees(measured, by_cells),
+        "validation_accuracy_at_point": choice.predicted.mean,
+        "tensors": [
+            {
+                "name": spec.name,
+                "kind": spec.kind,
+                "bits": spec.bits(place.mapping.images),
+                "partition": place.mapping.placements[spec.name].partition,
+                "vdd_mv": point.vdd_mv,
+                "trcd_ps": point.trcd_ps,
+                "ber": place.ber[spec.name],
+                "flips_read": memory.flips.get(spec.name, 0),
+            }
+            for spec in network.tensors()
+        ],
+    }
+    return results | _next_point(precision, board, network, choice, clean - drop)
+
+
+def _next_point(
+    precision: Precision, board: Board, network: ApproximateNetwork, choice: Choice, target: float
+) -> dict[str, Any]:
+    """The same network on DRAM at the next harsher point of the grid."""
+    if choice.next_footprint is None or choice.next_predicted is None:
+        return {"next_point": None, "next_point_accuracy": None, "next_point_fails": None}
+    place = choice.next_footprint
+    point = _point(place)
+    with progress_bar(f"{precision}: infer on DRAM, {point}") as progress:
+        measured, _ = stages.infer_on_board(board, network, place.mapping, stages.dataset().test, progress)
+    return {
+        "next_point": {"vdd_mv": point.vdd_mv, "trcd_ps": point.trcd_ps, "ber": place.mean_ber},
+        "next_point_accuracy": measured.accuracy,
+        "next_point_validation_accuracy": choice.next_predicted.mean,
+        "next_point_fails": measured.accuracy < target,
+    }
+
+
+def _predict(network: ApproximateNetwork, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
+    test = stages.dataset().test
+    return predict_accuracy(network, memory_of, test.images, test.labels, PREDICTION_DRAWS, place.mapping.images)
+
+
+def _point(place: Footprint) -> OperatingPoint:
+    return next(iter(place.mapping.placements.values())).point
+
+
+def _boost_sentence(
+    precision: Precision, before: CoarseTolerance, after: CoarseTolerance, control: CoarseTolerance
+) -> str:
+    gain, control_gain = after.ber / before.ber, control.ber / before.ber
+    figures = (
+        f"{precision}: tolerable BER {before.ber:.1e} before, {after.ber:.1e} after curricular retraining "
+        f"({gain:.1f}x), "
+        f"{control.ber:.1e} after the same epochs without errors ({control_gain:.1f}x), bounding on in all three."
+    )
+    if gain <= max(1.0, control_gain):
+        return figures + " The short schedule of this run did not raise the tolerance beyond its control."
+    return figures
+
+
+def _notes(board: Board) -> list[str]:
+    notes = [
+        "The test split was read once, after every choice was made on the validation split.",
+        "Tolerable BER: mean accuracy over draws of errors on validation images; each draw is another module of the "
+        "fitted model.",
+        "Intervals of an accuracy are Clopper-Pearson at 95 % over images; predictions are where 95 % of single runs "
+        "are expected.",
+        "Weights were written once at nominal VDD and tRCD and read for every batch; IFMs were written and read at the "
+        "operating point; every access was one burst per activation, as characterised.",
+    ]
+    if board.seed is not None:
+        notes.append(
+            "The board is a software mock. Its chips follow published measurements where there are any; the joint "
+            "effect of VDD and tRCD, bit positions, write failures and persistence are assumptions "
+            "(host/chip_presets.py)."
+        )
+    return notes
+
+
+def _fit_reports(profile: Profile, content: dict[str, Any]) -> list[FitReport]:
+    points = {OperatingPoint(**content["reference_point"])}
+    points |= {OperatingPoint(vdd_mv=r["vdd_mv"], trcd_ps=r["trcd_ps"]) for r in content["precisions"].values()}
+    ordered = sorted(points, key=lambda p: (-p.vdd_mv, p.trcd_ps))
+    return [report for point in ordered for report in stages.fits_at(profile, point).values()]
+
+
+def _write_report(folder: Path, content: dict[str, Any], profile: Profile, fits: list[FitReport]) -> None:
+    reference = OperatingPoint(**content["reference_point"])
+    figures = [
+        ("Bit error rate over VDD and tRCD, with 95 % intervals.", plots.plot_ber_surface(profile)),
+        (f"Where the errors lie at {reference}.", plots.plot_spatial(profile, profile.find(reference))),
+        ("The chosen error model against the data.", plots.plot_model(fits[0], profile)),
+    ]
+    rows = [
+        [
+            *(
+                str(f.point),
+                f.write_condition.value.replace("_", " "),
+                f"Model {number}",
+                f"{entry.log_likelihood:.0f}",
+            ),
+            *(f"{entry.parameters}", f"{entry.bic:.0f}", "chosen" if number == f.chosen else ""),
+        ]
+        for f in fits
+        for number, entry in sorted(f.fits.items())
+    ]
+    write_html(folder / "report.html", content, figures, rows)

@@ -1,0 +1,319 @@
+"""The stages from a profile to an accuracy on DRAM, as functions; `eden run` and the single commands share them."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
+from eden.datasets import Dataset, Split, mnist5000
+from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
+from eden.mapping import DramMapping, Partition, fine_mapping
+from eden.memory import ApproximateMemory, ErrorModelMemory, PerTensorMemory, ProfileMemory
+from eden.networks import build
+from eden.placement import Placement
+from eden.precision import Precision
+from host.board import Board
+from host.tensor_memory import BoardMemory
+from profiles import statistics
+from profiles.cells import WeakCells
+from profiles.error_models import ErrorModel
+from profiles.errors import CapacityError, FitError, NetworkError, PlanError
+from profiles.files import atomic_file, first_problem, read_bounded
+from profiles.fit import FitReport, fit
+from profiles.population import measured_weak_cells
+from profiles.progress import Progress, silent
+from profiles.schema import OperatingPoint, PointRecord, WriteCondition
+from profiles.storage import Profile
+
+NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
+REFERENCE_BER = 3e-3  # where a model for training is fitted: a rate at which networks begin to suffer
+
+
+def dataset() -> Dataset:
+    """The data that networks are trained and tested on."""
+    return mnist5000()
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_network(path: Path) -> ApproximateNetwork:
+    """A network that `eden train` or `eden boost` wrote. Raises NetworkError (see `read_checkpoint_metadata`)."""
+    metadata = read_checkpoint_metadata(path)
+    network = ApproximateNetwork(build(metadata["network"], 0), Precision(metadata["precision"]))
+    network.load(path)
+    return network.eval()
+
+
+def network_name(path: Path) -> str:
+    """Registry name of the network in a file."""
+    return read_checkpoint_metadata(path)["network"]
+
+
+class Tolerance(BaseModel):
+    """What `eden tolerance` found: target accuracy, coarse BER, and BER of each tensor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target_accuracy: float = Field(ge=0, le=1)
+    coarse: float = Field(ge=0, le=1)
+    fine: dict[str, float]
+
+
+def load_tolerance(path: Path) -> Tolerance:
+    """Read a tolerance file. Raises NetworkError where it is missing or no such file."""
+    try:
+        return Tolerance.model_validate_json(read_bounded(path, 1 << 20))
+    except ValidationError as error:
+        raise NetworkError(f"{path} is no tolerance file ({first_problem(error)}); run eden tolerance again") from error
+
+
+def reference_point(profile: Profile) -> OperatingPoint:
+    """The operating point below nominal whose BER is nearest `REFERENCE_BER`, tested with both write conditions.
+
+    Raises:
+        FitError: no point has errors enough to fit a model.
+    """
+    at_point = {p.point: p.ber for p in statistics.ber_surface(profile, AT_POINT)}
+    known = [
+        p.point
+        for p in statistics.ber_surface(profile, NOMINAL)
+        if at_point.get(p.point) and at_point[p.point].errors > 100
+    ]
+    if not known:
+        raise FitError(
+            f"{profile.path} holds no point with errors for both write conditions; scan deeper into the cliff, with "
+            'write = ["nominal", "operating_point"]'
+        )
+    return min(known, key=lambda point: max(at_point[point].ber / REFERENCE_BER, REFERENCE_BER / at_point[point].ber))
+
+
+def model_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemory]:
+    """Memories of any bit error rate whose errors follow ``model``; each seed is another module of its kind."""
+    return lambda ber, seed: ErrorModelMemory(model.scaled(ber), seed, fresh_map=False)
+
+
+# ---- mapping ---------------------------------------------------------------------------------------------------------
+
+
+def partitions(profile: Profile) -> list[Partition]:
+    """One partition a tested bank, with its BER at every operating point tested for weights and for IFMs."""
+    geometry = profile.geometry
+    rates: dict[WriteCondition, dict[int, dict[OperatingPoint, float]]] = {NOMINAL: {}, AT_POINT: {}}
+    for point in profile.operating_points():
+        for condition in rates:
+            records = profile.find(point, condition)
+            if records:
+                for bank, estimate in statistics.ber_by(profile, records, "bank").items():
+                    rates[condition].setdefault(int(bank), {})[point] = estimate.ber
+    region = _common_region(profile.points)
+    return [
+        Partition(
+            name=f"bank {bank}",
+            bank=bank,
+            first_cell=bank * geometry.bank_bits + region.row_start * geometry.row_bits,
+            cells=region.row_count * geometry.row_bits,
+            ber_by_point=rates[NOMINAL][bank],
+            ifm_ber_by_point=rates[AT_POINT].get(bank, {}),
+        )
+        for bank in region.banks
+    ]
+
+
+def _common_region(points: list[PointRecord]) -> Any:
+    regions = {record.region for record in points}
+    if len(regions) != 1:
+        raise PlanError(f"the profile holds {len(regions)} different regions; map from a profile of one scan")
+    return regions.pop()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """A mapping and the weak cells behind it.
+
+    Attributes:
+        mapping: where each tensor lies.
+        weak_cells: of each tensor, by its kind's write condition.
+        ber: expected bit error rate of each tensor (half its bits ones).
+    """
+
+    mapping: DramMapping
+    weak_cells: Mapping[str, WeakCells]
+    ber: Mapping[str, float]
+
+    @property
+    def mean_ber(self) -> float:
+        """Over all bits of the network."""
+        cells = {name: placement.cells for name, placement in self.mapping.placements.items()}
+        return sum(self.ber[name] * count for name, count in cells.items()) / sum(cells.values())
+
+    def memory(self, seed: int) -> ProfileMemory:
+        """The profile's own cells at the mapped addresses."""
+        return ProfileMemory(self.weak_cells, self.mapping.placements, seed)
+
+
+def is_ifm(tensor: str) -> bool:
+    """Whether a tensor's name is that of an input feature map (`eden.approximate`)."""
+    return tensor.rpartition(".")[2].startswith("ifm")
+
+
+def footprint(profile: Profile, mapping: DramMapping) -> Footprint:
+    """Look up the weak cells of a mapping in the profile it was made from."""
+    points = {placement.point for placement in mapping.placements.values()}
+    maps = {(p, c): measured_weak_cells(profile, p, c) for p in points for c in (NOMINAL, AT_POINT)}
+    cells, rates = {}, {}
+    for name, placement in mapping.placements.items():
+        cells[name] = maps[placement.point, AT_POINT if is_ifm(name) else NOMINAL]
+        rates[name] = cells[name].within(placement.first_cell, placement.cells).ber(placement.cells)
+    return Footprint(mapping, cells, rates)
+
+
+def at_point(mapping: DramMapping, point: OperatingPoint) -> DramMapping:
+    """The same places, all operated at ``point``."""
+    moved = {
+        name: Placement(**{**placement.model_dump(), "point": point}) for name, placement in mapping.placements.items()
+    }
+    return mapping.model_copy(update={"vdd_mv": point.vdd_mv, "placements": moved})
+
+
+def map_at(
+    network: ApproximateNetwork,
+    tolerated: Mapping[str, float],
+    parts: list[Partition],
+    point: OperatingPoint,
+    images: int,
+) -> DramMapping:
+    """EDEN's Algorithm 1 at one operating point: least tolerant tensors on the partitions with fewest errors.
+
+    Where the tolerances leave no place, all are relaxed together: whether the network holds is then for the accuracy
+    to say.
+
+    Raises:
+        CapacityError: the network does not fit the tested cells at all.
+    """
+    here = [
+        Partition(p.name, p.bank, p.first_cell, p.cells, {point: p.ber("weight", point)}, {point: p.ber("ifm", point)})
+        for p in parts
+        if point in p.points()
+    ]
+    failure: CapacityError | None = None
+    for relaxed in (1, 1.5, 2, 3, 5, 10, 1e9):
+        try:
+            return fine_mapping(network.tensors(), {t: b * relaxed for t, b in tolerated.items()}, here, images)
+        except CapacityError as error:
+            failure = error
+    raise failure or CapacityError(f"no partition was tested at {point}; scan it")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An operating point, and the next harsher one of the grid.
+
+    Attributes:
+        footprint: the mapping at the point.
+        predicted: validation accuracy over the profile's own cells there.
+        next_footprint: the same places at the next lower VDD of the same tRCD, None where the grid ends.
+        next_predicted: validation accuracy there.
+    """
+
+    footprint: Footprint
+    predicted: Prediction
+    next_footprint: Footprint | None
+    next_predicted: Prediction | None
+
+
+def choose_point(
+    network: ApproximateNetwork,
+    tolerated: Mapping[str, float],
+    profile: Profile,
+    validation: Split,
+    target_accuracy: float,
+    images: int,
+    draws: int,
+    seed: int,
+    progress: Progress = silent,
+) -> Choice:
+    """The lowest VDD (then the shortest tRCD) at which the mapped network meets ``target_accuracy`` on validation.
+
+    From mild to harsh within each tRCD, with the profile's own cells at the mapped addresses; a tRCD is left at its
+    first failure.
+
+    Raises:
+        PlanError: no operating point below nominal meets the target.
+    """
+    nominal = profile.header.module
+    parts = partitions(profile)
+    tested = sorted({p for part in parts for p in part.points()}, key=lambda p: (p.trcd_ps, -p.vdd_mv))
+    candidates = [p for p in tested if p.vdd_mv < nominal.nominal_vdd_mv and p.trcd_ps < nominal.nominal_trcd_ps]
+    chosen: list[Choice] = []
+    passed: Footprint | None = None
+    for done, point in enumerate(candidates):
+        progress(done, len(candidates))
+        if done and candidates[done - 1].trcd_ps != point.trcd_ps:
+            passed = None
+        elif done and passed is None:
+            continue  # a milder point of this tRCD has failed
+        place = footprint(profile, map_at(network, tolerated, parts, point, images))
+        predicted = predict_accuracy(network, place.memory, validation.images, validation.labels, draws, images)
+        if predicted.mean >= target_accuracy:
+            passed = place
+            chosen.append(Choice(place, predicted, None, None))
+        elif passed is not None:
+            harsher = footprint(profile, at_point(passed.mapping, point))
+            again = predict_accuracy(network, harsher.memory, validation.images, validation.labels, draws, images)
+            chosen[-1] = Choice(passed, chosen[-1].predicted, harsher, again)
+            passed = None
+    progress(len(candidates), len(candidates))
+    if not chosen:
+        raise PlanError(
+            f"no operating point below {nominal.nominal_vdd_mv} mV and {nominal.nominal_trcd_ps} ps meets "
+            f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
+        )
+    return min(chosen, key=lambda choice: _harshness(choice.footprint))
+
+
+def _harshness(place: Footprint) -> tuple[int, int]:
+    point = next(iter(place.mapping.placements.values())).point
+    return point.vdd_mv, point.trcd_ps
+
+
+# ---- the error model's prediction, and the DRAM ----------------------------------------------------------------------
+
+
+def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, FitReport]:
+    """Error models of one operating point, for weights (written at nominal) and IFMs (written at the point)."""
+    return {condition: fit(profile, point, condition) for condition in (NOMINAL, AT_POINT)}
+
+
+def fitted_memory(fits: Mapping[WriteCondition, FitReport], tensors: list[str]) -> Callable[[int], ApproximateMemory]:
+    """Memories that follow the fitted models; each seed is another module of their kind."""
+
+    def memory(seed: int) -> ApproximateMemory:
+        kinds = {c: ErrorModelMemory(report.model, seed, fresh_map=False) for c, report in fits.items()}
+        return PerTensorMemory({name: kinds[AT_POINT if is_ifm(name) else NOMINAL] for name in tensors})
+
+    return memory
+
+
+def infer_on_board(
+    board: Board, network: ApproximateNetwork, mapping: DramMapping, test: Split, progress: Progress = silent
+) -> tuple[Accuracy, BoardMemory]:
+    """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM."""
+    ifms = frozenset(name for name in mapping.placements if is_ifm(name))
+    memory = BoardMemory(board, mapping.placements, ifms)
+    before = network.memory
+    network.memory = memory
+    try:
+        with board.rail.guarded():
+            accuracy = evaluate(network, test.images, test.labels, mapping.images, progress)
+    finally:
+        network.memory = before
+    return accuracy, memory

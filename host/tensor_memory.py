@@ -1,0 +1,106 @@
+"""Tensors held in a board's DRAM: the approximate memory of `eden` with nothing modelled."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from host.board import Board
+from profiles.errors import CapacityError, NetworkError
+from profiles.schema import OperatingPoint
+
+
+class Placed(Protocol):
+    """Where a tensor lies: what `eden.mapping.Placement` says of it."""
+
+    @property
+    def first_cell(self) -> int:
+        """Module cell index of its first bit, at the start of a burst."""
+
+    @property
+    def cells(self) -> int:
+        """Cells reserved for it."""
+
+    @property
+    def point(self) -> OperatingPoint:
+        """Operating point that it is read at."""
+
+
+class BoardMemory:
+    """Stores tensors in DRAM at their mapped addresses and reads them back at their operating points.
+
+    Weights are written at nominal VDD and tRCD; IFMs (names in ``written_at_point``) at the operating point they are read
+    at, as the profile's write condition says. Both are accessed one burst per activation, as they were characterised.
+    Use inside ``board.rail.guarded()``.
+
+    Attributes:
+        flips, bits_read: bits returned wrong and bits returned, by tensor; the host keeps what was stored to tell.
+    """
+
+    def __init__(self, board: Board, placements: Mapping[str, Placed], written_at_point: frozenset[str]) -> None:
+        self.flips: dict[str, int] = {}
+        self.bits_read: dict[str, int] = {}
+        self._board, self._placements, self._written_at_point = board, placements, written_at_point
+        self._stored: dict[str, torch.Tensor] = {}
+        self._vdd_mv: int | None = None
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        """Write ``data`` (uint8, flat) as ``tensor``.
+
+        Raises:
+            NetworkError: the tensor has no place.
+            CapacityError: it is larger than its place.
+        """
+        place = self._place(tensor)
+        if data.numel() * 8 > place.cells:
+            raise CapacityError(
+                f"{tensor} has {data.numel() * 8} bits, its place holds {place.cells}; map the network with this batch size"
+            )
+        at_point = tensor in self._written_at_point
+        self._supply(place.point.vdd_mv if at_point else self._board.rail.nominal_mv)
+        trcd = self._clocks(place.point) if at_point else self._board.timings.trcd
+        self._board.write_bursts(place.first_cell, self._bursts(data), trcd)
+        self._stored[tensor] = data
+
+    def load(self, tensor: str) -> torch.Tensor:
+        """Read ``tensor`` once at its operating point: uint8, flat."""
+        if tensor not in self._stored:
+            raise NetworkError(f"{tensor} is read before it was stored; store it first")
+        stored, place = self._stored[tensor], self._place(tensor)
+        self._supply(place.point.vdd_mv)
+        count = -(-stored.numel() * 8 // self._board.geometry.burst_bits)
+        words = self._board.read_bursts(place.first_cell, count, self._clocks(place.point))
+        data = torch.from_numpy(words.view(np.uint8).reshape(-1)[: stored.numel()].copy())
+        wrong = int(np.bitwise_count(np.bitwise_xor(data.numpy(), stored.numpy())).sum())
+        self.flips[tensor] = self.flips.get(tensor, 0) + wrong
+        self.bits_read[tensor] = self.bits_read.get(tensor, 0) + stored.numel() * 8
+        return data
+
+    @property
+    def total_flips(self) -> int:
+        return sum(self.flips.values())
+
+    @property
+    def total_bits_read(self) -> int:
+        return sum(self.bits_read.values())
+
+    def _place(self, tensor: str) -> Placed:
+        if tensor not in self._placements:
+            raise NetworkError(f"{tensor} has no place in DRAM; map the network again")
+        return self._placements[tensor]
+
+    def _clocks(self, point: OperatingPoint) -> int:
+        return self._board.timings.trcd_clocks(point.trcd_ps)
+
+    def _supply(self, millivolts: int) -> None:
+        if self._vdd_mv != millivolts:
+            self._board.rail.set(millivolts)
+            self._vdd_mv = millivolts
+
+    def _bursts(self, data: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
+        """``data`` as uint32[bursts, words a burst], the last burst filled up with zeros."""
+        size = self._board.geometry.burst_bits // 8
+        padded = np.zeros(-(-data.numel() // size) * size, np.uint8)
+        padded[: data.numel()] = data.numpy()
+        return padded.view(np.uint32).reshape(-1, size // 4)
