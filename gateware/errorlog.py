@@ -32,7 +32,16 @@ DELTA_SHIFT = 10
 DELTA_BITS = 20
 
 
+def _reads_per_block(burst_bits: int) -> int:
+    """Bursts that a block holds at least: each may need a SKIP, a MASK and its words."""
+    return PAYLOAD_WORDS // (2 + burst_bits // 32)
+
+
+def reads_that_fit(blocks: int, burst_bits: int) -> int:
+    """Compared bursts that ``blocks`` blocks hold even if every bit fails; the inverse of `worst_case_blocks`."""
+    return (blocks - 1) * _reads_per_block(burst_bits)
+
+
 def worst_case_blocks(reads: int, burst_bits: int) -> int:
     """Blocks that ``reads`` compared bursts can fill if every bit fails; what LOG_RESERVE must be for that many."""
-    words_per_burst = 2 + burst_bits // 32
-    return -(-reads // (PAYLOAD_WORDS // words_per_burst)) + 1
+    return -(-reads // _reads_per_block(burst_bits)) + 1

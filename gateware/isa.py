@@ -7,8 +7,9 @@ instruction can carry an ACT, a RD and a PRE to three banks.
 
 Time
     Instruction k starts at system clock T(k); T(k + 1) = T(k) + 1 + wait. A slot's command is issued at DRAM clock
-    ``T * nphases + phase``. Loops cost nothing. YIELD takes one clock, and for each refresh due tRFC more. The counter
-    stands still while the engine is halted, so a program's clock count does not depend on the host.
+    ``T * nphases + phase``. Loops cost nothing. The counter stands still while the engine is halted, so a program's
+    clock count does not depend on the host. RD and WR go out on the build's read_phase and write_phase, any command
+    below nphases; a slot that says otherwise faults (BAD_INSTRUCTION).
 
 Loops
     ``loop_begin`` marks the first instruction of a loop and carries its ``count``; ``loop_end`` marks the last one.
@@ -24,12 +25,19 @@ Addresses
 Yield
     YIELD asserts that all banks are closed. There, and only there, the engine refreshes (when refresh is kept and one
     is due), halts because the error log has less room than ``LOG_RESERVE`` blocks or the host asked, and goes on later
-    as if nothing had happened. Log and counters stop together.
+    as if nothing had happened. Log and counters stop together. YIELD takes one clock; while the counter has then
+    reached the time of the next refresh, it refreshes, which takes tRFC, and the next one is due an interval later. The
+    first is due an interval after SET REFRESH.
 
 Data
     WR sends, and a RD with ``compare`` expects, the pattern that PATTERN names (`profiles.pattern`). With pattern
-    BUFFER, the data are successive bursts of the write buffer. A RD with ``capture`` also appends the burst to the
-    capture buffer.
+    BUFFER, each WR and each compared RD takes the next burst of the write buffer, which starts again past its end. A RD
+    with ``capture`` also appends the burst to the capture buffer. Bits that differ are logged and counted as the
+    settings say; bank counters always count.
+
+Start
+    Every setting is 0 at start but these: bank order entry k is bank k, COUNTERS has the error log on. A pointer whose
+    settings are 0 stays at 0; a digit with count 0 counts as 1.
 """
 
 from collections.abc import Iterable

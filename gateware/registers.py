@@ -29,8 +29,8 @@ class Fault(IntEnum):
     """Values of register ``fault``."""
 
     NONE = 0
-    BAD_CHECK = 1  # program_check is not the CRC-32 of the program memory
-    BAD_INSTRUCTION = 2
+    BAD_CHECK = 1  # program_check or buffer_check is not the CRC-32 of what the memory holds
+    BAD_INSTRUCTION = 2  # undefined, or a command off its phase (see gateware.isa)
     LOG_OVERFLOW = 3
     CAPTURE_OVERFLOW = 4
     CLOSED_BANK = 5  # RD or WR to a bank with no open row
@@ -73,11 +73,14 @@ REGISTERS = (
     Register("buffer_bursts", 1, False, 0, "Bursts that the write buffer holds; the capture buffer holds as many."),
     Register("row_counters", 1, False, 0, "Rows that the row counters cover, from ROW_BASE."),
     Register("control", 1, True, 0, "Write 1 to start, 2 to resume, 4 to halt at the next YIELD. Reads 0."),
+    Register("starts", 1, False, 0, "Programs started since reset, modulo 2^32: tells a lost start from a run."),
     Register("state", 1, False, 0, "See State. Latched until the next start or resume."),
     Register("fault", 1, False, 0, "See Fault. Latched until the next start."),
     Register("fault_pc", 1, False, 0, "Instruction that faulted. Latched until the next start."),
     Register("program_length", 1, True, 0, "Instructions of the program that start runs."),
     Register("program_check", 1, True, 0, "CRC-32 of those instructions; start faults if it differs."),
+    Register("buffer_length", 1, True, 0, "Bursts of the write buffer that start checks; 0 checks none."),
+    Register("buffer_check", 1, True, 0, "CRC-32 of those bursts; start faults if it differs."),
     Register("clocks", 2, False, 0, "System clocks of program time since start; stands still while halted."),
     Register("reads_compared", 2, False, 0, "READs compared since start."),
     Register("refreshes", 2, False, 0, "REF commands issued by YIELD since start."),
@@ -86,6 +89,7 @@ REGISTERS = (
         "log_consumed", 1, True, 0, "Blocks that the host has drained since start, modulo 2^32. Cleared by start."
     ),
     Register("captured", 1, False, 0, "Bursts in the capture buffer since start. Cleared by start."),
+    Register("capture_check", 1, False, 0, "CRC-32 of those bursts."),
 )
 
 

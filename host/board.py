@@ -127,20 +127,20 @@ class Board:
         """``count`` words of a memory window from word ``start``."""
         return self.bus.read(self._bases[name] + 4 * start, count)
 
-    def run(self, program: Sequence[Instruction]) -> RunResult:
-        """Run a program that compares nothing, to its end."""
-        for _ in self.failing_bits(program):
+    def run(self, program: Sequence[Instruction], buffer: Words | None = None) -> RunResult:
+        """Run a program that compares nothing, to its end; ``buffer`` is what the write buffer must hold."""
+        for _ in self.failing_bits(program, buffer):
             raise BoardError("the board logged errors of a program that compares nothing; reset the board")
         return self.result()
 
-    def failing_bits(self, program: Sequence[Instruction]) -> Iterator[FailingBits]:
+    def failing_bits(self, program: Sequence[Instruction], buffer: Words | None = None) -> Iterator[FailingBits]:
         """Run a program and yield (read index, bit in burst) arrays, int64, as its error log fills.
 
         Raises:
             ProgramError: the engine faulted.
             LinkError: the log is damaged, the engine fell silent, or log and counters do not reconcile.
         """
-        self._start(program)
+        self._start(program, buffer)
         consumed, logged = 0, 0
         clocks, since = -1, time.monotonic()
         while True:
@@ -153,7 +153,7 @@ class Board:
             if produced != consumed:
                 consumed = produced
                 self.set_register("log_consumed", consumed & 0xFFFFFFFF)
-            if state == State.DONE:
+            if state == State.DONE and self.register("state") == State.DONE:
                 break
             if state == State.HALTED:
                 self.set_register("control", RESUME)
@@ -199,7 +199,8 @@ class Board:
             part = words[start : start + self.buffer_bursts]
             self.bus.write(self._bases["write_buffer"], part.reshape(-1))
             cell = first_cell + start * self.geometry.burst_bits
-            self.run(programs.transfer(self.build, programs.pieces(self.geometry, cell, part.shape[0]), True, trcd))
+            program = programs.transfer(self.build, programs.pieces(self.geometry, cell, part.shape[0]), True, trcd)
+            self.run(program, part)
 
     def read_bursts(self, first_cell: int, count: int, trcd: int) -> Words:
         """Read ``count`` consecutive bursts of a bank, one per activation at ``trcd`` clocks.
@@ -214,10 +215,13 @@ class Board:
             self.run(programs.transfer(self.build, programs.pieces(self.geometry, cell, size), False, trcd))
             if (captured := self.register("captured")) != size:
                 raise LinkError(f"{captured} bursts were captured of {size}; run it again")
-            parts.append(self.memory("capture", 0, size * self._burst_words))
+            words = self.memory("capture", 0, size * self._burst_words)
+            if zlib.crc32(words.tobytes()) != self.register("capture_check"):
+                raise LinkError(f"{size} captured bursts fail their CRC; run it again, and check the link")
+            parts.append(words)
         return np.concatenate(parts).reshape(count, self._burst_words)
 
-    def _start(self, program: Sequence[Instruction]) -> None:
+    def _start(self, program: Sequence[Instruction], buffer: Words | None) -> None:
         words = isa.assemble(program)
         depth = self.register("program_depth")
         if words.size > depth * isa.INSTRUCTION_WORDS:
@@ -227,7 +231,13 @@ class Board:
         self.bus.write(self._bases["program"], words)
         self.set_register("program_length", len(program))
         self.set_register("program_check", zlib.crc32(words.tobytes()))
+        if buffer is not None:
+            self.set_register("buffer_check", zlib.crc32(buffer.tobytes()))
+        self.set_register("buffer_length", 0 if buffer is None else buffer.shape[0])
+        starts = self.register("starts")
         self.set_register("control", START)
+        if self.register("starts") != (starts + 1) & 0xFFFFFFFF:
+            raise LinkError("the board did not start the program; run it again, and check the link")
 
     def _blocks(self, consumed: int, produced: int) -> Iterator[Words]:
         """Checked blocks ``consumed .. produced - 1`` of the ring, in contiguous runs."""
@@ -244,6 +254,8 @@ class Board:
         if state != State.FAULT:
             raise LinkError(f"the engine is in state {state.name} in mid-program; someone else is using the board")
         fault = Fault(self.register("fault"))
+        if fault == Fault.BAD_CHECK:
+            raise LinkError("program or data did not reach the board whole; run it again, and check the link")
         raise ProgramError(f"the engine stopped at instruction {self.register('fault_pc')}: {fault.name}")
 
     @staticmethod

@@ -4,14 +4,15 @@ One piece of code serves the mock board (which calls it directly) and a simulate
 Everything that decides a bit is integer arithmetic on tables that `host.chip_presets` prepares, so two machines agree.
 
 Weak cells
-    A row is one Poisson process of unit rate on an axis of *stress*. A point of the process is a cell of the row that
-    fails once the row's stress exceeds the point's coordinate, so harsher conditions only ever add cells. The process
-    is generated in parcels from the weakest end, each from a counter-based hash, up to the present stress: cost follows
-    weak cells, not cells, and nothing is remembered. With rate r a cell is weak with probability 1 - exp(-r / cells of
-    the row), independently.
+    A burst is one Poisson process of unit rate on an axis of *stress*. A point of the process is a cell of the burst
+    that is weak once the stress exceeds the point's coordinate, so harsher conditions only ever add cells. Points come
+    weakest first, their distances from a counter-based hash of (seed, bank, row, burst), up to the present stress: cost
+    follows weak cells, not cells, and nothing is remembered. At rate r a cell, a cell is weak with probability
+    1 - exp(-r), independently of the others.
 
-    Stress of a row = rate(VDD, time since ACT, temperature) x bank factor x row factor. A point's position follows
-    bitline and DQ lane factors: a share of the points falls on a few weak bitlines of the (bank, subarray).
+    Stress = rate(VDD, time since ACT, temperature) x bank factor x row factor. Rows are of two classes, weak and
+    strong. Where in its burst a point falls follows DQ lane factors, and a share of the points falls on the few weak
+    bitlines of the (bank, subarray).
 
 Reads
     A weak cell flips with a probability that depends on the time since ACT, the stored bit and how many of its
@@ -20,7 +21,8 @@ Reads
     the cell is rewritten.
 
 Writes
-    A second, independent process gives the cells that a WRITE at this stress fails to change; they keep their old bit.
+    A second, independent process gives the cells that a WRITE at this stress may fail to change; they keep their old
+    bit.
 
 Assumptions (no public measurement gives them): the joint effect of VDD and time is one of effective time (see
 `host.chip_presets`); bitline, DQ and write factors; persistence; neighbours are adjacent data lines of one chip.
@@ -31,54 +33,62 @@ Contents
     their own (tensors, restored or unwritten bits) hold bytes.
 """
 
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit as _njit
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
+from host.compiled import inlined, njit
 from profiles import pattern
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
-
-# Chip and Engine hold dozens of arrays; numba counts references to each at every call unless told that nothing is
-# allocated.
-njit = partial(_njit, cache=True, _nrt=False, error_model="numpy")
-inlined = partial(njit, forceinline=True)
+U64 = npt.NDArray[np.uint64]
 
 READ, WRITE = 0, 1
 ELAPSED_LIMIT = 64  # DRAM clocks since ACT that the condition tables cover; later accesses see the last entry
-PARCELS = 18  # means 2^-12, 2^-12, 2^-11 .. 2^3, then 2^4 for every further parcel
-POISSON_TERMS = 64
-UNIT = 32  # fixed point of stress
+UNIT = 40  # fixed point of stress: bits after the point
 FACTOR_UNIT = 8  # fixed point of row and bank factors
+LOG_BITS = 9  # the table of logarithms has 2^9 steps
+MAX_STRESS_PER_CELL = 4
+WEAK_BITLINE_SPACING = 64  # one bitline in so many is a weak one
+ROW_CLASSES = 64  # entries of Chip.row_factor
 
-# indices into Chip.parameters
-SEED, EPOCH, ROWS, COLUMNS, WIDTH, BURST, CHIP_WIDTH, SUBARRAY_ROWS = range(8)
-WEAK_ROW_SHARE, WEAK_ROW_FACTOR, STRONG_ROW_FACTOR, WEAK_BITLINE_SHARE, WEAK_BITLINES = range(8, 13)
-PERSISTENCE, WRITE_FLIP, FREE_BLOCKS, FREE_SLOTS, BURST_SHIFT = range(13, 18)  # BURST_SHIFT: log2 of a burst's bits
-PARAMETERS = 18
+# indices into Chip.parameters; BURST_SHIFT is log2 of a burst's bits
+SEED, EPOCH, ROWS, COLUMNS, WIDTH, BURST, CHIP_WIDTH, SUBARRAY_SHIFT, BURST_SHIFT = range(9)
+WEAK_ROW_SHARE, WEAK_ROW_FACTOR, STRONG_ROW_FACTOR, WEAK_BITLINE_SHARE = range(9, 13)
+PERSISTENCE, WRITE_FLIP, FREE_BLOCKS, FREE_SLOTS = range(13, 17)
+PARAMETERS = 17
+
+# columns of Chip.near
+NEAR_ROW, NEAR_FACTOR = 0, 1
+# columns of Chip.near_hash
+NEAR_ROW_HASH, NEAR_BITLINE_HASH = 0, 1
 
 
 class Chip(NamedTuple):
     """State and tables of one module. `parameters` is indexed by the names above; factors are fixed point, 8 bits.
 
     Attributes:
-        rate: int64[2, ELAPSED_LIMIT], expected weak cells a row for READ and WRITE, fixed point 32 bits.
+        rate: int64[2, ELAPSED_LIMIT], expected weak cells a burst for READ and WRITE, fixed point `UNIT` bits.
         flip: int64[ELAPSED_LIMIT, 2, 3], flip probability x 2^32 by stored bit and number of differing neighbours.
-        bank_factor: int64[banks]; row_factor: int64[64], quantiles that a hash picks from.
+        bank_factor: int64[banks]; row_factor: int64[ROW_CLASSES], quantiles that a hash picks from.
         lane_threshold, lane_alias: int64[data_width], Walker's alias table over data lines (16 bits).
-        poisson: int64[PARCELS, POISSON_TERMS], cumulative probabilities x 2^63.
-        open_row, act_clock, act_index: int64[banks], -1 where closed.
+        logarithm: int64[2^LOG_BITS + 1], -ln of 1/2 .. 1, fixed point `UNIT` bits.
+        open_row, act_clock, act_index: int64[banks]; open_row is -1 where closed.
+        bank_hash, epoch_hash: uint64[banks], where the hashes of a bank's cells and draws begin.
+        near, near_hash: int64[banks, 2], uint64[banks, 2]; what was worked out for the row last looked at.
         row_tag: int32[banks * rows]; >= 0 a pattern number, < 0 the burst tag block -1 - tag.
         burst_tag: int32[blocks, bursts a row]; >= 0 a pattern number, < 0 the data slot -1 - tag.
         block_spec, block_same: the pattern last written to a block, and how many of its bursts hold it.
         slots: uint32[slots, words a burst]; free_blocks, free_slots: stacks of unused numbers.
         specs: int64[n, 3], patterns (kind, parameter, invert); 0 is the content at power-up.
-        cache_key, cache_first, cache_cell: weak cells of the last row looked at, by bank and READ or WRITE, by burst.
+        bits: int32[capacity]; held, kept, fresh: int64[words a burst]; scratch.
     """
 
     parameters: I64
@@ -88,10 +98,14 @@ class Chip(NamedTuple):
     row_factor: I64
     lane_threshold: I64
     lane_alias: I64
-    poisson: I64
+    logarithm: I64
     open_row: I64
     act_clock: I64
     act_index: I64
+    bank_hash: U64
+    epoch_hash: U64
+    near: I64
+    near_hash: U64
     row_tag: I32
     burst_tag: I32
     block_spec: I32
@@ -100,53 +114,36 @@ class Chip(NamedTuple):
     free_blocks: I32
     free_slots: I32
     specs: I64
-    cache_key: I64
-    cache_first: I32
-    cache_cell: I32
-    scratch: I32
+    bits: I32
+    held: I64
+    kept: I64
+    fresh: I64
+
+
+_FALSE = ir.Constant(ir.IntType(1), 0)  # "a zero has 64 zeros" rather than "is undefined"
+
+
+def _machine_instruction(emit: Callable[[Any, Any], Any]) -> Any:
+    """A function from int64 to int64 that compiles to what ``emit(builder, value)`` emits."""
+
+    def typed(_context: Any, value: Any) -> Any:
+        return types.int64(types.int64), lambda _c, builder, _s, values: emit(builder, values[0])
+
+    return intrinsic(typed)
+
+
+popcount = _machine_instruction(lambda builder, value: builder.ctpop(value))
+lowest_bit = _machine_instruction(lambda builder, value: builder.cttz(value, _FALSE))  # number of the lowest 1
+_leading_zeros = _machine_instruction(lambda builder, value: builder.ctlz(value, _FALSE))
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S1, _S27, _S30, _S31, _S32, _S40 = (np.uint64(n) for n in (1, 27, 30, 31, 32, 40))
-_MASK16 = np.uint64(0xFFFF)
-_DE_BRUIJN = np.array(
-    [
-        0,
-        1,
-        28,
-        2,
-        29,
-        14,
-        24,
-        3,
-        30,
-        22,
-        20,
-        15,
-        25,
-        17,
-        4,
-        8,
-        31,
-        27,
-        13,
-        23,
-        21,
-        19,
-        16,
-        7,
-        26,
-        12,
-        18,
-        6,
-        11,
-        5,
-        10,
-        9,
-    ],
-    dtype=np.int64,
-)
+_S12, _S16, _S27, _S30, _S31, _S32, _S48 = (np.uint64(n) for n in (12, 16, 27, 30, 31, 32, 48))
+_MASK16, _MASK32 = np.uint64(0xFFFF), np.uint64(0xFFFFFFFF)
+_LN2 = 762_123_384_785  # ln 2 in fixed point, UNIT bits
+_SALTS = (np.uint64(0x52656164), np.uint64(0x57726974))  # READ and WRITE have weak cells of their own
+_PLACE_SALT, _BITLINE_SALT, _WRITE_DRAW_SALT = (np.uint64(n) for n in (0x506C616365, 0x4269746C, 0x5772))
 
 
 @inlined()
@@ -163,98 +160,77 @@ def _chain(state, value):  # type: ignore[no-untyped-def]
     return mix64((state + np.uint64(value)) * _GOLDEN + _GOLDEN)
 
 
-@inlined()
-def lowest_bit(mask: int) -> int:
-    """Number of the lowest 1 of a non-zero 32-bit mask."""
-    return _DE_BRUIJN[(((mask & -mask) * 0x077CB531) & 0xFFFFFFFF) >> 27]
-
-
 @njit()
-def _place(chip: Chip, h, bitline_seed):  # type: ignore[no-untyped-def]
-    """Cell of the row that the hash ``h`` points at, following bitline and DQ lane factors."""
+def begin_epoch(chip: Chip, epoch: int) -> None:
+    """Tag reads from here on with ``epoch`` and count activations from 0: draws repeat exactly when an epoch does."""
     p = chip.parameters
-    if np.int64(h & _MASK16) < p[WEAK_BITLINE_SHARE]:
-        which = np.int64((h >> np.uint64(16)) & _MASK16) & (p[WEAK_BITLINES] - 1)
-        h = _chain(bitline_seed, which)
-    else:
-        h = mix64(h)
-    column = np.int64(h & _MASK16) & (p[COLUMNS] - 1)
-    lane = np.int64((h >> np.uint64(16)) & _MASK16) & (p[WIDTH] - 1)
-    if np.int64((h >> np.uint64(32)) & _MASK16) >= chip.lane_threshold[lane]:
-        lane = chip.lane_alias[lane]
-    return column * p[WIDTH] + lane
+    p[EPOCH] = epoch
+    for bank in range(chip.open_row.size):
+        chip.act_index[bank] = 0
+        chip.bank_hash[bank] = _chain(np.uint64(p[SEED]) ^ np.uint64(0x526F77), bank)
+        chip.epoch_hash[bank] = _chain(_chain(np.uint64(p[SEED]), epoch), bank)
 
 
 @inlined()
-def _row_stress(chip: Chip, kind: int, bank: int, row: int, elapsed: int) -> int:
+def _exponential(chip: Chip, h):  # type: ignore[no-untyped-def]
+    """An exponential variate of mean 1 from a hash: -ln of its upper 52 bits as a fraction, fixed point."""
+    x = np.int64(h >> _S12) | 1
+    zeros = _leading_zeros(x) - 12
+    x <<= zeros
+    k = (x >> (51 - LOG_BITS)) & ((1 << LOG_BITS) - 1)
+    below = (x >> (21 - LOG_BITS)) & ((1 << 30) - 1)
+    high = chip.logarithm[k]
+    return zeros * _LN2 + high - ((high - chip.logarithm[k + 1]) * below >> 30)
+
+
+@inlined()
+def _look_at(chip: Chip, bank: int, row: int) -> None:
+    """Work out what the weak cells of a row have in common."""
     p = chip.parameters
+    h = _chain(chip.bank_hash[bank], row)
+    weak = np.int64((h >> _S16) & _MASK16) < p[WEAK_ROW_SHARE]
+    factor = chip.row_factor[np.int64(h & np.uint64(ROW_CLASSES - 1))] * chip.bank_factor[bank] >> FACTOR_UNIT
+    chip.near[bank, NEAR_ROW] = row
+    chip.near[bank, NEAR_FACTOR] = factor * (p[WEAK_ROW_FACTOR] if weak else p[STRONG_ROW_FACTOR]) >> FACTOR_UNIT
+    chip.near_hash[bank, NEAR_ROW_HASH] = mix64(h)
+    chip.near_hash[bank, NEAR_BITLINE_HASH] = _chain(chip.bank_hash[bank] ^ _BITLINE_SALT, row >> p[SUBARRAY_SHIFT])
+
+
+@inlined()
+def _place(chip: Chip, bank: int, burst: int, h):  # type: ignore[no-untyped-def]
+    """Bit of the burst that the point with hash ``h`` falls on, following bitline and DQ lane factors."""
+    p = chip.parameters
+    size = 1 << p[BURST_SHIFT]
+    if np.int64(h & _MASK16) < p[WEAK_BITLINE_SHARE]:
+        weak = size // WEAK_BITLINE_SPACING
+        which = burst * weak + (np.int64((h >> _S16) & _MASK16) & (weak - 1))
+        h = _chain(chip.near_hash[bank, NEAR_BITLINE_HASH], which)
+    bit = np.int64(h >> _S32) & (size - 1)
+    lane = bit & (p[WIDTH] - 1)
+    if np.int64(h >> _S48) >= chip.lane_threshold[lane]:
+        bit += chip.lane_alias[lane] - lane
+    return bit
+
+
+@inlined()
+def _weak_bits(chip: Chip, kind: int, bank: int, row: int, burst: int, elapsed: int) -> int:
+    """Put the bits of a burst that are weak ``elapsed`` clocks after ACT into ``chip.bits``; returns how many."""
     rate = chip.rate[kind, min(elapsed, ELAPSED_LIMIT - 1)]
     if rate == 0:
         return 0
-    h = _chain(_chain(np.uint64(p[SEED]) ^ np.uint64(0x526F77), bank), row)
-    factor = chip.row_factor[np.int64(h & np.uint64(63))] * chip.bank_factor[bank] >> FACTOR_UNIT
-    weak = np.int64((h >> np.uint64(16)) & _MASK16) < p[WEAK_ROW_SHARE]
-    factor = factor * (p[WEAK_ROW_FACTOR] if weak else p[STRONG_ROW_FACTOR]) >> FACTOR_UNIT
-    limit = 4 * p[COLUMNS] * p[WIDTH] << UNIT
-    return min((rate >> FACTOR_UNIT) * factor, limit)
-
-
-@njit()
-def _generate(chip: Chip, kind: int, bank: int, row: int, stress: int) -> None:
-    """Fill the cache of (bank, kind) with the weak cells of ``row`` at ``stress``, grouped by burst."""
-    p = chip.parameters
-    bursts = p[COLUMNS] // p[BURST]
-    shift = p[BURST_SHIFT]
-    first = chip.cache_first[bank, kind]
-    first[:] = 0
-    salt = np.uint64(0x52656164) if kind == READ else np.uint64(0x57726974)
-    seed = np.uint64(p[SEED])
-    row_seed = _chain(_chain(seed ^ salt, bank), row)
-    bitline_seed = _chain(_chain(seed ^ np.uint64(0x4269746C), bank), row // p[SUBARRAY_ROWS])
-    found = 0
-    low, width, parcel = 0, 1 << (UNIT - 12), 0
-    while low < stress:
-        h = _chain(row_seed, parcel)
-        u = np.int64(h >> _S1)
-        cumulative = chip.poisson[min(parcel, PARCELS - 1)]
-        count = 0
-        while count < POISSON_TERMS - 1 and u >= cumulative[count]:
-            count += 1
-        for k in range(count):
-            point = _chain(h, k + 1)
-            if low + (np.int64(point >> _S40) * width >> 24) < stress and found < chip.scratch.size:
-                cell = _place(chip, mix64(point + _GOLDEN), bitline_seed)
-                chip.scratch[found] = cell
-                first[(cell >> shift) + 1] += 1
-                found += 1
-        low += width
-        if parcel > 0 and parcel < PARCELS - 1:
-            width <<= 1
-        parcel += 1
-    for b in range(bursts):
-        first[b + 1] += first[b]
-    cells = chip.cache_cell[bank, kind]
-    for k in range(found - 1, -1, -1):  # downwards, with `first` as the running end of each group
-        cell = chip.scratch[k]
-        b = cell >> shift
-        first[b + 1] -= 1
-        cells[first[b + 1]] = cell
-    for b in range(bursts):  # first[b + 1] is now the start of group b; shift back
-        first[b] = first[b + 1]
-    first[bursts] = found
-    chip.cache_key[bank, kind, 0] = row
-    chip.cache_key[bank, kind, 1] = stress
-
-
-@inlined()
-def _weak_in_row(chip: Chip, kind: int, bank: int, row: int, elapsed: int) -> bool:
-    """Bring the cache of (bank, kind) to this row and stress; False if the row has no weak cell."""
-    stress = _row_stress(chip, kind, bank, row, elapsed)
-    if stress == 0:
-        return False
-    if chip.cache_key[bank, kind, 0] != row or chip.cache_key[bank, kind, 1] != stress:
-        _generate(chip, kind, bank, row, stress)
-    return chip.cache_first[bank, kind, chip.cache_first.shape[2] - 1] > 0
+    if chip.near[bank, NEAR_ROW] != row:
+        _look_at(chip, bank, row)
+    limit = MAX_STRESS_PER_CELL << (UNIT + chip.parameters[BURST_SHIFT])
+    stress = min((rate >> FACTOR_UNIT) * chip.near[bank, NEAR_FACTOR], limit)
+    seed = _chain(chip.near_hash[bank, NEAR_ROW_HASH] ^ _SALTS[kind], burst)
+    h, found = seed, 0
+    reached = _exponential(chip, h)
+    while reached < stress and found < chip.bits.size:
+        chip.bits[found] = _place(chip, bank, burst, mix64(h ^ _PLACE_SALT))
+        found += 1
+        h = mix64(seed + np.uint64(found) * _GOLDEN)
+        reached += _exponential(chip, h)
+    return found
 
 
 @inlined()
@@ -265,16 +241,19 @@ def tag_of(chip: Chip, bank: int, row: int, burst: int) -> int:
 
 
 @inlined()
-def stored_word(chip: Chip, tag: int, bank: int, row: int, burst: int, index: int) -> int:
-    """Word ``index`` of a burst whose tag is ``tag``."""
+def words_of(chip: Chip, tag: int, bank: int, row: int, burst: int, words: I64) -> None:
+    """Fill ``words``, int64[words a burst], with what a burst whose tag is ``tag`` holds."""
     if tag < 0:
-        return np.int64(chip.slots[-1 - tag, index])
+        for w in range(words.size):
+            words[w] = np.int64(chip.slots[-1 - tag, w])
+        return
     p = chip.parameters
     kind, parameter, invert = chip.specs[tag]
-    return pattern.word(kind, parameter, invert, bank, row, burst * p[BURST], index, p[WIDTH])
+    for w in range(words.size):
+        words[w] = pattern.word(kind, parameter, invert, bank, row, burst * p[BURST], w, p[WIDTH])
 
 
-@njit()
+@inlined()
 def _release(chip: Chip, tag: int) -> None:
     if tag < 0:
         p = chip.parameters
@@ -282,7 +261,7 @@ def _release(chip: Chip, tag: int) -> None:
         p[FREE_SLOTS] += 1
 
 
-@njit()
+@inlined()
 def _set_tag(chip: Chip, bank: int, row: int, burst: int, tag: int) -> None:
     """Make a burst hold ``tag``; rows that hold one pattern throughout collapse to a single number."""
     p = chip.parameters
@@ -317,7 +296,7 @@ def _set_tag(chip: Chip, bank: int, row: int, burst: int, tag: int) -> None:
         p[FREE_BLOCKS] += 1
 
 
-@njit()
+@inlined()
 def _own_data(chip: Chip, bank: int, row: int, burst: int) -> int:
     """Give a burst a data slot of its own, holding what it held; returns the slot."""
     tag = tag_of(chip, bank, row, burst)
@@ -326,8 +305,9 @@ def _own_data(chip: Chip, bank: int, row: int, burst: int) -> int:
     p = chip.parameters
     p[FREE_SLOTS] -= 1
     slot = chip.free_slots[p[FREE_SLOTS]]
-    for w in range(chip.slots.shape[1]):
-        chip.slots[slot, w] = np.uint32(stored_word(chip, tag, bank, row, burst, w))
+    words_of(chip, tag, bank, row, burst, chip.fresh)
+    for w in range(chip.fresh.size):
+        chip.slots[slot, w] = np.uint32(chip.fresh[w])
     _set_tag(chip, bank, row, burst, -1 - slot)
     return slot
 
@@ -354,107 +334,96 @@ def read_flips(chip: Chip, bank: int, burst: int, clock: int, flips: I64) -> boo
         flips: int64[words a burst], overwritten with a 1 for each wrong bit if there is any.
 
     Returns:
-        True if any bit is wrong; otherwise ``flips`` is untouched.
+        True if any bit is wrong; ``chip.held`` then holds the right words. Otherwise ``flips`` means nothing.
     """
-    row = chip.open_row[bank]
     elapsed = clock - chip.act_clock[bank]
-    if not _weak_in_row(chip, READ, bank, row, elapsed):
-        return False
-    low, high = chip.cache_first[bank, READ, burst], chip.cache_first[bank, READ, burst + 1]
-    if low == high:
-        return False
-    p = chip.parameters
-    tag = tag_of(chip, bank, row, burst)
+    found = _weak_bits(chip, READ, bank, chip.open_row[bank], burst, elapsed)
+    return found > 0 and _draw_flips(chip, bank, burst, elapsed, found, flips)
+
+
+@inlined()
+def _draw_flips(chip: Chip, bank: int, burst: int, elapsed: int, found: int, flips: I64) -> bool:
+    """Draw which of the ``found`` weak bits flip; see `read_flips`."""
+    p, held, row = chip.parameters, chip.held, chip.open_row[bank]
+    words_of(chip, tag_of(chip, bank, row, burst), bank, row, burst, held)
     table = chip.flip[min(elapsed, ELAPSED_LIMIT - 1)]
-    draw = _chain(_chain(_chain(np.uint64(p[SEED]), p[EPOCH]), bank), chip.act_index[bank])
-    bits, edge = (1 << p[BURST_SHIFT]) - 1, p[CHIP_WIDTH] - 1
+    draw = _chain(_chain(chip.epoch_hash[bank], chip.act_index[bank]), burst)
+    edge, persistence = p[CHIP_WIDTH] - 1, p[PERSISTENCE]
     flips[:] = 0
-    wrong, restored = False, False
-    for k in range(low, high):
-        cell = np.int64(chip.cache_cell[bank, READ, k])
-        bit = cell & bits
-        word = stored_word(chip, tag, bank, row, burst, bit >> 5)
-        shift = bit & 31
+    wrong = restored = 0
+    for k in range(found):
+        bit = np.int64(chip.bits[k])
+        word, shift, lane = held[bit >> 5], bit & 31, bit & edge
         value = (word >> shift) & 1
-        lane = bit & edge
-        neighbours = 0
-        if lane > 0:
-            neighbours += ((word >> (shift - 1)) & 1) != value
-        if lane < edge:
-            neighbours += ((word >> (shift + 1)) & 1) != value
-        h = _chain(draw, cell)
-        if np.int64(h >> _S32) < table[value, neighbours]:
-            flips[bit >> 5] |= 1 << shift
-            wrong = True
-            restored |= np.int64(h & np.uint64(0xFFFFFFFF)) < p[PERSISTENCE]
+        differs = word ^ -value  # 1 where another bit of the word differs from this one
+        neighbours = ((differs >> (shift + 1)) & (lane != edge)) + ((differs << 1 >> shift) & (lane != 0))
+        h = _chain(draw, bit)
+        flip = np.int64(np.int64(h >> _S32) < table[value, neighbours])
+        flips[bit >> 5] |= flip << shift
+        wrong |= flip
+        restored |= flip & np.int64(np.int64(h & _MASK32) < persistence)
     if restored:
         _restore(chip, bank, row, burst, draw, flips)
-    return wrong
+    return wrong != 0
 
 
-@njit()
+@inlined()
 def _restore(chip: Chip, bank: int, row: int, burst: int, draw, flips: I64) -> None:  # type: ignore[no-untyped-def]
     """Store those wrong bits that the sense amplifiers wrote back."""
     slot = _own_data(chip, bank, row, burst)
-    base = burst << chip.parameters[BURST_SHIFT]
     for w in range(flips.size):
         mask = flips[w]
         while mask:
             bit = lowest_bit(mask)
             mask &= mask - 1
-            h = _chain(draw, base + w * 32 + bit)
-            if np.int64(h & np.uint64(0xFFFFFFFF)) < chip.parameters[PERSISTENCE]:
+            if np.int64(_chain(draw, w * 32 + bit) & _MASK32) < chip.parameters[PERSISTENCE]:
                 chip.slots[slot, w] ^= np.uint32(1 << bit)
 
 
 @inlined()
-def _write_kept(chip: Chip, bank: int, burst: int, clock: int, kept: I64) -> bool:
-    """WR: which bits of a burst of the open row this WRITE fails to change; as `read_flips`."""
-    row = chip.open_row[bank]
-    if not _weak_in_row(chip, WRITE, bank, row, clock - chip.act_clock[bank]):
+def _unchanged(chip: Chip, bank: int, burst: int, clock: int) -> bool:
+    """WR: put a 1 into ``chip.kept`` for each bit of the burst that this WRITE fails to change; False if none."""
+    found = _weak_bits(chip, WRITE, bank, chip.open_row[bank], burst, clock - chip.act_clock[bank])
+    if found == 0:
         return False
-    low, high = chip.cache_first[bank, WRITE, burst], chip.cache_first[bank, WRITE, burst + 1]
-    if low == high:
-        return False
-    p = chip.parameters
-    seed = _chain(np.uint64(p[SEED]) ^ np.uint64(0x5772), p[EPOCH])
-    draw = _chain(_chain(seed, bank), chip.act_index[bank])
-    kept[:] = 0
-    for k in range(low, high):
-        cell = np.int64(chip.cache_cell[bank, WRITE, k])
-        if np.int64(_chain(draw, cell) >> _S32) < p[WRITE_FLIP]:
-            bit = cell & ((1 << p[BURST_SHIFT]) - 1)
-            kept[bit >> 5] |= 1 << (bit & 31)
+    draw = _chain(_chain(chip.epoch_hash[bank] ^ _WRITE_DRAW_SALT, chip.act_index[bank]), burst)
+    chip.kept[:] = 0
+    for k in range(found):
+        bit = np.int64(chip.bits[k])
+        if np.int64(_chain(draw, bit) >> _S32) < chip.parameters[WRITE_FLIP]:
+            chip.kept[bit >> 5] |= 1 << (bit & 31)
     return True
 
 
 @inlined()
-def write_pattern(chip: Chip, bank: int, burst: int, clock: int, spec: int, kept: I64) -> None:
-    """WR of pattern number ``spec`` to a burst of the open row; ``kept`` is scratch, int64[words a burst]."""
-    row = chip.open_row[bank]
-    fails = _write_kept(chip, bank, burst, clock, kept)
-    if fails:
-        tag = tag_of(chip, bank, row, burst)
-        differs = False
-        for w in range(kept.size):
-            if kept[w]:
-                new = stored_word(chip, spec, bank, row, burst, w)
-                kept[w] &= stored_word(chip, tag, bank, row, burst, w) ^ new
-                differs |= kept[w] != 0
-        fails = differs
-    _set_tag(chip, bank, row, burst, spec)
-    if fails:
-        slot = _own_data(chip, bank, row, burst)
-        for w in range(kept.size):
-            chip.slots[slot, w] ^= np.uint32(kept[w])
+def _marks_that_show(chip: Chip, bank: int, row: int, burst: int, spec: int) -> bool:
+    """Leave in ``chip.kept`` only the bits that a clean write of pattern ``spec`` would change; False if none."""
+    words_of(chip, tag_of(chip, bank, row, burst), bank, row, burst, chip.held)
+    words_of(chip, spec, bank, row, burst, chip.fresh)
+    left = 0
+    for w in range(chip.kept.size):
+        chip.kept[w] &= chip.held[w] ^ chip.fresh[w]
+        left |= chip.kept[w]
+    return left != 0
 
 
 @inlined()
-def write_words(chip: Chip, bank: int, burst: int, clock: int, words: U32, kept: I64) -> None:
-    """WR of given data, uint32[words a burst], to a burst of the open row; ``kept`` is scratch."""
+def write_pattern(chip: Chip, bank: int, burst: int, clock: int, spec: int) -> None:
+    """WR of pattern number ``spec`` to a burst of the open row."""
     row = chip.open_row[bank]
-    fails = _write_kept(chip, bank, burst, clock, kept)
-    slot = _own_data(chip, bank, row, burst)
+    fails = _unchanged(chip, bank, burst, clock) and _marks_that_show(chip, bank, row, burst, spec)
+    _set_tag(chip, bank, row, burst, spec)
+    if fails:
+        slot = _own_data(chip, bank, row, burst)
+        for w in range(chip.kept.size):
+            chip.slots[slot, w] ^= np.uint32(chip.kept[w])
+
+
+@inlined()
+def write_words(chip: Chip, bank: int, burst: int, clock: int, words: U32) -> None:
+    """WR of given data, uint32[words a burst], to a burst of the open row."""
+    fails = _unchanged(chip, bank, burst, clock)
+    slot = _own_data(chip, bank, chip.open_row[bank], burst)
     for w in range(words.size):
-        keep = np.uint32(kept[w]) if fails else np.uint32(0)
+        keep = np.uint32(chip.kept[w]) if fails else np.uint32(0)
         chip.slots[slot, w] = (chip.slots[slot, w] & keep) | (words[w] & ~keep)

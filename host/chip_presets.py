@@ -33,7 +33,6 @@ from profiles.pattern import PatternKind
 
 WRITE_MARGIN = Decimal("1.04")
 REFERENCE_TEMPERATURE_C = 20.0
-_MAX_STRESS_PER_CELL = 4
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Preset:
         weak_bitline_share: share of weak cells that fall on one bitline in 64.
         bank_sigma, row_sigma, lane_sigma: spread (of the logarithm) of bank, row and DQ lane factors.
         persistence: probability that a flipped read is restored into the cell.
+        write_flip: probability that a WRITE to a cell that is weak for WRITEs fails to change it.
     """
 
     vendor: str
@@ -81,6 +81,7 @@ class Preset:
     row_sigma: float = 0.25
     lane_sigma: float = 0.3
     persistence: float = 0.05
+    write_flip: float = 0.5
 
 
 _CIRCUIT = (
@@ -164,7 +165,7 @@ def weak_rate(preset: Preset, effective_ps: Decimal, temperature_c: float) -> De
         return Decimal(0)
     points = [(Decimal(k.effective_ps), (-(1 - Decimal(k.weak_fraction)).ln()).ln()) for k in preset.knots]
     warmth = 1 + Decimal(preset.temperature_per_c) * (Decimal(temperature_c) - Decimal(REFERENCE_TEMPERATURE_C))
-    return min(_interpolate(effective_ps, points).exp() * warmth, Decimal(_MAX_STRESS_PER_CELL))
+    return min(_interpolate(effective_ps, points).exp() * warmth, Decimal(model.MAX_STRESS_PER_CELL))
 
 
 def flip_probability(preset: Preset, effective_ps: Decimal, stored: int, neighbours: int) -> Decimal:
@@ -175,13 +176,13 @@ def flip_probability(preset: Preset, effective_ps: Decimal, stored: int, neighbo
 
 def set_conditions(chip: Chip, preset: Preset, vdd_uv: int, temperature_c: float, tck_ps: int) -> None:
     """Fill the chip's condition tables for a supply (microvolts) and a temperature."""
-    row_bits = int(chip.parameters[model.COLUMNS] * chip.parameters[model.WIDTH])
+    burst_bits = int(chip.parameters[model.BURST] * chip.parameters[model.WIDTH])
     with localcontext() as context:
         context.prec = 30
         for elapsed in range(model.ELAPSED_LIMIT):
             effective = effective_time_ps(preset, vdd_uv, elapsed * tck_ps)
             for kind, at in ((model.READ, effective), (model.WRITE, effective * WRITE_MARGIN)):
-                rate = weak_rate(preset, at, temperature_c) * row_bits
+                rate = weak_rate(preset, at, temperature_c) * burst_bits
                 chip.rate[kind, elapsed] = int(rate * (1 << model.UNIT))
             for stored in (0, 1):
                 for neighbours in (0, 1, 2):
@@ -189,20 +190,13 @@ def set_conditions(chip: Chip, preset: Preset, vdd_uv: int, temperature_c: float
                     chip.flip[elapsed, stored, neighbours] = int(flip * (1 << 32))
 
 
-def _poisson_table() -> model.I64:
-    """Cumulative Poisson probabilities x 2^63 for the means of the parcels (see `host.chip`)."""
-    table = np.zeros((model.PARCELS, model.POISSON_TERMS), np.int64)
+def _logarithm_table() -> model.I64:
+    """-ln of 1/2 .. 1 in 2^LOG_BITS steps, fixed point (see `host.chip`)."""
+    steps = 1 << model.LOG_BITS
     with localcontext() as context:
         context.prec = 40
-        for parcel in range(model.PARCELS):
-            mean = Decimal(2) ** (max(parcel, 1) - 13)
-            term = (-mean).exp()
-            total = Decimal(0)
-            for k in range(model.POISSON_TERMS):
-                total += term
-                table[parcel, k] = min(int(total * (1 << 63)), (1 << 63) - 1)
-                term = term * mean / (k + 1)
-    return table
+        values = [-(Decimal(steps + k) / (2 * steps)).ln() for k in range(steps + 1)]
+        return np.array([int(value * (1 << model.UNIT)) for value in values], np.int64)
 
 
 def _lognormal_factors(sigma: float, count: int) -> model.I64:
@@ -239,42 +233,39 @@ def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
     words, pool = g.burst_bits // 32, 256
     strong = (1 - preset.weak_row_share * preset.weak_row_factor) / (1 - preset.weak_row_share)
     parameters = np.zeros(model.PARAMETERS, np.int64)
-    parameters[: model.WEAK_ROW_SHARE] = (
-        seed,
-        0,
-        g.rows,
-        g.columns,
-        g.data_width,
-        g.burst_length,
-        g.chip_width,
-        min(g.subarray_rows, g.rows),
-    )
-    parameters[model.WEAK_ROW_SHARE] = round(preset.weak_row_share * 65536)
-    parameters[model.WEAK_ROW_FACTOR] = round(preset.weak_row_factor * 256)
-    parameters[model.STRONG_ROW_FACTOR] = round(strong * 256)
-    parameters[model.WEAK_BITLINE_SHARE] = round(preset.weak_bitline_share * 65536)
-    parameters[model.WEAK_BITLINES] = max(1, g.row_bits // 64)
-    parameters[model.PERSISTENCE] = round(preset.persistence * (1 << 32))
-    parameters[model.WRITE_FLIP] = 1 << 31
-    parameters[model.FREE_BLOCKS] = parameters[model.FREE_SLOTS] = pool
-    parameters[model.BURST_SHIFT] = g.burst_bits.bit_length() - 1
+    for index, value in {
+        **{model.SEED: seed, model.ROWS: g.rows, model.COLUMNS: g.columns, model.WIDTH: g.data_width},
+        **{model.BURST: g.burst_length, model.CHIP_WIDTH: g.chip_width},
+        model.SUBARRAY_SHIFT: min(g.subarray_rows, g.rows).bit_length() - 1,
+        model.BURST_SHIFT: g.burst_bits.bit_length() - 1,
+        model.WEAK_ROW_SHARE: round(preset.weak_row_share * 65536),
+        model.WEAK_ROW_FACTOR: round(preset.weak_row_factor * (1 << model.FACTOR_UNIT)),
+        model.STRONG_ROW_FACTOR: round(strong * (1 << model.FACTOR_UNIT)),
+        model.WEAK_BITLINE_SHARE: round(preset.weak_bitline_share * 65536),
+        model.PERSISTENCE: round(preset.persistence * (1 << 32)),
+        model.WRITE_FLIP: round(preset.write_flip * (1 << 32)),
+        **{model.FREE_BLOCKS: pool, model.FREE_SLOTS: pool},
+    }.items():
+        parameters[index] = value
     threshold, alias = _alias_table(_spread(preset.lane_sigma, g.data_width, rng))
-    limit = _MAX_STRESS_PER_CELL * g.row_bits
+    limit = model.MAX_STRESS_PER_CELL * g.burst_bits
     capacity = limit + 12 * isqrt(limit)  # a Poisson count that large has probability below 1e-30
-    specs = np.zeros((1, 3), np.int64)
-    specs[0] = (int(PatternKind.RANDOM), seed & 0xFFFFFFFF, 0)
-    return Chip(
+    chip = Chip(
         parameters=parameters,
         rate=np.zeros((2, model.ELAPSED_LIMIT), np.int64),
         flip=np.zeros((model.ELAPSED_LIMIT, 2, 3), np.int64),
         bank_factor=_spread(preset.bank_sigma, g.banks, rng),
-        row_factor=_lognormal_factors(preset.row_sigma, 64),
+        row_factor=_lognormal_factors(preset.row_sigma, model.ROW_CLASSES),
         lane_threshold=threshold,
         lane_alias=alias,
-        poisson=_poisson_table(),
+        logarithm=_logarithm_table(),
         open_row=np.full(g.banks, -1, np.int64),
         act_clock=np.zeros(g.banks, np.int64),
         act_index=np.zeros(g.banks, np.int64),
+        bank_hash=np.zeros(g.banks, np.uint64),
+        epoch_hash=np.zeros(g.banks, np.uint64),
+        near=np.full((g.banks, 2), -1, np.int64),
+        near_hash=np.zeros((g.banks, 2), np.uint64),
         row_tag=np.zeros(g.banks * g.rows, np.int32),
         burst_tag=np.zeros((pool, g.bursts_per_row), np.int32),
         block_spec=np.zeros(pool, np.int32),
@@ -282,12 +273,14 @@ def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
         slots=np.zeros((pool, words), np.uint32),
         free_blocks=np.arange(pool, dtype=np.int32),
         free_slots=np.arange(pool, dtype=np.int32),
-        specs=specs,
-        cache_key=np.full((g.banks, 2, 2), -1, np.int64),
-        cache_first=np.zeros((g.banks, 2, g.bursts_per_row + 1), np.int32),
-        cache_cell=np.zeros((g.banks, 2, capacity), np.int32),
-        scratch=np.zeros(capacity, np.int32),
+        specs=np.array([[int(PatternKind.RANDOM), seed & 0xFFFFFFFF, 0]], np.int64),
+        bits=np.zeros(capacity, np.int32),
+        held=np.zeros(words, np.int64),
+        kept=np.zeros(words, np.int64),
+        fresh=np.zeros(words, np.int64),
     )
+    model.begin_epoch(chip, 0)
+    return chip
 
 
 def _grown(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -314,9 +307,3 @@ def with_more_memory(chip: Chip) -> Chip:
         free = np.concatenate([np.arange(size, 2 * size), np.zeros(size)]).astype(np.int32)
         chip = chip._replace(slots=_grown(chip.slots), free_slots=free)
     return chip
-
-
-def begin_epoch(chip: Chip, epoch: int) -> None:
-    """Tag reads from here on with ``epoch`` and count activations from 0: draws repeat exactly when an epoch does."""
-    chip.parameters[model.EPOCH] = epoch
-    chip.act_index[:] = 0

@@ -1,50 +1,75 @@
 """Reads the engine's error log: blocks in, failing bits out (format: `gateware.errorlog`)."""
 
-import zlib
-
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gateware import errorlog
 from host.bus import Words
+from host.chip import lowest_bit, popcount
+from host.compiled import njit
+from host.crc import TABLES, crc32
 from profiles.errors import LinkError
 
 _HEADER, _PAYLOAD = errorlog.HEADER_WORDS, errorlog.PAYLOAD_WORDS
 _KIND, _SHIFT = errorlog.KIND_SHIFT, errorlog.DELTA_SHIFT
 _BIT, _MASK, _SKIP, _DELTA_BITS = errorlog.BIT, errorlog.MASK, errorlog.SKIP, errorlog.DELTA_BITS
+_MAGIC, _SEQUENCE_MASK = errorlog.MAGIC, (1 << errorlog.SEQUENCE_BITS) - 1
 _DELTA_MASK, _BIT_MASK, _SKIP_MASK = (1 << _DELTA_BITS) - 1, (1 << _SHIFT) - 1, (1 << _KIND) - 1
 
 
-@njit(cache=True)
+@njit()
+def _check(blocks, first_sequence, tables):  # type: ignore[no-untyped-def]
+    """Number of the first block that is foreign, out of sequence or damaged; how many there are if none is."""
+    for b in range(blocks.shape[0]):
+        expected = _MAGIC << errorlog.SEQUENCE_BITS | (first_sequence + b) & _SEQUENCE_MASK
+        if np.int64(blocks[b, 0]) != expected or crc32(blocks[b, :-1], tables) != np.int64(blocks[b, -1]):
+            return b
+    return blocks.shape[0]
+
+
+@njit()
+def _most(blocks):  # type: ignore[no-untyped-def]
+    """No fewer than the failing bits in ``blocks``: one a word, and a word of a MASK as many as it has 1s."""
+    most = 0
+    for b in range(blocks.shape[0]):
+        for k in range(_HEADER, _HEADER + _PAYLOAD):
+            most += max(1, popcount(np.int64(blocks[b, k])))
+    return most
+
+
+@njit()
 def _unpack(blocks, burst_words, reads, bits):  # type: ignore[no-untyped-def]
     """Fill ``reads`` and ``bits``; returns the number of failing bits, or -1 - block where one is malformed."""
     found = 0
     for b in range(blocks.shape[0]):
-        fill = np.int64(blocks[b, 1])
-        index = np.int64(blocks[b, 2]) | np.int64(blocks[b, 3]) << 32
-        high, k = 0, 0
+        block = blocks[b]
+        fill, index = np.int64(block[1]), np.int64(block[2]) | np.int64(block[3]) << 32
+        high, k = 0, _HEADER
         if fill > _PAYLOAD:
             return -1 - b
-        while k < fill:
-            value = np.int64(blocks[b, _HEADER + k])
-            k += 1
+        end = _HEADER + fill
+        while k < end:
+            value = np.int64(block[k])
             kind = value >> _KIND
-            if kind == _SKIP:
-                high = (value & _SKIP_MASK) << _DELTA_BITS
-                continue
-            index += high + (value >> _SHIFT & _DELTA_MASK)
-            high = 0
+            k += 1
             if kind == _BIT:
+                index += high + (value >> _SHIFT)
+                high = 0
                 reads[found], bits[found] = index, value & _BIT_MASK
+                if (value & _BIT_MASK) >> 5 >= burst_words:
+                    return -1 - b
                 found += 1
-            elif kind == _MASK and k + burst_words <= fill:
+            elif kind == _SKIP:
+                high = (value & _SKIP_MASK) << _DELTA_BITS
+            elif kind == _MASK and k + burst_words <= end:
+                index += high + (value >> _SHIFT & _DELTA_MASK)
+                high = 0
                 for w in range(burst_words):
-                    mask = np.int64(blocks[b, _HEADER + k + w])
-                    for bit in range(32):
-                        if mask >> bit & 1:
-                            reads[found], bits[found] = index, w * 32 + bit
-                            found += 1
+                    mask = np.int64(block[k + w])
+                    while mask:
+                        reads[found], bits[found] = index, w * 32 + lowest_bit(mask)
+                        found += 1
+                        mask &= mask - 1
                 k += burst_words
             else:
                 return -1 - b
@@ -57,17 +82,17 @@ def check_blocks(blocks: Words, first_sequence: int) -> None:
     Raises:
         LinkError: a block is foreign, out of sequence or damaged.
     """
-    for k, block in enumerate(blocks):
-        expected = (first_sequence + k) & ((1 << errorlog.SEQUENCE_BITS) - 1)
-        word = int(block[0])
-        if word >> errorlog.SEQUENCE_BITS != errorlog.MAGIC:
-            raise LinkError(
-                f"error log block {expected} begins with {word:#010x}; the link lost its place, reset the board"
-            )
-        if word & ((1 << errorlog.SEQUENCE_BITS) - 1) != expected:
-            raise LinkError(f"error log block {word & 0xFFFFFF} came where {expected} was due; entries were lost")
-        if zlib.crc32(block[:-1].tobytes()) != int(block[-1]):
-            raise LinkError(f"error log block {expected} fails its CRC; read it again or check the link")
+    bad = int(_check(blocks, first_sequence, TABLES))
+    if bad == blocks.shape[0]:
+        return
+    expected, word = (first_sequence + bad) & _SEQUENCE_MASK, int(blocks[bad, 0])
+    if word >> errorlog.SEQUENCE_BITS != _MAGIC:
+        raise LinkError(
+            f"error log block {expected} begins with {word:#010x}; the link lost its place, reset the board"
+        )
+    if word & _SEQUENCE_MASK != expected:
+        raise LinkError(f"error log block {word & _SEQUENCE_MASK} came where {expected} was due; entries were lost")
+    raise LinkError(f"error log block {expected} fails its CRC; read it again or check the link")
 
 
 def unpack(blocks: Words, burst_bits: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -79,15 +104,12 @@ def unpack(blocks: Words, burst_bits: int) -> tuple[npt.NDArray[np.int64], npt.N
     Raises:
         LinkError: a block holds what no engine writes.
     """
-    limit = blocks.shape[0] * _PAYLOAD * 32
-    words = burst_bits // 32
-    # a MASK word yields at most 32 bits, any other word one
-    masks = int(np.count_nonzero(blocks[:, _HEADER:-1] >> _KIND == _MASK))
-    size = min(limit, blocks.shape[0] * _PAYLOAD + masks * burst_bits)
+    burst_words = burst_bits // 32
+    size = int(_most(blocks))
     reads, bits = np.empty(size, np.int64), np.empty(size, np.int64)
-    found = _unpack(blocks, words, reads, bits)
+    found = int(_unpack(blocks, burst_words, reads, bits))
     if found < 0:
         raise LinkError(
-            f"error log block {int(blocks[-1 - found, 0]) & 0xFFFFFF} is malformed; gateware and host differ"
+            f"error log block {int(blocks[-1 - found, 0]) & _SEQUENCE_MASK} is malformed; gateware and host differ"
         )
     return reads[:found], bits[:found]

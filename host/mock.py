@@ -24,8 +24,9 @@ from gateware.registers import (
 from host import chip as dram
 from host import mock_engine as model
 from host.bus import Words
-from host.chip_presets import Preset, begin_epoch, build_chip, set_conditions, with_more_memory
-from profiles.errors import LinkError
+from host.chip_presets import Preset, build_chip, set_conditions, with_more_memory
+from host.crc import TABLES
+from profiles.errors import LinkError, ProgramError
 from profiles.geometry import Geometry
 
 PROGRAM_DEPTH = 4096
@@ -35,26 +36,26 @@ ROW_COUNTERS = 4096
 _SLICE = 2_000_000  # instructions between two looks at the bus, so that Ctrl-C is felt
 
 
-def _crc_table() -> dram.I64:
-    table = np.arange(256, dtype=np.int64)
-    for _ in range(8):
-        table = np.where(table & 1, table >> 1 ^ 0xEDB88320, table >> 1)
-    return table
-
-
-def _decoded(words: Words) -> dram.I64:
-    """Program words as the interpreter's columns."""
-    instructions = isa.disassemble(words)
-    out = np.zeros((len(instructions), model.PROGRAM_COLUMNS), np.int64)
-    for line, i in zip(out, instructions, strict=True):
+def _decoded(words: Words, nphases: int) -> dram.I64:
+    """Program words as the interpreter's columns; what the engine refuses becomes `UNDEFINED`."""
+    rows = words.reshape(-1, isa.INSTRUCTION_WORDS)
+    out = np.zeros((rows.shape[0], model.PROGRAM_COLUMNS), np.int64)
+    phase = {isa.Command.RD: nphases - 1, isa.Command.WR: nphases - 1}
+    for line, row in zip(out, rows, strict=True):
+        try:
+            (i,) = isa.disassemble(row)
+        except ProgramError:
+            line[model.OPCODE] = model.UNDEFINED
+            continue
         line[: model.FIRST_SLOT] = (
             *(int(i.opcode), i.wait, i.loop_begin, i.loop_end, len(i.slots), i.immediate_bank, i.immediate_row),
             *(i.setting, i.value & 0xFFFFFFFF, i.value >> 32, i.more),
         )
         for k, slot in enumerate(i.slots):
             low = model.FIRST_SLOT + k * model.SLOT_COLUMNS
+            refused = slot.phase >= nphases or slot.phase != phase.get(slot.command, slot.phase)
             line[low : low + model.SLOT_COLUMNS] = (
-                *(int(slot.command), slot.phase, slot.address, slot.step),
+                *(model.UNDEFINED if refused else int(slot.command), slot.phase, slot.address, slot.step),
                 *(slot.auto_precharge, slot.compare, slot.capture),
             )
     return out
@@ -67,10 +68,19 @@ class MockBoard:
         geometry: the module it carries.
         preset: vendor of its chips.
         seed: which chips; the same seed gives the same weak cells.
-        tck_ps, nphases: the gateware build it stands in for.
+        tck_ps, nphases, log_blocks, buffer_bursts: the gateware build it stands in for.
     """
 
-    def __init__(self, geometry: Geometry, preset: Preset, seed: int, tck_ps: int, nphases: int) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        preset: Preset,
+        seed: int,
+        tck_ps: int,
+        nphases: int,
+        log_blocks: int = LOG_BLOCKS,
+        buffer_bursts: int = BUFFER_BURSTS,
+    ) -> None:
         self._preset, self._tck_ps = preset, tck_ps
         self._chip = build_chip(geometry, preset, seed)
         self._vdd_uv, self._temperature_c = 0, 20.0
@@ -78,29 +88,31 @@ class MockBoard:
         self._engine = model.Engine(
             state=np.zeros(model.STATE_WORDS, np.int64),
             loops=np.zeros((isa.LOOP_DEPTH, 2), np.int64),
-            digits=np.zeros((isa.POINTERS, 3, 4), np.int64),
+            digits=np.zeros((isa.POINTERS, 3, 5), np.int64),
             order=np.zeros((isa.POINTERS, 3), np.int64),
             bank_order=np.zeros(isa.BANK_ORDER_ENTRIES, np.int64),
-            log=np.zeros((LOG_BLOCKS, BLOCK_WORDS), np.uint32),
-            write_buffer=np.zeros((BUFFER_BURSTS, words), np.uint32),
-            capture=np.zeros((BUFFER_BURSTS, words), np.uint32),
+            log=np.zeros((log_blocks, BLOCK_WORDS), np.uint32),
+            write_buffer=np.zeros((buffer_bursts, words), np.uint32),
+            capture=np.zeros((buffer_bursts, words), np.uint32),
             bank_errors=np.zeros((geometry.banks, 2), np.int64),
             row_errors=np.zeros((min(ROW_COUNTERS, geometry.rows), 2), np.int64),
             bitline_errors=np.zeros((geometry.row_bits, 2), np.int64),
             dq_errors=np.zeros((geometry.data_width, 2), np.int64),
             flips=np.zeros(words, np.int64),
             expected=np.zeros(words, np.int64),
-            crc_table=_crc_table(),
+            crc_tables=TABLES,
         )
         self._program_words = np.zeros(PROGRAM_DEPTH * isa.INSTRUCTION_WORDS, np.uint32)
         self._program = np.zeros((0, model.PROGRAM_COLUMNS), np.int64)
-        self._held = {"program_length": 0, "program_check": 0, "fault_pc": 0}
+        self._held = dict.fromkeys(
+            ("program_length", "program_check", "buffer_length", "buffer_check", "fault_pc", "starts"), 0
+        )
         g = geometry
         self._constants = {
             **{"tck_ps": tck_ps, "nphases": nphases, "read_phase": nphases - 1, "write_phase": nphases - 1},
             **{"banks": g.banks, "rows": g.rows, "columns": g.columns, "data_width": g.data_width},
-            **{"burst_length": g.burst_length, "program_depth": PROGRAM_DEPTH, "log_blocks": LOG_BLOCKS},
-            **{"buffer_bursts": BUFFER_BURSTS, "row_counters": self._engine.row_errors.shape[0]},
+            **{"burst_length": g.burst_length, "program_depth": PROGRAM_DEPTH, "log_blocks": log_blocks},
+            **{"buffer_bursts": buffer_bursts, "row_counters": self._engine.row_errors.shape[0]},
         }
         self._engine.state[model.NPHASES] = nphases
         self._offsets = {offset: name for name, offset in register_offsets().items()}
@@ -124,7 +136,7 @@ class MockBoard:
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw reads from here on as epoch ``epoch`` does (DESIGN: a resumed run repeats them)."""
-        begin_epoch(self._chip, epoch)
+        dram.begin_epoch(self._chip, epoch)
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
 
@@ -185,11 +197,13 @@ class MockBoard:
             **{"reads_compared": s[model.READS], "refreshes": s[model.REFRESHES], "captured": s[model.CAPTURED]},
             **{"log_produced": s[model.LOG_PRODUCED], "log_consumed": s[model.LOG_CONSUMED]},
         }
+        if name == "capture_check":
+            return zlib.crc32(self._engine.capture[: s[model.CAPTURED]].tobytes())
         return int({**self._resets, **self._constants, **self._held, **live}[name])
 
     def _write_register(self, offset: int, value: int) -> None:
         s, name = self._engine.state, self._offsets.get(offset)
-        if name in ("program_length", "program_check"):
+        if name in ("program_length", "program_check", "buffer_length", "buffer_check"):
             self._held[name] = value
         elif name == "log_consumed":
             s[model.LOG_CONSUMED] = value
@@ -210,21 +224,25 @@ class MockBoard:
     def _load_program(self) -> None:
         length = self._held["program_length"]
         words = self._program_words[: length * isa.INSTRUCTION_WORDS]
-        if zlib.crc32(words.tobytes()) != self._held["program_check"]:
+        data = self._engine.write_buffer[: self._held["buffer_length"]]
+        checks = (zlib.crc32(words.tobytes()), zlib.crc32(data.tobytes()) if data.size else self._held["buffer_check"])
+        if checks != (self._held["program_check"], self._held["buffer_check"]):
             self._engine.state[model.STATE], self._engine.state[model.FAULT] = State.FAULT, Fault.BAD_CHECK
+            self._held["fault_pc"] = 0
             return
-        self._program = _decoded(words)
+        self._program = _decoded(words, self._constants["nphases"])
 
     def _start(self) -> None:
         e = self._engine
-        nphases = int(e.state[model.NPHASES])
         e.state[:] = 0
-        e.state[model.NPHASES], e.state[model.STATE] = nphases, State.RUNNING
+        e.state[model.NPHASES], e.state[model.STATE] = self._constants["nphases"], State.RUNNING
         e.state[model.COUNTERS] = isa.COUNT_LOG
-        for counters in (e.bank_errors, e.row_errors, e.bitline_errors, e.dq_errors, e.digits):
-            counters[:] = 0
+        for values in (e.bank_errors, e.row_errors, e.bitline_errors, e.dq_errors, e.digits, e.order):
+            values[:] = 0
         e.bank_order[:] = np.arange(isa.BANK_ORDER_ENTRIES)
         self._chip.open_row[:] = -1
+        self._held["starts"] = (self._held["starts"] + 1) & 0xFFFFFFFF
+        self._number_pattern()
         self._load_program()
 
     def _go_on(self) -> None:

@@ -12,8 +12,10 @@ import numpy as np
 from gateware import errorlog, isa
 from gateware.registers import Fault, State
 from host import chip as dram
-from host.chip import I64, U32, Chip, inlined, njit
-from profiles.pattern import PatternKind, word
+from host.chip import I64, U32, Chip
+from host.compiled import inlined, njit
+from host.crc import crc32
+from profiles.pattern import PatternKind
 
 # columns of a decoded program
 OPCODE, WAIT, LOOP_BEGIN, LOOP_END, SLOT_COUNT, IMMEDIATE_BANK, IMMEDIATE_ROW, SETTING, VALUE_LOW, VALUE_HIGH, MORE = (
@@ -22,6 +24,7 @@ OPCODE, WAIT, LOOP_BEGIN, LOOP_END, SLOT_COUNT, IMMEDIATE_BANK, IMMEDIATE_ROW, S
 FIRST_SLOT, SLOT_COLUMNS = 11, 7
 COMMAND, PHASE, ADDRESS, STEP, AUTO_PRECHARGE, COMPARE, CAPTURE = range(SLOT_COLUMNS)
 PROGRAM_COLUMNS = FIRST_SLOT + isa.SLOTS * SLOT_COLUMNS
+UNDEFINED = 255  # opcode of an instruction that cannot be decoded, command of a slot that the engine refuses
 
 # indices into Engine.state
 (PC, NEXT_SLOT, CLOCKS, LOOPS, JUMPED, STATE, FAULT, STOP_REQUESTED, NPHASES) = range(9)
@@ -31,8 +34,8 @@ PROGRAM_COLUMNS = FIRST_SLOT + isa.SLOTS * SLOT_COLUMNS
 (BEGUN, PATTERN_LOW, PATTERN_HIGH) = range(28, 31)
 STATE_WORDS = 31
 
-# a pointer digit: start, step, count, index
-START, STEP_BY, COUNT, INDEX = range(4)
+# a pointer digit: start, step, count, index, start + step * index
+START, STEP_BY, COUNT, INDEX, VALUE = range(5)
 
 
 class Engine(NamedTuple):
@@ -41,12 +44,12 @@ class Engine(NamedTuple):
     Attributes:
         state: int64[STATE_WORDS], indexed by the names above.
         loops: int64[LOOP_DEPTH, 2], first instruction and passes left.
-        digits: int64[POINTERS, 3, 4]; order: int64[POINTERS, 3].
+        digits: int64[POINTERS, 3, 5]; order: int64[POINTERS, 3].
         bank_order: int64[BANK_ORDER_ENTRIES].
         log: uint32[blocks, BLOCK_WORDS]; write_buffer, capture: uint32[bursts, words a burst].
         bank_errors: int64[banks, 2]; row_errors: int64[rows covered, 2]; bitline_errors: int64[row bits, 2];
         dq_errors: int64[data_width, 2].
-        flips, expected: int64[words a burst], scratch; crc_table: int64[256].
+        flips, expected: int64[words a burst], scratch; crc_tables: `host.crc.TABLES`.
     """
 
     state: I64
@@ -63,7 +66,7 @@ class Engine(NamedTuple):
     dq_errors: I64
     flips: I64
     expected: I64
-    crc_table: I64
+    crc_tables: U32
 
 
 _HEADER, _BLOCK, _PAYLOAD = errorlog.HEADER_WORDS, errorlog.BLOCK_WORDS, errorlog.PAYLOAD_WORDS
@@ -71,7 +74,7 @@ _BIT, _MASK, _SKIP = errorlog.BIT << 30, errorlog.MASK << 30, errorlog.SKIP << 3
 _SHIFT, _DELTA_BITS, _DELTA_MASK = errorlog.DELTA_SHIFT, errorlog.DELTA_BITS, (1 << errorlog.DELTA_BITS) - 1
 _MAGIC, _SEQUENCE_MASK = errorlog.MAGIC << errorlog.SEQUENCE_BITS, (1 << errorlog.SEQUENCE_BITS) - 1
 
-_ISSUE, _SET, _YIELD = int(isa.Opcode.ISSUE), int(isa.Opcode.SET), int(isa.Opcode.YIELD)
+_ISSUE, _SET, _YIELD, _END = (int(isa.Opcode[n]) for n in ("ISSUE", "SET", "YIELD", "END"))
 _ACT, _RD, _WR, _PRE, _PREA, _REF = (int(isa.Command[n]) for n in ("ACT", "RD", "WR", "PRE", "PREA", "REF"))
 _RUNNING, _HALTED, _DONE = int(State.RUNNING), int(State.HALTED), int(State.DONE)
 _CHUNK, _FAULTED = int(State.CHUNK), int(State.FAULT)
@@ -93,7 +96,7 @@ _S_ROW_BASE, _S_RESERVE, _S_POINTER = (
 _SATURATED = (1 << 32) - 1
 
 
-@njit()
+@inlined()
 def _any_open(chip: Chip) -> bool:
     for bank in range(chip.open_row.size):  # noqa: SIM110 (a generator would allocate)
         if chip.open_row[bank] >= 0:
@@ -106,7 +109,7 @@ def _fault(engine: Engine, code: int) -> None:
     engine.state[STATE], engine.state[FAULT] = _FAULTED, code
 
 
-@njit()
+@inlined()
 def _close_block(engine: Engine) -> None:
     """Seal the open log block with its length and CRC-32, and count it as produced."""
     s = engine.state
@@ -114,12 +117,7 @@ def _close_block(engine: Engine) -> None:
     fill = s[BLOCK_FILL]
     block[1] = np.uint32(fill)
     block[_HEADER + fill : _BLOCK - 1] = 0
-    crc = 0xFFFFFFFF
-    for w in range(_BLOCK - 1):
-        crc ^= np.int64(block[w])
-        for _ in range(4):
-            crc = engine.crc_table[crc & 0xFF] ^ (crc >> 8)
-    block[_BLOCK - 1] = np.uint32(crc ^ 0xFFFFFFFF)
+    block[_BLOCK - 1] = np.uint32(crc32(block[: _BLOCK - 1], engine.crc_tables))
     s[LOG_PRODUCED] += 1
     s[BLOCK_OPEN] = 0
 
@@ -142,13 +140,6 @@ def _room(engine: Engine, words: int) -> bool:
 
 
 @inlined()
-def _append(engine: Engine, value: int) -> None:
-    s = engine.state
-    engine.log[s[LOG_PRODUCED] % engine.log.shape[0], _HEADER + s[BLOCK_FILL]] = np.uint32(value)
-    s[BLOCK_FILL] += 1
-
-
-@inlined()
 def _log_burst(engine: Engine, flips: I64, failing: int) -> None:
     """Log one burst's failing bits (format: `gateware.errorlog`)."""
     s = engine.state
@@ -157,33 +148,31 @@ def _log_burst(engine: Engine, flips: I64, failing: int) -> None:
     skip = s[BLOCK_OPEN] == 1 and (s[READS] - s[LAST_READ]) >> _DELTA_BITS != 0
     if not _room(engine, words + skip):
         return
+    block = engine.log[s[LOG_PRODUCED] % engine.log.shape[0]]
+    at = _HEADER + s[BLOCK_FILL]
     delta = s[READS] - s[LAST_READ]
     if delta >> _DELTA_BITS:
-        _append(engine, _SKIP | delta >> _DELTA_BITS)
+        block[at] = np.uint32(_SKIP | delta >> _DELTA_BITS)
+        at += 1
     s[LAST_READ] = s[READS]
     delta = (delta & _DELTA_MASK) << _SHIFT
     if dense:
-        _append(engine, _MASK | delta)
-    for w in range(flips.size):
-        if dense:
-            _append(engine, flips[w])
-            continue
-        mask = flips[w]
-        while mask:
-            _append(engine, _BIT | delta | w * 32 + dram.lowest_bit(mask))
-            mask &= mask - 1
-            delta = 0
+        block[at] = np.uint32(_MASK | delta)
+        for w in range(flips.size):
+            block[at + 1 + w] = np.uint32(flips[w])
+        at += 1 + flips.size
+    else:
+        for w in range(flips.size):
+            mask = flips[w]
+            while mask:
+                block[at] = np.uint32(_BIT | delta | w * 32 + dram.lowest_bit(mask))
+                at += 1
+                mask &= mask - 1
+                delta = 0
+    s[BLOCK_FILL] = at - _HEADER
 
 
 @inlined()
-def _ones(mask: int) -> int:
-    """Number of 1s in a 32-bit mask."""
-    mask -= mask >> 1 & 0x55555555
-    mask = (mask & 0x33333333) + (mask >> 2 & 0x33333333)
-    return ((mask + (mask >> 4) & 0x0F0F0F0F) * 0x01010101 & 0xFFFFFFFF) >> 24
-
-
-@njit()
 def _count_places(engine: Engine, chip: Chip, row: int, burst: int, flips: I64) -> None:
     """Add a burst's failing bits to those of the row, bitline and DQ counters that are on."""
     s = engine.state
@@ -211,8 +200,8 @@ def _count(engine: Engine, chip: Chip, bank: int, row: int, burst: int, flips: I
     ones = total = 0
     for w in range(flips.size):
         if flips[w]:
-            ones += _ones(flips[w] & engine.expected[w])
-            total += _ones(flips[w])
+            ones += dram.popcount(flips[w] & engine.expected[w])
+            total += dram.popcount(flips[w])
     engine.bank_errors[bank, 0] += total - ones
     engine.bank_errors[bank, 1] += ones
     if engine.state[COUNTERS] & (isa.COUNT_ROWS | isa.COUNT_BITLINES | isa.COUNT_DQ):
@@ -220,17 +209,74 @@ def _count(engine: Engine, chip: Chip, bank: int, row: int, burst: int, flips: I
     return total
 
 
-@njit()
-def _expected(engine: Engine, chip: Chip, bank: int, row: int, burst: int) -> None:
-    """Fill ``engine.expected`` with the present pattern at an address."""
-    s, p = engine.state, chip.parameters
+@inlined()
+def _expect(engine: Engine, chip: Chip, bank: int, row: int, burst: int) -> None:
+    """Fill ``engine.expected`` with what the data source gives for an address."""
+    s = engine.state
     if s[BUFFER]:
+        data = engine.write_buffer[s[BUFFER_CURSOR] % engine.write_buffer.shape[0]]
         for w in range(engine.expected.size):
-            engine.expected[w] = engine.write_buffer[s[BUFFER_CURSOR] % engine.write_buffer.shape[0], w]
+            engine.expected[w] = np.int64(data[w])
+    else:
+        dram.words_of(chip, s[SPEC], bank, row, burst, engine.expected)
+
+
+@inlined()
+def _settle(engine: Engine, chip: Chip, bank: int, row: int, burst: int, flips: I64) -> None:
+    """Count and log the failing bits ``flips`` of a compared burst whose right words are ``engine.expected``."""
+    failing = _count(engine, chip, bank, row, burst, flips)
+    if engine.state[COUNTERS] & isa.COUNT_LOG and failing:
+        _log_burst(engine, flips, failing)
+
+
+@inlined()
+def _read_apart(engine: Engine, chip: Chip, bank: int, burst: int, clock: int, compare: int, capture: int) -> None:
+    """RD of a burst that is captured or does not hold the pattern it is compared with, word by word."""
+    s, flips, row = engine.state, engine.flips, chip.open_row[bank]
+    if capture and s[CAPTURED] >= engine.capture.shape[0]:
+        _fault(engine, _F_CAPTURE)
         return
-    kind, parameter, invert = chip.specs[s[SPEC]]
-    for w in range(engine.expected.size):
-        engine.expected[w] = word(kind, parameter, invert, bank, row, burst * p[dram.BURST], w, p[dram.WIDTH])
+    held = engine.expected
+    dram.words_of(chip, dram.tag_of(chip, bank, row, burst), bank, row, burst, held)  # the read may change the cells
+    if not dram.read_flips(chip, bank, burst, clock, flips):
+        flips[:] = 0
+    for w in range(flips.size):
+        flips[w] ^= held[w]
+    if capture:
+        for w in range(flips.size):
+            engine.capture[s[CAPTURED], w] = np.uint32(flips[w])
+        s[CAPTURED] += 1
+    if compare:
+        _expect(engine, chip, bank, row, burst)
+        for w in range(flips.size):
+            flips[w] ^= engine.expected[w]
+        _settle(engine, chip, bank, row, burst, flips)
+        s[BUFFER_CURSOR] += s[BUFFER]
+
+
+@inlined()
+def _read(engine: Engine, chip: Chip, bank: int, column: int, clock: int, compare: int, capture: int) -> None:
+    s = engine.state
+    burst, row = _burst(chip, column), chip.open_row[bank]
+    if capture or s[BUFFER] or dram.tag_of(chip, bank, row, burst) != s[SPEC]:
+        _read_apart(engine, chip, bank, burst, clock, compare, capture)
+    elif dram.read_flips(chip, bank, burst, clock, engine.flips) and compare:
+        for w in range(engine.expected.size):
+            engine.expected[w] = chip.held[w]
+        _settle(engine, chip, bank, row, burst, engine.flips)
+    s[READS] += compare
+
+
+@inlined()
+def _write(engine: Engine, chip: Chip, bank: int, column: int, clock: int) -> None:
+    s = engine.state
+    burst = _burst(chip, column)
+    if s[BUFFER]:
+        data = engine.write_buffer[s[BUFFER_CURSOR] % engine.write_buffer.shape[0]]
+        dram.write_words(chip, bank, burst, clock, data)
+        s[BUFFER_CURSOR] += 1
+    else:
+        dram.write_pattern(chip, bank, burst, clock, s[SPEC])
 
 
 @inlined()
@@ -240,93 +286,34 @@ def _burst(chip: Chip, column: int) -> int:
 
 
 @inlined()
-def _read(engine: Engine, chip: Chip, bank: int, column: int, clock: int, compare: int, capture: int) -> None:
-    s = engine.state
-    burst, row = _burst(chip, column), chip.open_row[bank]
-    if capture and s[CAPTURED] >= engine.capture.shape[0]:
-        _fault(engine, _F_CAPTURE)
-        return
-    flips = engine.flips
-    before = dram.tag_of(chip, bank, row, burst)
-    symbolic = not capture and not s[BUFFER] and before == s[SPEC]
-    if not symbolic:
-        for w in range(flips.size):  # what the cells hold; the read below may change them
-            engine.expected[w] = dram.stored_word(chip, before, bank, row, burst, w)
-    wrong = dram.read_flips(chip, bank, burst, clock, flips)
-    if not symbolic:
-        if not wrong:
-            flips[:] = 0
-        if capture:
-            for w in range(flips.size):
-                engine.capture[s[CAPTURED], w] = np.uint32(engine.expected[w] ^ flips[w])
-            s[CAPTURED] += 1
-        if compare:
-            for w in range(flips.size):
-                flips[w] ^= engine.expected[w]
-            _expected(engine, chip, bank, row, burst)
-            for w in range(flips.size):
-                flips[w] ^= engine.expected[w]
-                wrong |= flips[w] != 0
-    elif wrong and compare:
-        _expected(engine, chip, bank, row, burst)
-    if compare:
-        if wrong:
-            failing = _count(engine, chip, bank, row, burst, flips)
-            if s[COUNTERS] & isa.COUNT_LOG and failing:
-                _log_burst(engine, flips, failing)
-        s[READS] += 1
-    if s[BUFFER]:
-        s[BUFFER_CURSOR] += 1
-
-
-@inlined()
-def _write(engine: Engine, chip: Chip, bank: int, column: int, clock: int) -> None:
-    s = engine.state
-    burst = _burst(chip, column)
-    if s[BUFFER]:
-        data = engine.write_buffer[s[BUFFER_CURSOR] % engine.write_buffer.shape[0]]
-        dram.write_words(chip, bank, burst, clock, data, engine.flips)
-        s[BUFFER_CURSOR] += 1
-    else:
-        dram.write_pattern(chip, bank, burst, clock, s[SPEC], engine.flips)
-
-
-@inlined()
 def _step(engine: Engine, pointer: int) -> None:
     """Advance a pointer's odometer, fastest digit first."""
     for k in range(3):
-        digit = engine.digits[pointer, engine.order[pointer, k]]
-        digit[INDEX] += 1
-        if digit[INDEX] < digit[COUNT]:
+        which = engine.order[pointer, k]
+        index = engine.digits[pointer, which, INDEX] + 1
+        if index < engine.digits[pointer, which, COUNT]:
+            engine.digits[pointer, which, INDEX] = index
+            value = engine.digits[pointer, which, VALUE] + engine.digits[pointer, which, STEP_BY]
+            engine.digits[pointer, which, VALUE] = value & 0xFFFFF
             return
-        digit[INDEX] = 0
+        engine.digits[pointer, which, INDEX] = 0
+        engine.digits[pointer, which, VALUE] = engine.digits[pointer, which, START]
 
 
 @inlined()
-def _value(digit: I64) -> int:
-    return (digit[START] + digit[STEP_BY] * digit[INDEX]) & 0xFFFFF
-
-
-@inlined()
-def _command(engine: Engine, chip: Chip, line: I64, slot: I64) -> None:
-    """Issue one slot's command."""
+def _command(engine: Engine, chip: Chip, program: I64, pc: int, low: int) -> None:
+    """Issue one slot's command; the slot is in columns ``low`` and up of instruction ``pc``."""
     s, p = engine.state, chip.parameters
-    command = slot[COMMAND]
-    clock = s[CLOCKS] * s[NPHASES] + slot[PHASE]
-    if slot[ADDRESS] >= isa.POINTERS:
-        bank, row, column = line[IMMEDIATE_BANK], line[IMMEDIATE_ROW], line[IMMEDIATE_ROW]
+    command, address = program[pc, low + COMMAND], program[pc, low + ADDRESS]
+    clock = s[CLOCKS] * s[NPHASES] + program[pc, low + PHASE]
+    if address >= isa.POINTERS:
+        bank, row, column = program[pc, IMMEDIATE_BANK], program[pc, IMMEDIATE_ROW], program[pc, IMMEDIATE_ROW]
     else:
-        digits = engine.digits[slot[ADDRESS]]
-        bank = engine.bank_order[_value(digits[isa.BANK]) % isa.BANK_ORDER_ENTRIES]
-        row, column = _value(digits[isa.ROW]), _value(digits[isa.COLUMN])
-        if slot[STEP]:
-            _step(engine, slot[ADDRESS])
-    if command == _PREA:
-        chip.open_row[:] = -1
-    elif command == _REF:
-        if _any_open(chip):
-            _fault(engine, _F_OPEN)
-    elif command >= _ACT and command <= _PRE:
+        bank = engine.bank_order[engine.digits[address, isa.BANK, VALUE] & (isa.BANK_ORDER_ENTRIES - 1)]
+        row, column = engine.digits[address, isa.ROW, VALUE], engine.digits[address, isa.COLUMN, VALUE]
+        if program[pc, low + STEP]:
+            _step(engine, address)
+    if command >= _ACT and command <= _PRE:
         if bank >= chip.open_row.size:
             _fault(engine, _F_ADDRESS)
         elif command == _PRE:
@@ -344,19 +331,28 @@ def _command(engine: Engine, chip: Chip, line: I64, slot: I64) -> None:
             _fault(engine, _F_ADDRESS)
         else:
             if command == _RD:
-                _read(engine, chip, bank, column, clock, slot[COMPARE], slot[CAPTURE])
+                _read(engine, chip, bank, column, clock, program[pc, low + COMPARE], program[pc, low + CAPTURE])
             else:
                 _write(engine, chip, bank, column, clock)
-            if slot[AUTO_PRECHARGE]:
+            if program[pc, low + AUTO_PRECHARGE]:
                 dram.precharge(chip, bank)
+    elif command == _PREA:
+        chip.open_row[:] = -1
+    elif command == UNDEFINED:
+        _fault(engine, _F_INSTRUCTION)
+    elif command == _REF and _any_open(chip):
+        _fault(engine, _F_OPEN)
 
 
-@njit()
+@inlined()
 def _yield(engine: Engine, chip: Chip) -> None:
     """Refresh what is due, and halt if the log has less room than the program needs until the next YIELD."""
     s = engine.state
     if _any_open(chip):
         _fault(engine, _F_OPEN)
+        return
+    if s[LOG_RESERVE] > engine.log.shape[0] - 1:
+        _fault(engine, _F_RESERVE)
         return
     s[CLOCKS] += 1
     while s[REFRESH_INTERVAL] and s[CLOCKS] >= s[NEXT_REFRESH]:
@@ -364,17 +360,36 @@ def _yield(engine: Engine, chip: Chip) -> None:
         s[CLOCKS] += s[REFRESH_CLOCKS]
         s[NEXT_REFRESH] += s[REFRESH_INTERVAL]
     free = engine.log.shape[0] - (s[LOG_PRODUCED] - s[LOG_CONSUMED]) - s[BLOCK_OPEN]
-    if s[LOG_RESERVE] > engine.log.shape[0] - 1:
-        _fault(engine, _F_RESERVE)
-    elif free < s[LOG_RESERVE] or s[STOP_REQUESTED]:
+    if free < s[LOG_RESERVE] or s[STOP_REQUESTED]:
         s[STATE], s[STOP_REQUESTED] = _HALTED, 0
 
 
-@njit()
-def _set(engine: Engine, chip: Chip, setting: int, low: int, high: int) -> None:
+@inlined()
+def _set_pointer(engine: Engine, pointer: int, which: int, low: int, high: int) -> None:
+    """Apply a pointer's SET, which also returns the pointer to its start."""
+    if which < 3:
+        digit = engine.digits[pointer, which]
+        digit[START], digit[STEP_BY] = low & 0xFFFFF, (low >> 20 | (high & 0xFF) << 12) & 0xFFFFF
+        digit[COUNT] = high >> 8
+    else:
+        for k in range(3):
+            if low >> (2 * k) & 3 == 3:
+                _fault(engine, _F_INSTRUCTION)
+                return
+        for k in range(3):
+            engine.order[pointer, k] = low >> (2 * k) & 3
+    for k in range(3):
+        engine.digits[pointer, k, INDEX], engine.digits[pointer, k, VALUE] = 0, engine.digits[pointer, k, START]
+
+
+@inlined()
+def _set(engine: Engine, setting: int, low: int, high: int) -> None:
     """Apply a SET; asks the caller for a pattern number through WANT_SPEC."""
     s = engine.state
     if setting == _S_PATTERN:
+        if (low & 0xFF) > _P_BUFFER:
+            _fault(engine, _F_INSTRUCTION)
+            return
         s[BUFFER] = (low & 0xFF) == _P_BUFFER
         s[WANT_SPEC], s[PATTERN_LOW], s[PATTERN_HIGH] = not s[BUFFER], low, high
     elif setting == _S_BANK_ORDER:
@@ -382,6 +397,9 @@ def _set(engine: Engine, chip: Chip, setting: int, low: int, high: int) -> None:
     elif setting == _S_CURSOR:
         s[BUFFER_CURSOR] = low
     elif setting == _S_REFRESH:
+        if low and high >= low:
+            _fault(engine, _F_INSTRUCTION)
+            return
         s[REFRESH_INTERVAL], s[REFRESH_CLOCKS] = low, high
         s[NEXT_REFRESH] = s[CLOCKS] + low
     elif setting == _S_COUNTERS:
@@ -391,19 +409,7 @@ def _set(engine: Engine, chip: Chip, setting: int, low: int, high: int) -> None:
     elif setting == _S_RESERVE:
         s[LOG_RESERVE] = low
     elif setting >= _S_POINTER and setting < _S_POINTER + 4 * isa.POINTERS:
-        pointer, which = (setting - _S_POINTER) // 4, (setting - _S_POINTER) % 4
-        if which < 3:
-            digit = engine.digits[pointer, which]
-            digit[START], digit[STEP_BY] = low & 0xFFFFF, (low >> 20 | (high & 0xFF) << 12) & 0xFFFFF
-            digit[COUNT] = high >> 8
-        else:
-            for k in range(3):
-                engine.order[pointer, k] = low >> (2 * k) & 3
-                if engine.order[pointer, k] > 2:
-                    _fault(engine, _F_INSTRUCTION)
-                    engine.order[pointer, k] = 0
-        for k in range(3):
-            engine.digits[pointer, k, INDEX] = 0
+        _set_pointer(engine, (setting - _S_POINTER) // 4, (setting - _S_POINTER) % 4, low, high)
     else:
         _fault(engine, _F_INSTRUCTION)
 
@@ -448,41 +454,49 @@ def run(engine: Engine, chip: Chip, program: I64, budget: int) -> None:
     On return ``state[STATE]`` tells which; WANT_MEMORY or WANT_SPEC is set where the caller must enlarge the chip's
     pools or number a pattern before calling again.
     """
-    s = engine.state
+    s, p = engine.state, chip.parameters
     while s[STATE] == _RUNNING and budget > 0:
         budget -= 1
-        if s[PC] >= program.shape[0]:
+        pc = s[PC]
+        if pc >= program.shape[0]:
             _fault(engine, _F_INSTRUCTION)
             return
-        line = program[s[PC]]
-        _begin(engine, line)
-        if line[OPCODE] == _ISSUE:
-            while s[NEXT_SLOT] < line[SLOT_COUNT] and s[STATE] == _RUNNING:
-                if chip.parameters[dram.FREE_BLOCKS] == 0 or chip.parameters[dram.FREE_SLOTS] == 0:
+        _begin(engine, program[pc])
+        if s[STATE] != _RUNNING:
+            return
+        opcode = program[pc, OPCODE]
+        if opcode == _ISSUE:
+            while s[NEXT_SLOT] < program[pc, SLOT_COUNT]:
+                if p[dram.FREE_BLOCKS] == 0 or p[dram.FREE_SLOTS] == 0:
                     s[WANT_MEMORY] = 1
                     return
                 low = FIRST_SLOT + s[NEXT_SLOT] * SLOT_COLUMNS
                 s[NEXT_SLOT] += 1
-                _command(engine, chip, line, line[low : low + SLOT_COLUMNS])
-            if s[STATE] != _RUNNING:
-                return
-            s[CLOCKS] += 1 + line[WAIT]
-            _advance(engine, line)
-        elif line[OPCODE] == _YIELD:
+                _command(engine, chip, program, pc, low)
+                if s[STATE] != _RUNNING:
+                    return
+            s[CLOCKS] += 1 + program[pc, WAIT]
+            _advance(engine, program[pc])
+        elif opcode == _YIELD:
             _yield(engine, chip)
-            s[CLOCKS] += line[WAIT]
-            if s[STATE] != _FAULTED:
-                _advance(engine, line)
-        elif line[OPCODE] == _SET:
-            _set(engine, chip, line[SETTING], line[VALUE_LOW], line[VALUE_HIGH])
-            s[CLOCKS] += 1 + line[WAIT]
-            _advance(engine, line)
+            if s[STATE] == _FAULTED:
+                return
+            s[CLOCKS] += program[pc, WAIT]
+            _advance(engine, program[pc])
+        elif opcode == _SET:
+            _set(engine, program[pc, SETTING], program[pc, VALUE_LOW], program[pc, VALUE_HIGH])
+            if s[STATE] == _FAULTED:
+                return
+            s[CLOCKS] += 1 + program[pc, WAIT]
+            _advance(engine, program[pc])
             if s[WANT_SPEC]:
                 return
-        else:
-            s[CLOCKS] += 1 + line[WAIT]
-            if s[BLOCK_OPEN] and not line[MORE]:
+        elif opcode == _END:
+            s[CLOCKS] += 1 + program[pc, WAIT]
+            if s[BLOCK_OPEN] and not program[pc, MORE]:
                 _close_block(engine)
-            s[STATE] = _CHUNK if line[MORE] else _DONE
-            s[PC] = 0
+            s[STATE] = _CHUNK if program[pc, MORE] else _DONE
+            s[PC] = s[BEGUN] = 0
             return
+        else:
+            _fault(engine, _F_INSTRUCTION)

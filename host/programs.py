@@ -9,32 +9,35 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from gateware import isa
-from gateware.errorlog import worst_case_blocks
+from gateware.errorlog import reads_that_fit, worst_case_blocks
 from gateware.isa import BANK, COLUMN, ROW, Command, Digit, Instruction, Opcode, Pointer, Setting, Slot, issue, set_
+from host.compiled import njit
 from host.timings import Timings
 from profiles.errors import ProgramError
 from profiles.geometry import CellArray, Geometry
-from profiles.pattern import Pattern
+from profiles.pattern import Pattern, PatternKind
 
 
-@njit(cache=True)
-def _cells(reads, bits, banks, bursts, start, bank_bits, row_bits, burst_bits):  # type: ignore[no-untyped-def]
-    out = np.empty(reads.size, np.int64)
+@njit()
+def _cells(reads, bits, banks, bursts, whole_rows, start, bank_bits, row_bits, burst_bits, out):  # type: ignore[no-untyped-def]
     last, base = np.int64(-1), np.int64(0)
     for k in range(reads.size):
         if reads[k] != last:
             last = reads[k]
-            turn, position = last // banks.size, last % banks.size
-            base = start + banks[position] * bank_bits + turn // bursts * row_bits + turn % bursts * burst_bits
+            if whole_rows:
+                turn, burst = last // bursts, last % bursts
+                row, position = turn // banks.size, turn % banks.size
+            else:
+                turn, position = last // banks.size, last % banks.size
+                row, burst = turn // bursts, turn % bursts
+            base = start + banks[position] * bank_bits + row * row_bits + burst * burst_bits
         out[k] = base + bits[k]
-    return out
 
 
 ACT_POINTER, DATA_POINTER, PRE_POINTER = 0, 1, 2
-_SEGMENT_BURSTS = 256  # between two YIELDs: long against the pipeline's drain, short against tREFI
+_SEGMENT_BURSTS = 256  # between two YIELDs: long against the pipeline's drain; a few tREFI at most, as JEDEC allows
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Traversal:
         banks: banks in the order they take turns.
         row_start, row_count: rows of each bank.
         first_burst, bursts: bursts of each row.
+        whole_rows: the order of open rows instead: burst within the row fastest, then bank, then row.
     """
 
     banks: tuple[int, ...]
@@ -52,6 +56,7 @@ class Traversal:
     row_count: int
     first_burst: int
     bursts: int
+    whole_rows: bool = False
 
     @property
     def length(self) -> int:
@@ -62,7 +67,10 @@ class Traversal:
         """The cells behind entries of the error log: bit ``bits[k]`` of the ``reads[k]``-th burst visited."""
         g, banks = geometry, np.asarray(self.banks, np.int64)
         start = self.row_start * g.row_bits + self.first_burst * g.burst_bits
-        return _cells(reads, bits, banks, self.bursts, start, g.bank_bits, g.row_bits, g.burst_bits)
+        places = (start, g.bank_bits, g.row_bits, g.burst_bits)
+        cells = np.empty(reads.size, np.int64)
+        _cells(reads, bits, banks, self.bursts, self.whole_rows, *places, cells)
+        return cells
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,11 @@ def _pointers(traversal: Traversal, geometry: Geometry, order: tuple[int, int, i
     return entries + [i for which in (ACT_POINTER, DATA_POINTER, PRE_POINTER) for i in pointer.settings(which)]
 
 
-def _chunk(traversal: Traversal) -> int:
-    """Bursts a bank between two YIELDs: the largest divisor of the row's bursts that keeps a segment short."""
-    limit = max(1, _SEGMENT_BURSTS // len(traversal.banks))
-    return max(n for n in range(1, traversal.bursts + 1) if traversal.bursts % n == 0 and n <= limit)
+def _segment(build: EngineBuild, traversal: Traversal) -> int:
+    """Bursts between two YIELDs: few enough that the error log has room for all their bits, in whole turns of banks."""
+    fit = reads_that_fit(build.log_blocks - 1, build.geometry.burst_bits)
+    banks = len(traversal.banks)
+    return min(traversal.length, max(1, min(_SEGMENT_BURSTS, fit) // banks) * banks)
 
 
 def _window(slots: Sequence[tuple[int, Slot]], clocks: int, loop: int = 0) -> list[Instruction]:
@@ -129,47 +138,56 @@ class _Pipeline:
 
 
 def _pipeline(build: EngineBuild, data: Slot, trcd: int, banks: int) -> _Pipeline:
-    """Fit ACT, ``data`` (RD or WR) and PRE of one burst into a repeating window, ``trcd`` DRAM clocks apart."""
+    """Fit ACT, ``data`` (RD or WR) and PRE of one burst into a repeating window, ``trcd`` DRAM clocks apart.
+
+    The window is the shortest that keeps tRRD, tFAW and the data bus between bursts and tRC within a bank, with the
+    three commands, which belong to bursts of different windows, on different DRAM clocks of it.
+    """
     t, n, burst = build.timings, build.nphases, build.geometry.burst_length // 2
     phase = build.read_phase if data.command == Command.RD else build.write_phase
     act = (phase - trcd) % n
     recovery = t.trtp if data.command == Command.RD else t.write_latency + burst + t.twr
-    pre = max(act + trcd + recovery, act + t.tras)
-    window = max(-(-max(t.trrd, -(-t.tfaw // 4), burst) // n), -(-(pre - act + t.trp) // (n * banks)))
-    while trcd % (window * n) == 0:  # ACT and data would want the same phase of the same clock
+    window = -(-max(t.trrd, -(-t.tfaw // 4), burst, 3) // n)
+    while True:
+        span = window * n
+        pre = max(act + trcd + recovery, act + t.tras)
+        while pre % span in (act, (act + trcd) % span):
+            pre += 1
+        if trcd % span and pre - act + t.trp <= span * banks:
+            break
         window += 1
-    span = window * n
-    while pre % span in (act % span, (act + trcd) % span):
-        pre += 1
-    while window * n * banks < pre - act + t.trp:
-        window += 1
-    clocks = {act % (window * n), (act + trcd) % (window * n), pre % (window * n)}
-    if len(clocks) < 3:
-        raise ProgramError(f"cannot place ACT, {data.command.name} and PRE at tRCD {trcd} tCK over {banks} banks")
     act_slot, pre_slot = Slot(Command.ACT, 0, ACT_POINTER), Slot(Command.PRE, 0, PRE_POINTER)
     return _Pipeline(window, ((act, act_slot), (act + trcd, data), (pre, pre_slot)))
 
 
-def _burst_per_activation(build: EngineBuild, traversal: Traversal, data: Slot, trcd: int) -> list[Instruction]:
-    """ACT, one burst, PRE for every burst of the traversal."""
-    n, banks = build.nphases, len(traversal.banks)
-    pipeline = _pipeline(build, data, trcd, banks)
-    depth, segment = pipeline.depth(n), _chunk(traversal) * banks
-    fill = min(depth, segment)
-    body = [issue(loop_begin=traversal.length // segment)]
-    for begun in range(fill):
+def _pipelined(pipeline: _Pipeline, n: int, bursts: int) -> list[Instruction]:
+    """The windows of ``bursts`` bursts: filling, steady (a loop), draining."""
+    depth, body = pipeline.depth(n), []
+    for begun in range(min(depth, bursts)):
         body += _window(pipeline.part(n, range(0, begun + 1)), pipeline.window)
-    if segment > depth:
-        body += _window(pipeline.part(n, range(0, depth + 1)), pipeline.window, loop=segment - depth)
-    for drained in range(segment, segment + depth):
-        oldest = range(max(0, drained - segment + 1), min(depth, drained) + 1)
+    if bursts > depth:
+        body += _window(pipeline.part(n, range(0, depth + 1)), pipeline.window, loop=bursts - depth)
+    for drained in range(bursts, bursts + depth):
+        oldest = range(max(0, drained - bursts + 1), min(depth, drained) + 1)
         body += _window(pipeline.part(n, oldest), pipeline.window)
-    return [
-        *_pointers(traversal, build.geometry, (BANK, COLUMN, ROW)),
-        *body,
-        issue(wait=-(-build.timings.trp // n)),
-        Instruction(Opcode.YIELD, loop_end=True),
-    ]
+    return body
+
+
+def _burst_per_activation(build: EngineBuild, traversal: Traversal, data: Slot, trcd: int) -> list[Instruction]:
+    """ACT, one burst, PRE for every burst of the traversal, in segments that end with a YIELD."""
+    n, segment = build.nphases, _segment(build, traversal)
+    pipeline = _pipeline(build, data, trcd, len(traversal.banks))
+    body = _pointers(traversal, build.geometry, (BANK, COLUMN, ROW))
+    whole, rest = divmod(traversal.length, segment)
+    for passes, bursts in ((whole, segment), (1, rest)):
+        if bursts:
+            body += [
+                issue(loop_begin=passes),
+                *_pipelined(pipeline, n, bursts),
+                issue(wait=-(-build.timings.trp // n)),
+                Instruction(Opcode.YIELD, loop_end=True),
+            ]
+    return body
 
 
 def _open_row(build: EngineBuild, traversal: Traversal, data: Slot) -> list[Instruction]:
@@ -230,9 +248,15 @@ def test(
     refresh: bool = True,
     counters: int = isa.COUNT_LOG,
 ) -> list[Instruction]:
-    """Read and compare: one burst per activation at ``trcd`` clocks, or with open rows at nominal timing (None)."""
+    """Read and compare: one burst per activation at ``trcd`` clocks, or with open rows at nominal timing (None).
+
+    Raises:
+        ProgramError: the order of ``traversal`` is not that of the access mode.
+    """
+    if (trcd is None) != traversal.whole_rows:
+        raise ProgramError("open rows are read row by row, single bursts bank by bank; set the traversal's whole_rows")
     data = Slot(Command.RD, 0, DATA_POINTER, compare=True)
-    reserve = traversal.bursts if trcd is None else _chunk(traversal) * len(traversal.banks)
+    reserve = traversal.bursts if trcd is None else _segment(build, traversal)
     walk = _open_row(build, traversal, data) if trcd is None else _burst_per_activation(build, traversal, data, trcd)
     settings = [*_preamble(build, pattern, refresh, reserve), set_(Setting.COUNTERS, counters)]
     return [*settings, *walk, Instruction(Opcode.END)]
@@ -247,19 +271,19 @@ def transfer(build: EngineBuild, pieces: Sequence[Traversal], write: bool, trcd:
     settings = [
         set_(Setting.REFRESH, build.timings.trefi // build.nphases | -(-build.timings.trfc // build.nphases) << 32)
     ]
-    settings += [set_(Setting.PATTERN, 6), set_(Setting.BUFFER_CURSOR, 0)] if write else []
+    settings += [pattern_setting(Pattern(kind=PatternKind.BUFFER))] if write else []
     walk = [i for piece in pieces for i in _burst_per_activation(build, piece, data, trcd)]
     return [*settings, *walk, Instruction(Opcode.END)]
 
 
 def pieces(geometry: Geometry, first_cell: int, bursts: int) -> list[Traversal]:
-    """Traversals that cover ``bursts`` consecutive bursts of one bank from ``first_cell`` (burst aligned), in order."""
+    """Traversals that cover ``bursts`` consecutive bursts from ``first_cell`` (burst aligned), in order."""
     per_row, out = geometry.bursts_per_row, []
     index = first_cell // geometry.burst_bits
     while bursts:
         wordline, burst = divmod(index, per_row)
         bank, row = divmod(wordline, geometry.rows)
-        whole = bursts // per_row if burst == 0 else 0
+        whole = min(bursts // per_row, geometry.rows - row) if burst == 0 else 0
         length = whole * per_row or min(bursts, per_row - burst)
         out.append(Traversal((bank,), row, max(1, whole), burst, per_row if whole else length))
         index, bursts = index + length, bursts - length

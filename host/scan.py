@@ -89,8 +89,10 @@ def measure(board: Board, plan: ScanPlan, planned: PlannedPoint) -> tuple[PointR
     started, clock = datetime.now(UTC), monotonic()
     trcd = board.timings.trcd_clocks(planned.point.trcd_ps)
     region = plan.region
-    traversal = Traversal(region.banks, region.row_start, region.row_count, 0, board.geometry.bursts_per_row)
-    test_trcd = None if plan.access_mode == AccessMode.LINEAR else trcd
+    linear = plan.access_mode == AccessMode.LINEAR
+    rows = (region.row_start, region.row_count)
+    traversal = Traversal(region.banks, *rows, 0, board.geometry.bursts_per_row, whole_rows=linear)
+    test_trcd = None if linear else trcd
     refresh = plan.refresh == "kept"
     test = programs.test(board.build, traversal, planned.pattern, test_trcd, refresh)
     board.environment.begin_epoch(planned.index)
