@@ -21,15 +21,16 @@ import torch
 import torch.nn.functional as functional
 
 from eden.approximate import ApproximateNetwork
-from eden.datasets import Dataset
+from eden.datasets import Dataset, Split
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, CurvePoint, MemoryAt, Sampling
-from eden.training import Hooks, Loss, Training, calibrate, train
+from eden.training import CALIBRATION_BATCH, Hooks, Loss, Training, calibrate, train
 from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 
+CALIBRATION_IMAGES = 1000
 PROBES = (1.0, 2.0, 4.0, 8.0)  # multiples of the baseline's tolerated BER
 
 
@@ -57,10 +58,10 @@ class Boosting:
 
 
 INTEGER_BOOSTING = Boosting(
-    Training(epochs=14, learning_rate=3e-3, shift_pixels=1), highest=6.0, weight_limit=1.7, ifm_quantile=0.98
+    Training(epochs=12, learning_rate=3e-3, shift_pixels=1), highest=6.0, weight_limit=1.7, ifm_quantile=0.98
 )
 FP32_BOOSTING = Boosting(
-    Training(epochs=14, learning_rate=1e-3, shift_pixels=1), highest=3.0, weight_limit=3.0, ifm_quantile=0.999
+    Training(epochs=12, learning_rate=1e-3, shift_pixels=1), highest=3.0, weight_limit=3.0, ifm_quantile=0.999
 )
 
 
@@ -202,7 +203,7 @@ class _Retraining:
             self.data.train,
             self.settings.training,
             derive_seed(self.seed, "boost"),
-            loss=taught_by(self.teacher.module, self.settings.teacher, self.settings.temperature),
+            loss=taught_by(self.teacher, self.data.train, self.settings.teacher, self.settings.temperature),
             hooks=Hooks(self._set_errors, self._limit_weights, self._judge),
             progress=progress,
         )
@@ -216,10 +217,14 @@ class _Retraining:
         return self.network.eval()
 
     def _set_errors(self, epoch: int) -> None:
-        calibrate(self.network, self.data.train, self.settings.ifm_quantile)
+        if epoch == 0:
+            self._take_ranges()
         ber = self.rates[epoch]
         memory = self.memory_at(ber, derive_seed(self.seed, "train", epoch)) if ber else ReliableMemory()
         self.network.memory = memory
+
+    def _take_ranges(self) -> None:
+        calibrate(self.network, self.data.train.first(CALIBRATION_IMAGES), self.settings.ifm_quantile)
 
     def _limit_weights(self, epoch: int) -> None:
         del epoch
@@ -230,8 +235,8 @@ class _Retraining:
                     value.clamp_(-limit, limit)
 
     def _judge(self, epoch: int) -> None:
-        """Record the epoch; keep it if it tolerates most. Epochs of the rising rate are only recorded as trained."""
-        calibrate(self.network, self.data.train, self.settings.ifm_quantile)
+        """Record the epoch; keep it if it tolerates most. While the rate still rises, epochs are only recorded."""
+        self._take_ranges()
         meter = AccuracyMeter(self.network, self.data.validation, Sampling(1, 50, derive_seed(self.seed, "probe")))
         estimated = self._estimate(meter) if meter.clean >= self.target and self._may_be_kept(epoch) else 0.0
         self.history.append(EpochRecord(epoch, self.rates[epoch], meter.clean, estimated))
@@ -253,15 +258,19 @@ class _Retraining:
         return lambda seed: self.memory_at(ber, seed)
 
 
-def taught_by(teacher: torch.nn.Module, share: float, temperature: float) -> Loss:
-    """Loss against labels and, by ``share``, against the softened outputs of ``teacher`` (distillation)."""
+def taught_by(teacher: ApproximateNetwork, split: Split, share: float, temperature: float) -> Loss:
+    """Loss against the labels of ``split`` and, by ``share``, against ``teacher``'s softened outputs (distillation).
 
-    def loss(outputs: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            taught = functional.softmax(teacher(images) / temperature, dim=1)
+    The teacher sees each image as it is, once; the pupil may see it moved.
+    """
+    with torch.no_grad():
+        logits = torch.cat([teacher(batch) for batch in split.batches(CALIBRATION_BATCH)])
+    taught = functional.softmax(logits / temperature, dim=1)
+
+    def loss(outputs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         told = functional.log_softmax(outputs / temperature, dim=1)
-        imitation = functional.kl_div(told, taught, reduction="batchmean") * temperature**2
-        return share * imitation + (1 - share) * functional.cross_entropy(outputs, labels)
+        imitation = functional.kl_div(told, taught[chosen], reduction="batchmean") * temperature**2
+        return share * imitation + (1 - share) * functional.cross_entropy(outputs, split.labels[chosen])
 
     return loss
 

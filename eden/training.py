@@ -79,14 +79,8 @@ def calibrate(network: ApproximateNetwork, split: Split, quantile: float = 1.0) 
     network.calibrate(split.batches(CALIBRATION_BATCH), quantile)
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Loss from outputs, images and labels."""
-
-
-def cross_entropy(outputs: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of ``outputs`` (logits) against ``labels``."""
-    del images
-    return functional.cross_entropy(outputs, labels)
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Loss from outputs (logits) and the indices of their images in the training split."""
 
 
 def _nothing(epoch: int) -> None:
@@ -112,11 +106,12 @@ def train(
     split: Split,
     training: Training,
     seed: int,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
     hooks: Hooks = Hooks(),
     progress: Progress = silent,
 ) -> None:
-    """Train ``network`` in place."""
+    """Train ``network`` in place; the loss is cross-entropy unless another is given."""
+    loss_of = loss or (lambda outputs, chosen: functional.cross_entropy(outputs, split.labels[chosen]))
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
     steps = training.epochs * -(-len(split) // training.batch)
@@ -127,7 +122,7 @@ def train(
         for chosen in torch.split(torch.randperm(len(split), generator=generator), training.batch):
             images = shift_randomly(split.images[chosen], training.shift_pixels, generator)
             optimiser.zero_grad()
-            torch.autograd.backward(loss(network(images), images, split.labels[chosen]))
+            torch.autograd.backward(loss_of(network(images), chosen))
             nn.utils.clip_grad_norm_(network.parameters(), training.gradient_norm)
             optimiser.step()
             schedule.step()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from eden.mapping import Placement
+from eden.placement import Placement
 from profiles.cells import WeakCells
 from profiles.error_models import DataDependentModel, ErrorModel, UniformModel
 from profiles.geometry import Geometry

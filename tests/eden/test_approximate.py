@@ -10,8 +10,8 @@ from torch import nn
 
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.bounding import Bounding
-from eden.mapping import Placement
 from eden.memory import ApproximateMemory, BitErrorMemory, ErrorModelMemory, ProfileMemory, ReliableMemory
+from eden.placement import Placement
 from eden.precision import Precision
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel

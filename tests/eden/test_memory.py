@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from eden.mapping import Placement
 from eden.memory import BitErrorMemory, ErrorModelMemory, PerTensorMemory, ProfileMemory, ReliableMemory
+from eden.placement import Placement
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel
 from profiles.errors import CapacityError, NetworkError

@@ -1,0 +1,89 @@
+"""Boosting follows its curriculum, leaves the baseline alone, repeats by seed, and its control sees no errors."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
+from eden.datasets import Dataset, mnist5000
+from eden.memory import ApproximateMemory, BitErrorMemory
+from eden.precision import Precision
+from eden.tolerance import CurvePoint
+from eden.training import Training, train_baseline
+from profiles.errors import NetworkError
+
+SHORT = replace(INTEGER_BOOSTING, training=Training(epochs=3, learning_rate=1e-3))
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    full = mnist5000()
+    return Dataset("small", full.train.first(320), full.validation.first(100), full.test.first(10))
+
+
+def test_the_rate_starts_at_zero_and_rises_in_small_steps() -> None:
+    rates = curriculum(1e-3, replace(INTEGER_BOOSTING, training=Training(12, 1e-3), highest=8.0))
+    assert rates[0] == 0.0
+    assert rates[1] == pytest.approx(2.5e-4)
+    assert rates[-1] == rates[-3] == pytest.approx(8e-3)
+    assert all(1 <= later / earlier < 2 for earlier, later in itertools.pairwise(rates[1:]))
+
+
+def test_boosting_repeats_and_leaves_the_baseline_as_it_was(data: Dataset) -> None:
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(2, 3e-3), Training(1, 5e-4))
+    before = {name: value.clone() for name, value in baseline.module.state_dict().items()}
+    asked: list[float] = []
+
+    def memory_at(ber: float, seed: int) -> ApproximateMemory:
+        asked.append(ber)
+        return BitErrorMemory(ber, seed)
+
+    def run() -> tuple[list[torch.Tensor], object]:
+        result = boost(baseline, memory_at, data, 1e-3, 0.5, 0.5, 7, SHORT)
+        assert result.control is not None
+        assert result.history[0].ber == 0
+        assert [record.ber for record in result.control_history] == [0.0] * 3
+        assert len(result.history) == 3
+        assert not torch.equal(next(result.network.parameters()), next(result.control.parameters()))
+        return [*result.network.parameters(), *result.control.parameters()], result.history
+
+    first, second = run(), run()
+    assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
+    assert first[1] == second[1]
+    assert set(asked) >= set(curriculum(1e-3, SHORT)[1:])
+    assert all(torch.equal(value, before[name]) for name, value in baseline.module.state_dict().items())
+
+
+def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Dataset) -> None:
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
+    result = boost(baseline, BitErrorMemory, data, 1e-3, 0.0, 1.01, 7, SHORT, with_control=False)
+    assert result.kept_epoch == -1
+    assert result.control is None
+    assert all(torch.equal(a, b) for a, b in zip(result.network.parameters(), baseline.parameters(), strict=True))
+    assert result.network.formats == baseline.formats
+
+
+def test_weights_and_ranges_are_tightened(data: Dataset) -> None:
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
+    tight = Boosting(Training(2, 1e-3), highest=2.0, weight_limit=1.5, ifm_quantile=0.95)
+    result = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, tight, with_control=False)
+    weight = result.network.module.get_parameter("7.weight").detach()
+    assert float(weight.abs().max() / weight.std()) < 1.7
+    assert result.network.formats["7.ifm"].scale < baseline.formats["7.ifm"].scale
+
+
+def test_tolerance_is_interpolated_between_rates() -> None:
+    def points(*pairs: tuple[float, float]) -> list[CurvePoint]:
+        return [CurvePoint(ber, accuracy, accuracy, accuracy) for ber, accuracy in pairs]
+
+    assert crossing(points((0, 1.0), (1e-3, 0.98), (1e-2, 0.96)), 0.97) == pytest.approx(10**-2.5)
+    assert crossing(points((0, 1.0), (1e-3, 0.9)), 0.95) == pytest.approx(5e-4)
+    assert crossing(points((0, 1.0), (1e-3, 0.99)), 0.95) == 1e-3
+
+
+def test_a_baseline_that_tolerates_nothing_is_refused(data: Dataset) -> None:
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(0, 1e-3), Training(0, 1e-3))
+    with pytest.raises(NetworkError, match="tolerated BER 0 gives no scale"):
+        boost(baseline, BitErrorMemory, data, 0, 0.01, 0.9, 0)
