@@ -252,6 +252,7 @@ def _read_apart(engine: Engine, chip: Chip, bank: int, burst: int, clock: int, c
             flips[w] ^= engine.expected[w]
         _settle(engine, chip, bank, row, burst, flips)
         s[BUFFER_CURSOR] += s[BUFFER]
+        s[READS] += 1
 
 
 @inlined()
@@ -260,7 +261,8 @@ def _read(engine: Engine, chip: Chip, bank: int, column: int, clock: int, compar
     burst, row = _burst(chip, column), chip.open_row[bank]
     if capture or s[BUFFER] or dram.tag_of(chip, bank, row, burst) != s[SPEC]:
         _read_apart(engine, chip, bank, burst, clock, compare, capture)
-    elif dram.read_flips(chip, bank, burst, clock, engine.flips) and compare:
+        return
+    if dram.read_flips(chip, bank, burst, clock, engine.flips) and compare:
         for w in range(engine.expected.size):
             engine.expected[w] = chip.held[w]
         _settle(engine, chip, bank, row, burst, engine.flips)
