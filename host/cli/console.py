@@ -1,10 +1,18 @@
 """How the command line talks: one console, progress bars with an ETA, tables, one-line errors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from profiles.progress import Progress as Report
@@ -18,24 +26,49 @@ def complain(message: str) -> None:
     _errors.print("[bold red]eden:[/]", message, highlight=False, soft_wrap=True)
 
 
+_COLUMNS = (
+    TextColumn("{task.description:<36}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
+
+
+@contextmanager
+def progress_board() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars by title, or a plain line when each begins where there is no terminal.
+
+    Yields:
+        A callback (title, done, total); a title not seen before opens a bar.
+    """
+    seen: dict[str, TaskID] = {}
+    if not console.is_terminal:
+
+        def announce(title: str, done: int, total: int) -> None:
+            if title not in seen:
+                seen[title] = TaskID(0)
+                console.print(f"{title} ...", highlight=False)
+
+        yield announce
+        return
+    with Progress(*_COLUMNS, console=console) as bars:
+
+        def move(title: str, done: int, total: int) -> None:
+            if title not in seen:
+                seen[title] = bars.add_task(title, total=None)
+            bars.update(seen[title], completed=done, total=total)
+
+        yield move
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Report]:
-    """A progress bar on a terminal, two plain lines elsewhere; yields the callback that moves it."""
-    if not console.is_terminal:
-        console.print(f"{title} ...", highlight=False)
-        yield lambda done, total: None
-        return
-    columns = (
-        TextColumn("{task.description:<44}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """One bar of a `progress_board`; yields the callback that moves it."""
+    with progress_board() as show:
+        show(title, 0, 1)
+        yield lambda done, total: show(title, done, total)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

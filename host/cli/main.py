@@ -11,6 +11,7 @@ import host.cli.characterise as characterise
 import host.cli.networks as networks
 import host.cli.run as run
 from host.cli.console import complain
+from host.cli.stages import use_one_thread
 from profiles.errors import EdenError
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ def _terminate(signal_number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Entry point: every failure is one line that says what to do, and a non-zero exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    use_one_thread()
     try:
         typer.main.get_command(app).main(standalone_mode=False)
     except EdenError as error:
@@ -57,3 +59,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted; what was finished is kept: run the same command again to go on")
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

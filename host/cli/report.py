@@ -53,7 +53,9 @@ def summary_rows(report: dict[str, Any]) -> list[list[str]]:
             f"{r['ber_tolerated_before']:.1e} → {r['ber_tolerated_after']:.1e}",
             f"{r['flips_read']}",
             percent(r["accuracy_predicted"]),
-            f"{r['next_point']['vdd_mv']} mV: {percent(r['next_point_accuracy'])}",
+            f"{r['next_point']['vdd_mv']} mV: {percent(r['next_point_accuracy'])}"
+            if r["next_point"]
+            else "none scanned",
             "yes" if r["target_met"] else "NO",
         ]
         for precision, r in report["precisions"].items()
@@ -93,6 +95,17 @@ def _curves(results: dict[str, Any], target: float) -> Figure:
     return figure
 
 
+def _next_point(r: dict[str, Any]) -> str:
+    point = r["next_point"]
+    if point is None:
+        return "<p>The grid holds no harsher point; scan deeper to see where the network fails.</p>"
+    outcome = "misses the target" if r["next_point_fails"] else "still meets the target on these images"
+    return (
+        f"<p>The next harsher point, {point['vdd_mv']} mV, {point['trcd_ps'] / 1000:g} ns "
+        f"(BER {point['ber']:.2e}), gives {percent(r['next_point_accuracy'])}: it {outcome}.</p>"
+    )
+
+
 def _section(precision: str, r: dict[str, Any]) -> str:
     mood = "good" if r["target_met"] else "bad"
     verdict = "meets" if r["target_met"] else "misses"
@@ -106,8 +119,7 @@ def _section(precision: str, r: dict[str, Any]) -> str:
         f"({percent(r['predicted_low'])} … {percent(r['predicted_high'])}), the profile's own cells "
         f"{percent(r['accuracy_predicted_cells'])}: "
         f"{'they agree' if r['prediction_agrees'] else 'they DISAGREE'} within their joint uncertainty.</p>"
-        f"<p>The next harsher point, {r['next_point']['vdd_mv']} mV, {r['next_point']['trcd_ps'] / 1000:g} ns "
-        f"(BER {r['next_point']['ber']:.2e}), gives {percent(r['next_point_accuracy'])}.</p>"
+        f"{_next_point(r)}"
         f"<p>{html.escape(r['boost_sentence'])}</p>"
     )
     tensors = _table(

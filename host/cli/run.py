@@ -3,29 +3,26 @@
 import hashlib
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import boost
 from eden.inference import Prediction, agrees, evaluate, predict_accuracy
+from eden.mapping import DramMapping
 from eden.precision import Precision
-from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
-from eden.training import train_baseline
 from host.board import Board
 from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
-from host.cli.plan import NetworkPlan, RunPlan, load_plan
+from host.cli.plan import RunPlan, load_plan
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
-from host.cli.stages import AT_POINT, NOMINAL, Choice, Footprint
+from host.cli.search import BASELINE, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
+from host.cli.stages import AT_POINT, NOMINAL, Footprint
 from host.scan import scan
 from profiles import plots
-from profiles.error_models import ErrorModel
 from profiles.errors import ProfileError
 from profiles.fit import FitReport
 from profiles.schema import OperatingPoint
@@ -99,101 +96,41 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
         "precisions": {},
         "notes": _notes(board),
     }
-    for precision in network_plan.precisions:
-        folder = out / precision.value
-        key = _digest(settings, precision)
-        content["precisions"][precision.value] = _cached(
-            folder / "results.json",
-            key,
-            partial(_run_precision, network_plan, precision, folder, profile, fits[AT_POINT].model, board),
+    fits[AT_POINT].model.save(out / "model.parquet")
+    tasks = [
+        SearchTask(
+            network_plan, p, out / p.value, out / "profile", out / "model.parquet", _digest(settings, profile, p)
         )
+        for p in network_plan.precisions
+    ]
+    for task, found in zip(tasks, search_all(tasks), strict=True):
+        checked = stages.kept_results(task.folder / "dram.json", task.key)
+        if checked is None:
+            checked = _final_check(task, found, board, profile)
+            stages.keep_results(task.folder / "dram.json", task.key, checked)
+        content["precisions"][task.precision.value] = found | checked
     stages.save_json(out / "report.json", content)
     _write_report(out, content, profile, _fit_reports(profile, content))
     return content
 
 
-def _digest(settings: RunPlan, precision: Precision) -> str:
+def _digest(settings: RunPlan, profile: Profile, precision: Precision) -> str:
     """What a precision's results depend on, besides the code."""
-    text = settings.model_dump_json(exclude={"output": True, "network": {"precisions"}})
-    return hashlib.sha256(f"{text}{precision.value}".encode()).hexdigest()
+    plan = settings.network.model_dump(mode="json", exclude={"precisions"})
+    measured = [profile.header.model_dump(mode="json"), *(p.model_dump(mode="json") for p in profile.points)]
+    return hashlib.sha256(json.dumps([plan, precision.value, measured]).encode()).hexdigest()
 
 
-def _cached(file: Path, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The results in ``file`` if they were made from the same plan; else computed, and kept there."""
-    if file.exists():
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if kept.get("made_from") == key:
-            return dict(kept["results"])
-    results = compute()
-    stages.save_json(file, {"made_from": key, "results": results})
-    return results
-
-
-def _run_precision(
-    plan: NetworkPlan, precision: Precision, folder: Path, profile: Profile, model: ErrorModel, board: Board
-) -> dict[str, Any]:
-    """Train, boost, search, map and infer in one precision."""
-    data, memory_at = stages.dataset(), stages.model_memory(model)
-    drop = plan.target_drop_pct / 100
-    sampling = Sampling(draws=plan.draws, batch=plan.batch, seed=plan.seed)
-    with progress_bar(f"{precision}: train") as progress:
-        baseline = train_baseline(plan.name, precision, data, plan.seed, progress=progress)
-    baseline.save(folder / "baseline.safetensors", plan.name)
-    clean = evaluate(baseline, data.validation.images, data.validation.labels).accuracy
-
-    def tolerance(network: ApproximateNetwork, label: str) -> CoarseTolerance:
-        with progress_bar(f"{precision}: tolerance, {label}") as progress:
-            return coarse(network, memory_at, data.validation, drop, clean, sampling, progress=progress)
-
-    before = tolerance(baseline, "before")
-    with progress_bar(f"{precision}: boost") as progress:
-        boosted = boost(baseline, memory_at, data, before.ber, drop, clean, plan.seed, progress=progress)
-    boosted.network.save(folder / "boosted.safetensors", plan.name)
-    after = tolerance(boosted.network, "boosted")
-    control = tolerance(boosted.control or baseline, "error-free control")
-    use_boosted = after.ber > before.ber
-    network, best = (boosted.network, after) if use_boosted else (baseline, before)
-    with progress_bar(f"{precision}: tolerance of each tensor") as progress:
-        rates = fine(network, memory_at, data.validation, drop, clean, best.ber, sampling, progress=progress)
-    with progress_bar(f"{precision}: map") as progress:
-        choice = stages.choose_point(
-            network, rates.ber, profile, data.validation, clean - drop, plan.batch, plan.draws, plan.seed, progress
-        )
-    choice.footprint.mapping.save(folder / "mapping.json")
-    results = _final_check(precision, board, profile, baseline, network, choice, drop)
-    results |= {
-        "ber_tolerated_before": before.ber,
-        "ber_tolerated_after": best.ber if use_boosted else after.ber,
-        "ber_tolerated_control": control.ber,
-        "boost_sentence": _boost_sentence(precision, before, after, control),
-        "boosted_network_used": use_boosted,
-        "validation_baseline_accuracy": clean,
-        "target_accuracy": clean - drop,
-        "curves": {
-            name: [vars(point) for point in found.curve]
-            for name, found in (("before", before), ("control", control), ("after", after))
-        },
-    }
-    for tensor in results["tensors"]:
-        tensor["ber_tolerated"] = rates.ber[tensor["name"]]
-    return results
-
-
-def _final_check(
-    precision: Precision,
-    board: Board,
-    profile: Profile,
-    baseline: ApproximateNetwork,
-    network: ApproximateNetwork,
-    choice: Choice,
-    drop: float,
-) -> dict[str, Any]:
+def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile: Profile) -> dict[str, Any]:
     """The one look at the test split: on DRAM at the chosen point and at the next, and what models predict."""
-    test, place = stages.dataset().test, choice.footprint
-    point = _point(place)
-    board.environment.begin_epoch(len(profile.points))
+    test, precision = stages.dataset().test, task.precision
+    baseline, network = stages.load_network(task.folder / BASELINE), stages.load_network(task.folder / NETWORK)
+    place = stages.footprint(profile, DramMapping.load(task.folder / MAPPING))
+    point = place.point
     clean = evaluate(baseline, test.images, test.labels).accuracy
-    with progress_bar(f"{precision}: infer on DRAM, {point}") as progress:
+    target = clean - task.plan.target_drop_pct / 100
+    board.environment.begin_epoch(len(profile.points))
+    with progress_bar(f"{precision}: DRAM at {point}") as progress:
         measured, memory = stages.infer_on_board(board, network, place.mapping, test, progress)
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
@@ -204,7 +141,7 @@ def _final_check(
         "accuracy_on_dram": measured.accuracy,
         "accuracy_low": measured.low,
         "accuracy_high": measured.high,
-        "target_met": measured.accuracy >= clean - drop,
+        "target_met": measured.accuracy >= target,
         "vdd_mv": point.vdd_mv,
         "trcd_ps": point.trcd_ps,
         "ber": place.mean_ber,
@@ -221,12 +158,13 @@ def _final_check(
         "predicted_cells_low": by_cells.low,
         "predicted_cells_high": by_cells.high,
         "cells_prediction_agrees": agrees(measured, by_cells),
-        "validation_accuracy_at_point": choice.predicted.mean,
+        "boost_sentence": _boost_sentence(precision, found),
         "tensors": [
             {
                 "name": spec.name,
                 "kind": spec.kind,
                 "bits": spec.bits(place.mapping.images),
+                "ber_tolerated": found["ber_tolerated_tensors"][spec.name],
                 "partition": place.mapping.placements[spec.name].partition,
                 "vdd_mv": point.vdd_mv,
                 "trcd_ps": point.trcd_ps,
@@ -236,23 +174,23 @@ def _final_check(
             for spec in network.tensors()
         ],
     }
-    return results | _next_point(precision, board, network, choice, clean - drop)
+    return results | _next_point(task, board, profile, network, target)
 
 
 def _next_point(
-    precision: Precision, board: Board, network: ApproximateNetwork, choice: Choice, target: float
+    task: SearchTask, board: Board, profile: Profile, network: ApproximateNetwork, target: float
 ) -> dict[str, Any]:
     """The same network on DRAM at the next harsher point of the grid."""
-    if choice.next_footprint is None or choice.next_predicted is None:
+    file = task.folder / NEXT_MAPPING
+    if not file.exists():
         return {"next_point": None, "next_point_accuracy": None, "next_point_fails": None}
-    place = choice.next_footprint
-    point = _point(place)
-    with progress_bar(f"{precision}: infer on DRAM, {point}") as progress:
+    place = stages.footprint(profile, DramMapping.load(file))
+    point = place.point
+    with progress_bar(f"{task.precision}: DRAM at {point}") as progress:
         measured, _ = stages.infer_on_board(board, network, place.mapping, stages.dataset().test, progress)
     return {
         "next_point": {"vdd_mv": point.vdd_mv, "trcd_ps": point.trcd_ps, "ber": place.mean_ber},
         "next_point_accuracy": measured.accuracy,
-        "next_point_validation_accuracy": choice.next_predicted.mean,
         "next_point_fails": measured.accuracy < target,
     }
 
@@ -262,20 +200,14 @@ def _predict(network: ApproximateNetwork, memory_of: Callable[[int], Any], place
     return predict_accuracy(network, memory_of, test.images, test.labels, PREDICTION_DRAWS, place.mapping.images)
 
 
-def _point(place: Footprint) -> OperatingPoint:
-    return next(iter(place.mapping.placements.values())).point
-
-
-def _boost_sentence(
-    precision: Precision, before: CoarseTolerance, after: CoarseTolerance, control: CoarseTolerance
-) -> str:
-    gain, control_gain = after.ber / before.ber, control.ber / before.ber
+def _boost_sentence(precision: Precision, found: dict[str, Any]) -> str:
+    before, after, control = (found[f"ber_tolerated_{arm}"] for arm in ("before", "after", "control"))
     figures = (
-        f"{precision}: tolerable BER {before.ber:.1e} before, {after.ber:.1e} after curricular retraining "
-        f"({gain:.1f}x), "
-        f"{control.ber:.1e} after the same epochs without errors ({control_gain:.1f}x), bounding on in all three."
+        f"{precision}: tolerable BER {before:.1e} before, {after:.1e} after curricular retraining "
+        f"({after / before:.1f}x), {control:.1e} after the same epochs without errors ({control / before:.1f}x), "
+        "bounding on in all three."
     )
-    if gain <= max(1.0, control_gain):
+    if after <= max(before, control):
         return figures + " The short schedule of this run did not raise the tolerance beyond its control."
     return figures
 

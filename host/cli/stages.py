@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.datasets import Dataset, Split, mnist5000
 from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
-from eden.mapping import DramMapping, Partition, fine_mapping
+from eden.mapping import DramMapping, Partition, aggressiveness, fine_mapping
 from eden.memory import ApproximateMemory, ErrorModelMemory, PerTensorMemory, ProfileMemory
 from eden.networks import build
 from eden.placement import Placement
@@ -38,11 +39,29 @@ def dataset() -> Dataset:
     return mnist5000()
 
 
+def use_one_thread() -> None:
+    """Keep torch to one thread: networks here are small, and threads that wait for a busy core cost far more."""
+    torch.set_num_threads(1)
+
+
 def save_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def keep_results(file: Path, key: str, results: dict[str, Any]) -> None:
+    """Write results together with what they were made from."""
+    save_json(file, {"made_from": key, "results": results})
+
+
+def kept_results(file: Path, key: str) -> dict[str, Any] | None:
+    """The results in ``file`` if they were made from the same ``key``."""
+    if not file.exists():
+        return None
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return dict(kept["results"]) if kept["made_from"] == key else None
 
 
 def load_network(path: Path) -> ApproximateNetwork:
@@ -148,6 +167,11 @@ class Footprint:
     mapping: DramMapping
     weak_cells: Mapping[str, WeakCells]
     ber: Mapping[str, float]
+
+    @property
+    def point(self) -> OperatingPoint:
+        """The operating point, where all tensors share one."""
+        return next(iter(self.mapping.placements.values())).point
 
     @property
     def mean_ber(self) -> float:
@@ -277,12 +301,7 @@ def choose_point(
             f"no operating point below {nominal.nominal_vdd_mv} mV and {nominal.nominal_trcd_ps} ps meets "
             f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
         )
-    return min(chosen, key=lambda choice: _harshness(choice.footprint))
-
-
-def _harshness(place: Footprint) -> tuple[int, int]:
-    point = next(iter(place.mapping.placements.values())).point
-    return point.vdd_mv, point.trcd_ps
+    return min(chosen, key=lambda choice: aggressiveness(choice.footprint.point))
 
 
 # ---- the error model's prediction, and the DRAM ----------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""Everything between the profile and the board, for one precision: train, boost, tolerance, map.
+
+Runs in a process of its own, one precision beside the other; what it finds lies in files.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from eden.approximate import ApproximateNetwork
+from eden.boosting import boost
+from eden.inference import evaluate
+from eden.precision import Precision
+from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
+from eden.training import train_baseline
+from host.cli import stages
+from host.cli.console import progress_board
+from host.cli.plan import NetworkPlan
+from profiles.error_models import load_error_model
+from profiles.progress import Progress
+from profiles.storage import Profile
+
+BASELINE, NETWORK = "baseline.safetensors", "network.safetensors"
+MAPPING, NEXT_MAPPING, RESULTS = "mapping.json", "next_mapping.json", "search.json"
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """What one process is to do; small enough to send.
+
+    Attributes:
+        folder: where its files go.
+        profile, model: the profile's folder, and the fitted error model that training and tolerance use.
+        key: what the results depend on; results with the same key are not made again.
+    """
+
+    plan: NetworkPlan
+    precision: Precision
+    folder: Path
+    profile: Path
+    model: Path
+    key: str
+
+
+Report = Callable[[str], Progress]
+
+
+def search_all(tasks: list[SearchTask]) -> list[dict[str, Any]]:
+    """`search` for each task whose results are not there yet, as many at once as there are processors."""
+    missing = [task for task in tasks if stages.kept_results(task.folder / RESULTS, task.key) is None]
+    if missing:
+        _search_in_processes(missing)
+    return [stages.kept_results(task.folder / RESULTS, task.key) or {} for task in tasks]
+
+
+def _search_in_processes(tasks: list[SearchTask]) -> None:
+    context = multiprocessing.get_context("spawn")
+    messages: Queue[tuple[str, int, int] | None] = context.Queue()
+    with progress_board() as show:
+
+        def forward() -> None:
+            while (message := messages.get()) is not None:
+                show(*message)
+
+        listener = Thread(target=forward, daemon=True)
+        listener.start()
+        workers = min(len(tasks), multiprocessing.cpu_count())
+        try:
+            with ProcessPoolExecutor(workers, context, _connect, (messages,)) as pool:
+                for _ in pool.map(_search_reporting, tasks):
+                    pass
+        finally:
+            messages.put(None)
+            listener.join()
+
+
+_messages: "Queue[tuple[str, int, int] | None] | None" = None
+
+
+def _connect(messages: "Queue[tuple[str, int, int] | None]") -> None:
+    global _messages
+    _messages = messages
+
+
+def _search_reporting(task: SearchTask) -> None:
+    stages.use_one_thread()
+
+    def report(title: str) -> Progress:
+        def send(done: int, total: int) -> None:
+            if _messages is not None:
+                _messages.put((f"{task.precision}: {title}", done, total))
+
+        send(0, 1)
+        return send
+
+    stages.keep_results(task.folder / RESULTS, task.key, search(task, report))
+
+
+def search(task: SearchTask, report: Report) -> dict[str, Any]:
+    """Train, boost, find tolerances, and choose an operating point and a mapping.
+
+    Returns:
+        What the report needs of it; networks and mappings lie in the task's folder.
+    """
+    plan, precision, data = task.plan, task.precision, stages.dataset()
+    memory_at, drop = stages.model_memory(load_error_model(task.model)), task.plan.target_drop_pct / 100
+    sampling = Sampling(draws=plan.draws, batch=plan.batch, seed=plan.seed)
+    baseline = train_baseline(plan.name, precision, data, plan.seed, progress=report("train"))
+    clean = evaluate(baseline, data.validation.images, data.validation.labels).accuracy
+
+    def tolerance(network: ApproximateNetwork, label: str) -> CoarseTolerance:
+        progress = report(f"tolerance, {label}")
+        return coarse(network, memory_at, data.validation, drop, clean, sampling, progress=progress)
+
+    before = tolerance(baseline, "before")
+    boosted = boost(baseline, memory_at, data, before.ber, drop, clean, plan.seed, progress=report("boost"))
+    after = tolerance(boosted.network, "boosted")
+    control = tolerance(boosted.control or baseline, "control")
+    use_boosted = after.ber > before.ber
+    network, best = (boosted.network, after) if use_boosted else (baseline, before)
+    rates = fine(
+        network, memory_at, data.validation, drop, clean, best.ber, sampling, progress=report("tolerance, each tensor")
+    )
+    choice = stages.choose_point(
+        network,
+        rates.ber,
+        Profile.open(task.profile),
+        data.validation,
+        clean - drop,
+        plan.batch,
+        plan.draws,
+        plan.seed,
+        report("map"),
+    )
+    baseline.save(task.folder / BASELINE, plan.name)
+    network.save(task.folder / NETWORK, plan.name)
+    choice.footprint.mapping.save(task.folder / MAPPING)
+    if choice.next_footprint is not None:
+        choice.next_footprint.mapping.save(task.folder / NEXT_MAPPING)
+    return {
+        "validation_baseline_accuracy": clean,
+        "target_accuracy": clean - drop,
+        "ber_tolerated_before": before.ber,
+        "ber_tolerated_after": after.ber,
+        "ber_tolerated_control": control.ber,
+        "boosted_network_used": use_boosted,
+        "ber_tolerated_tensors": rates.ber,
+        "validation_accuracy_at_point": choice.predicted.mean,
+        "next_point_validation_accuracy": choice.next_predicted.mean if choice.next_predicted else None,
+        "curves": {
+            name: [vars(point) for point in found.curve]
+            for name, found in (("before", before), ("control", control), ("after", after))
+        },
+    }

@@ -1,0 +1,181 @@
+"""The command line: every bad input is one clear line and a non-zero exit, and nothing is lost."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from host.cli import main as cli
+from profiles.storage import Profile
+
+PLAN = """
+board = "mock:B:1"
+output = "{output}"
+[scan]
+banks = [0, 1]
+rows = {{ start = 0, count = 4 }}
+patterns = ["0x00", "0xFF"]
+rounds = 3
+write = ["nominal", "operating_point"]
+[[scan.grid]]
+trcd_ps = 10000
+vdd_mv = {vdd}
+"""
+
+
+def write_plan(folder: Path, vdd: str = "[1100, 1040]") -> Path:
+    plan = folder / "plan.toml"
+    plan.write_text(PLAN.format(output=folder / "run", vdd=vdd))
+    return plan
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command line in this process: (exit status, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eden", *map(str, arguments)])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    command = [sys.executable, "-m", "host.cli.main", "scan", str(write_plan(folder))]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "run" / "profile"
+
+
+def assert_one_line(status: int, err: str, *words: str) -> None:
+    assert status == 1
+    assert err.startswith("eden: ")
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err, err
+
+
+def test_profile_shows_every_operating_point(run, profile: Path) -> None:
+    status, out, _ = run("profile", "show", profile)
+    assert status == 0
+    assert "1100 mV, 10 ns" in out
+    assert "1040 mV, 10 ns" in out
+
+
+def test_fit_writes_a_model_that_loads(run, profile: Path, tmp_path: Path) -> None:
+    from profiles.error_models import load_error_model
+
+    model = tmp_path / "model.parquet"
+    arguments = ("fit", profile, "--vdd-mv", "1040", "--trcd-ps", "10000", "--out", model)
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    assert "Model 3" in out
+    assert load_error_model(model).ber() > 1e-4
+
+
+def test_export_and_import_round_trip(run, profile: Path, tmp_path: Path) -> None:
+    assert run("profile", "export", profile, tmp_path / "p.zip")[0] == 0
+    assert run("profile", "import", tmp_path / "p.zip", tmp_path / "copy")[0] == 0
+    assert Profile.open(tmp_path / "copy").points == Profile.open(profile).points
+
+
+@pytest.mark.parametrize(
+    ("vdd", "words"),
+    [
+        ("[5000]", ("5000 mV", "900..1450")),
+        ("[400]", ("400 mV", "900..1450")),
+        ("[]", ("vdd_mv",)),
+        ("[1100]\ncolour = 3", ("colour", "unknown key")),
+        ("[1100", ("TOML",)),
+        ("{ from = 1100, to = 1000, step = 0 }", ("step",)),
+    ],
+)
+def test_bad_plans_say_what_is_wrong(run, tmp_path: Path, vdd: str, words: tuple[str, ...]) -> None:
+    status, _, err = run("scan", write_plan(tmp_path, vdd))
+    assert_one_line(status, err, *words)
+    assert not (tmp_path / "run" / "profile" / "points").exists()
+
+
+def test_unknown_board_and_missing_plan(run, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    assert_one_line(*_without_output(run("scan", plan, "--board", "mock:Z")), "mock:A")
+    assert_one_line(*_without_output(run("scan", tmp_path / "none.toml")), "none.toml")
+
+
+def _without_output(result: tuple[int, str, str]) -> tuple[int, str]:
+    return result[0], result[2]
+
+
+def test_another_plan_in_the_same_folder_is_refused(run, profile: Path, tmp_path: Path) -> None:
+    other = write_plan(tmp_path, "[1090]")
+    assert_one_line(*_without_output(run("scan", other, "--out", profile)), "another plan")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "future"])
+def test_bad_profiles_are_refused(run, profile: Path, tmp_path: Path, damage: str) -> None:
+    copy = tmp_path / "profile"
+    shutil.copytree(profile, copy)
+    header = copy / "profile.json"
+    if damage == "truncated":
+        point = sorted((copy / "points").iterdir())[0]
+        point.write_bytes(point.read_bytes()[:-7])
+    elif damage == "foreign":
+        header.write_text('{"hello": "world"}')
+    else:
+        content = json.loads(header.read_text())
+        header.write_text(json.dumps(content | {"version": 99}))
+    assert_one_line(*_without_output(run("profile", "show", copy)), str(copy))
+
+
+def test_foreign_network_and_missing_files_are_refused(run, profile: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "network.safetensors"
+    foreign.write_bytes(b"no tensors here")
+    mapping = tmp_path / "mapping.json"
+    assert_one_line(*_without_output(run("infer", foreign, mapping, "--board", "mock:B")), "network.safetensors")
+    assert_one_line(*_without_output(run("report", tmp_path)), "report.json")
+
+
+def heed_interrupts() -> None:
+    """A shell starts background jobs with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_scan_goes_on_to_the_same_profile(tmp_path: Path, signal_number: int) -> None:
+    plan = write_plan(tmp_path, "{ from = 1100, to = 1042, step = 2 }")
+    command = [sys.executable, "-m", "host.cli.main", "scan", str(plan), "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    points = tmp_path / "stopped" / "points"
+    stopped = subprocess.Popen(
+        [*command, str(tmp_path / "stopped")], stderr=subprocess.PIPE, preexec_fn=heed_interrupts
+    )
+    while stopped.poll() is None and len(list(points.glob("*.parquet"))) < 10:
+        time.sleep(0.002)
+    stopped.send_signal(signal_number)
+    stopped.communicate()
+    assert stopped.returncode != 0
+    done = len(list(points.glob("*.parquet")))
+    assert 10 <= done < 120
+    subprocess.run([*command, str(tmp_path / "stopped")], check=True, capture_output=True)
+    whole, resumed = Profile.open(tmp_path / "whole"), Profile.open(tmp_path / "stopped")
+    assert len(whole.points) == len(resumed.points) == 120
+    for expected, found in zip(whole.points, resumed.points, strict=True):
+        times = {"started": expected.started, "duration_s": expected.duration_s}
+        assert found.model_copy(update=times) == expected
+        for column in ("cell", "errors", "stored"):
+            ours = getattr(resumed.cells(found.index), column)
+            assert (ours == getattr(whole.cells(expected.index), column)).all()
