@@ -5,9 +5,11 @@ of one VDD, the shorter tRCD. VDD is one rail for the whole module; tRCD can dif
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import TensorSpec
@@ -30,6 +32,7 @@ class Partition:
         ber_by_point: bit error rate of data written at nominal conditions, by operating point of the read.
         ifm_ber_by_point: the same for data written at the operating point, as IFMs are; None where it is not known to
             differ.
+        rows: rates of each row, so that tensors find the rows that hold; None where only the whole was measured.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Partition:
     cells: int
     ber_by_point: Mapping[OperatingPoint, float]
     ifm_ber_by_point: Mapping[OperatingPoint, float] | None = None
+    rows: "RowRates | None" = None
 
     def points(self) -> list[OperatingPoint]:
         """Operating points that every kind of tensor was characterised at."""
@@ -48,6 +52,27 @@ class Partition:
         """Bit error rate that a "weight" or an "ifm" meets here at ``point``."""
         rates = self.ifm_ber_by_point if kind == "ifm" and self.ifm_ber_by_point is not None else self.ber_by_point
         return rates[point]
+
+
+@dataclass(frozen=True)
+class RowRates:
+    """Bit error rates of a partition row by row; DRAM's weak cells cluster by rows.
+
+    Attributes:
+        row_cells: cells of a row; the partition starts at the start of one.
+        ber: float64[rows] by kind ("weight" or "ifm") and operating point.
+    """
+
+    row_cells: int
+    ber: Mapping[tuple[str, OperatingPoint], npt.NDArray[np.float64]]
+
+    def window(self, kind: str, point: OperatingPoint, start: int, cells: int) -> float:
+        """Mean rate of ``cells`` cells from ``start``, counted from the partition's first cell."""
+        first, last = start // self.row_cells, (start + cells - 1) // self.row_cells
+        weights = np.full(last - first + 1, float(self.row_cells))
+        weights[0] -= start - first * self.row_cells
+        weights[-1] -= (last + 1) * self.row_cells - start - cells
+        return float(np.average(self.ber[kind, point][first : last + 1], weights=weights))
 
 
 class DramMapping(BaseModel):
@@ -96,35 +121,66 @@ class DramMapping(BaseModel):
         return mapping
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Window:
+    """A free place for a tensor, in cells from the partition's first, and the bit error rate it would meet there."""
+
+    start: int
+    cells: int
+    ber: float
+
+
 class _Room:
-    """Free cells of one partition, and the point that its first tensor set."""
+    """What is free in one partition, and the point that its first tensor set."""
 
-    partition: Partition
-    alignment: int
-    used: int = 0
-    point: OperatingPoint | None = None
-    _start: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._start = -(-self.partition.first_cell // self.alignment) * self.alignment
+    def __init__(self, partition: Partition, alignment: int) -> None:
+        self.partition = partition
+        self.alignment = alignment
+        self.point: OperatingPoint | None = None
+        start = -partition.first_cell % alignment
+        self._free = [(start, partition.cells)] if start < partition.cells else []
 
     @property
     def free(self) -> int:
-        return max(0, self.partition.first_cell + self.partition.cells - self._start - self.used)
+        """Cells of the longest free stretch."""
+        return max((end - start for start, end in self._free), default=0)
 
-    def place(self, tensor: TensorSpec, images: int, point: OperatingPoint) -> Placement:
+    def best_window(self, tensor: TensorSpec, images: int, point: OperatingPoint) -> _Window | None:
+        """The free window with the fewest errors, the first of equals; None where the tensor does not fit."""
         cells = aligned_bits(tensor, images, self.alignment)
-        placement = Placement(
+        windows = [_Window(start, cells, self._ber(tensor.kind, point, start, cells)) for start in self._starts(cells)]
+        return min(windows, key=lambda window: window.ber, default=None)
+
+    def place(self, tensor: TensorSpec, window: _Window, point: OperatingPoint) -> Placement:
+        end = window.start + window.cells
+        rest = [
+            piece
+            for low, high in self._free
+            for piece in ((low, min(high, window.start)), (max(low, end), high))
+            if piece[0] < piece[1]
+        ]
+        self._free = rest
+        self.point = point
+        return Placement(
             tensor=tensor.name,
             partition=self.partition.name,
-            first_cell=self._start + self.used,
-            cells=cells,
+            first_cell=self.partition.first_cell + window.start,
+            cells=window.cells,
             point=point,
         )
-        self.used += cells
-        self.point = point
-        return placement
+
+    def _starts(self, cells: int) -> Iterator[int]:
+        """Where a window may begin: at the start of a free stretch, and at each row in it."""
+        rows = self.partition.rows
+        for low, high in self._free:
+            if high - low >= cells:
+                yield low
+                if rows is not None:
+                    yield from range(-(-(low + 1) // rows.row_cells) * rows.row_cells, high - cells + 1, rows.row_cells)
+
+    def _ber(self, kind: str, point: OperatingPoint, start: int, cells: int) -> float:
+        rows = self.partition.rows
+        return self.partition.ber(kind, point) if rows is None else rows.window(kind, point, start, cells)
 
 
 def aligned_bits(tensor: TensorSpec, images: int, alignment: int) -> int:
@@ -201,28 +257,27 @@ def fine_mapping(
 
 def _first_fit(tensor: TensorSpec, images: int, rooms: Sequence[_Room], point: OperatingPoint) -> Placement:
     for room in rooms:
-        if room.free >= aligned_bits(tensor, images, room.alignment):
-            return room.place(tensor, images, point)
+        window = room.best_window(tensor, images, point)
+        if window is not None:
+            return room.place(tensor, window, point)
     raise _no_room(tensor, images, rooms, f"at {point}")
 
 
 def _best_fit(tensor: TensorSpec, tolerated: float, images: int, rooms: Sequence[_Room], vdd_mv: int) -> Placement:
     candidates = [
-        (aggressiveness(point), room.partition.ber(tensor.kind, point), index, room, point)
+        (aggressiveness(point), window.ber, index, room, point, window)
         for index, room in enumerate(rooms)
         for point in _points_of(room, vdd_mv)
-        if room.partition.ber(tensor.kind, point) <= tolerated
-        and room.free >= aligned_bits(tensor, images, room.alignment)
+        if (window := room.best_window(tensor, images, point)) is not None
     ]
-    if not candidates:
-        usable = [
-            room
-            for room in rooms
-            if any(room.partition.ber(tensor.kind, point) <= tolerated for point in _points_of(room, vdd_mv))
-        ]
-        raise _no_room(tensor, images, usable, f"at {vdd_mv} mV and BER <= {tolerated:.2e}")
-    *_, room, point = min(candidates, key=lambda candidate: candidate[:3])
-    return room.place(tensor, images, point)
+    usable = [candidate for candidate in candidates if candidate[1] <= tolerated]
+    if not usable:
+        where = f"at {vdd_mv} mV and BER <= {tolerated:.2e}"
+        if candidates:
+            where += f" (the best place has {min(candidate[1] for candidate in candidates):.2e})"
+        raise _no_room(tensor, images, [] if candidates else rooms, where)
+    *_, room, point, window = min(usable, key=lambda candidate: candidate[:3])
+    return room.place(tensor, window, point)
 
 
 def _points_of(room: _Room, vdd_mv: int) -> Iterator[OperatingPoint]:

@@ -66,6 +66,11 @@ class ErrorModel(ABC):
     def ber(self, ones_fraction: float = 0.5) -> float:
         """Expected bit error rate over the model's banks when ``ones_fraction`` of the cells store a 1."""
 
+    @property
+    @abstractmethod
+    def highest_ber(self) -> float:
+        """The bit error rate, at half ones, if every cell that can be weak is: the most that `scaled` reaches."""
+
     @abstractmethod
     def scaled(self, ber: float) -> Self:
         """The same model with its weak fractions scaled, so that `ber` at half ones is ``ber``; flips stay as likely.
@@ -207,8 +212,12 @@ class UniformModel(ErrorModel):
         del ones_fraction  # both directions fail alike
         return self.weak_fraction * self.flip_probability
 
+    @property
+    def highest_ber(self) -> float:
+        return self.flip_probability
+
     def scaled(self, ber: float) -> Self:
-        return replace(self, weak_fraction=_scaled_fraction(ber, self.flip_probability))
+        return replace(self, weak_fraction=_scaled_fraction(ber, self.highest_ber))
 
     def flip_probabilities(self, cells: CellArray) -> tuple[Floats, Floats]:
         flip = np.full(cells.size, self.flip_probability)
@@ -239,8 +248,12 @@ class DataDependentModel(ErrorModel):
     def ber(self, ones_fraction: float = 0.5) -> float:
         return self.weak_fraction * ((1 - ones_fraction) * self.flip_zero + ones_fraction * self.flip_one)
 
+    @property
+    def highest_ber(self) -> float:
+        return (self.flip_zero + self.flip_one) / 2
+
     def scaled(self, ber: float) -> Self:
-        return replace(self, weak_fraction=_scaled_fraction(ber, (self.flip_zero + self.flip_one) / 2))
+        return replace(self, weak_fraction=_scaled_fraction(ber, self.highest_ber))
 
     def flip_probabilities(self, cells: CellArray) -> tuple[Floats, Floats]:
         return np.full(cells.size, self.flip_zero), np.full(cells.size, self.flip_one)
@@ -306,6 +319,11 @@ class GroupedModel(ErrorModel):
         del ones_fraction  # both directions fail alike
         weights, weak, flip = self._weighted()
         return float((weights * weak * flip).sum())
+
+    @property
+    def highest_ber(self) -> float:
+        weights, weak, flip = self._weighted()
+        return float((weights * flip)[weak > 0].sum())
 
     def scaled(self, ber: float) -> Self:
         weights, weak, flip = self._weighted()

@@ -1,5 +1,6 @@
 """How the command line talks: one console, progress bars with an ETA, tables, one-line errors."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,9 @@ from rich.table import Table
 
 from profiles.progress import Progress as Report
 
-console = Console()
+PLAIN_WIDTH = 160  # columns where there is no terminal to ask
+
+console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 _errors = Console(stderr=True)
 
 

@@ -98,7 +98,8 @@ def map_(
     profile: ProfilePath,
     tolerance: Annotated[Path, typer.Option(help="Tolerances, as `eden tolerance --out` writes them.")],
     out: Annotated[Path, typer.Option(help="File for the mapping (JSON).")],
-    batch: Annotated[int, typer.Option(help="Images in DRAM at a time.")] = 100,
+    batch: Annotated[int, typer.Option(help="Images in DRAM at a time.")] = 50,
+    margin: Annotated[float, typer.Option(help="Points of validation accuracy above the target to ask for.")] = 0.3,
     seed: Seed = 1,
 ) -> None:
     """Place every tensor, at the lowest VDD that meets the target over the profile's own cells (EDEN, section 3)."""
@@ -110,7 +111,7 @@ def map_(
             tolerated.fine,
             Profile.open(profile),
             split,
-            tolerated.target_accuracy,
+            tolerated.target_accuracy + margin / 100,
             batch,
             5,
             seed,

@@ -16,6 +16,8 @@ class NetworkPlan(BaseModel):
         precisions: stored number formats, each a run of its own.
         seed: of training, error draws and maps.
         target_drop_pct: accuracy that may be lost against the unboosted network in reliable memory, percent of images.
+        selection_margin_pct: how much more than the target the validation accuracy at an operating point must be, in
+            points: the test split is another sample of images.
         batch: images in DRAM at a time.
         draws: error draws behind each accuracy while searching.
     """
@@ -26,7 +28,8 @@ class NetworkPlan(BaseModel):
     precisions: tuple[Precision, ...] = (Precision.INT8, Precision.FP32)
     seed: int = 1
     target_drop_pct: float = Field(default=1.0, gt=0, le=100)
-    batch: int = Field(default=100, gt=0, le=10_000)
+    selection_margin_pct: float = Field(default=0.3, ge=0, le=100)
+    batch: int = Field(default=50, gt=0, le=10_000)
     draws: int = Field(default=5, ge=2, le=1000)
 
 

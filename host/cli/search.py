@@ -131,7 +131,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         rates.ber,
         Profile.open(task.profile),
         data.validation,
-        clean - drop,
+        clean - drop + plan.selection_margin_pct / 100,
         plan.batch,
         plan.draws,
         plan.seed,

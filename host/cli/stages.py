@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.datasets import Dataset, Split, mnist5000
 from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
-from eden.mapping import DramMapping, Partition, aggressiveness, fine_mapping
+from eden.mapping import DramMapping, Partition, RowRates, aggressiveness, fine_mapping
 from eden.memory import ApproximateMemory, ErrorModelMemory, PerTensorMemory, ProfileMemory
 from eden.networks import build
 from eden.placement import Placement
@@ -21,13 +21,13 @@ from host.board import Board
 from host.tensor_memory import BoardMemory
 from profiles import statistics
 from profiles.cells import WeakCells
-from profiles.error_models import ErrorModel
+from profiles.error_models import ErrorModel, Floats
 from profiles.errors import CapacityError, FitError, NetworkError, PlanError
 from profiles.files import atomic_file, first_problem, read_bounded
 from profiles.fit import FitReport, fit
 from profiles.population import measured_weak_cells
 from profiles.progress import Progress, silent
-from profiles.schema import OperatingPoint, PointRecord, WriteCondition
+from profiles.schema import OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
 NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
@@ -116,8 +116,12 @@ def reference_point(profile: Profile) -> OperatingPoint:
 
 
 def model_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemory]:
-    """Memories of any bit error rate whose errors follow ``model``; each seed is another module of its kind."""
-    return lambda ber, seed: ErrorModelMemory(model.scaled(ber), seed, fresh_map=False)
+    """Memories of any bit error rate whose errors follow ``model``; each seed is another module of its kind.
+
+    A rate that no such module can have is taken as the highest that one can.
+    """
+    highest = model.highest_ber
+    return lambda ber, seed: ErrorModelMemory(model.scaled(min(ber, highest)), seed, fresh_map=False)
 
 
 # ---- mapping ---------------------------------------------------------------------------------------------------------
@@ -125,29 +129,29 @@ def model_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemory]
 
 def partitions(profile: Profile) -> list[Partition]:
     """One partition a tested bank, with its BER at every operating point tested for weights and for IFMs."""
-    geometry = profile.geometry
-    rates: dict[WriteCondition, dict[int, dict[OperatingPoint, float]]] = {NOMINAL: {}, AT_POINT: {}}
+    geometry, region = profile.geometry, _common_region(profile.points)
+    rates: dict[tuple[str, OperatingPoint], Floats] = {}
     for point in profile.operating_points():
-        for condition in rates:
+        for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
             records = profile.find(point, condition)
             if records:
-                for bank, estimate in statistics.ber_by(profile, records, "bank").items():
-                    rates[condition].setdefault(int(bank), {})[point] = estimate.ber
-    region = _common_region(profile.points)
+                by_row = statistics.ber_by(profile, records, "wordline_block", block_rows=1)
+                rates[kind, point] = by_row.ber.reshape(len(region.banks), -1)
     return [
         Partition(
             name=f"bank {bank}",
             bank=bank,
             first_cell=bank * geometry.bank_bits + region.row_start * geometry.row_bits,
             cells=region.row_count * geometry.row_bits,
-            ber_by_point=rates[NOMINAL][bank],
-            ifm_ber_by_point=rates[AT_POINT].get(bank, {}),
+            ber_by_point={p: float(ber[k].mean()) for (kind, p), ber in rates.items() if kind == "weight"},
+            ifm_ber_by_point={p: float(ber[k].mean()) for (kind, p), ber in rates.items() if kind == "ifm"},
+            rows=RowRates(geometry.row_bits, {key: ber[k] for key, ber in rates.items()}),
         )
-        for bank in region.banks
+        for k, bank in enumerate(region.banks)
     ]
 
 
-def _common_region(points: list[PointRecord]) -> Any:
+def _common_region(points: list[PointRecord]) -> Region:
     regions = {record.region for record in points}
     if len(regions) != 1:
         raise PlanError(f"the profile holds {len(regions)} different regions; map from a profile of one scan")
@@ -224,7 +228,7 @@ def map_at(
         CapacityError: the network does not fit the tested cells at all.
     """
     here = [
-        Partition(p.name, p.bank, p.first_cell, p.cells, {point: p.ber("weight", point)}, {point: p.ber("ifm", point)})
+        replace(p, ber_by_point={point: p.ber("weight", point)}, ifm_ber_by_point={point: p.ber("ifm", point)})
         for p in parts
         if point in p.points()
     ]

@@ -1,17 +1,20 @@
 """Mappings keep every constraint: no overlap, in bounds, aligned, within tolerance, one VDD, one tRCD a partition."""
 
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eden.approximate import TensorSpec
-from eden.mapping import DramMapping, Partition, coarse_mapping, fine_mapping
+from eden.mapping import DramMapping, Partition, RowRates, coarse_mapping, fine_mapping
 from eden.precision import Precision
 from profiles.errors import CapacityError, NetworkError
 from profiles.schema import OperatingPoint
 
+POINT = OperatingPoint(vdd_mv=1100, trcd_ps=10_000)
 POINTS = [OperatingPoint(vdd_mv=v, trcd_ps=t) for v in (1100, 1200, 1350) for t in (5000, 7500, 13750)]
 
 
@@ -155,3 +158,28 @@ def test_a_mapping_survives_its_file(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text((tmp_path / "map.json").read_text()[:-20])
     with pytest.raises(NetworkError, match="damaged"):
         DramMapping.load(tmp_path / "map.json")
+
+
+def test_sensitive_tensors_find_the_rows_that_hold() -> None:
+    row_cells, rows = 8192, 8
+    ber = np.full(rows, 1e-2)
+    ber[[3, 6]] = 1e-4
+    rates = RowRates(row_cells, {("weight", POINT): ber})
+    partition = Partition("bank 0", 0, 10 * row_cells, rows * row_cells, {POINT: float(ber.mean())}, rows=rates)
+    small = [TensorSpec(name, "weight", 512, Precision.INT8) for name in "ab"]
+    large = TensorSpec("c", "weight", 3000, Precision.INT8)
+    tolerated = {"a": 1e-3, "b": 1e-3, "c": 1e-1}
+    placements = fine_mapping([*small, large], tolerated, [partition], images=1).placements
+    first_rows = {name: (p.first_cell - partition.first_cell) // row_cells for name, p in placements.items()}
+    assert {first_rows["a"], first_rows["b"]} <= {3, 6}
+    spans = sorted((p.first_cell, p.first_cell + p.cells) for p in placements.values())
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+@given(st.integers(0, 7 * 4096), st.integers(1, 4096))
+def test_a_window_has_the_mean_rate_of_its_cells(start: int, cells: int) -> None:
+    row_cells = 4096
+    ber = np.linspace(0.1, 0.8, 8)
+    rates = RowRates(row_cells, {("ifm", POINT): ber})
+    cell_rates = np.repeat(ber, row_cells)[start : start + cells]
+    assert rates.window("ifm", POINT, start, cells) == pytest.approx(cell_rates.mean())
