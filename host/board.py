@@ -22,6 +22,7 @@ from profiles.errors import BoardError, LinkError, ProgramError
 from profiles.geometry import CellArray, Geometry
 from profiles.schema import ModuleIdentity
 
+_BUILD = ("nphases", "read_phase", "write_phase", "log_blocks", "buffer_bursts", "program_depth", "tck_ps")
 SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
 
 
@@ -97,17 +98,20 @@ class Board:
             raise BoardError(
                 f"gateware interface {version}, host {registers.INTERFACE_VERSION}; load the bitstream of this release"
             )
-        constants = {name: self.register(name) for name in ("banks", "rows", "columns", "data_width", "burst_length")}
-        self.geometry = Geometry(**constants, chip_width=chip_width)
+        shape = ("banks", "rows", "columns", "data_width", "burst_length")
+        self._constants = {name: self.register(name) for name in (*shape, *_BUILD)}
+        if self._constants != {name: self.register(name) for name in self._constants}:
+            raise LinkError(f"'{name}' describes itself differently at each reading; check the link")
+        try:
+            self.geometry = Geometry(**{name: self._constants[name] for name in shape}, chip_width=chip_width)
+        except ValueError as error:
+            raise BoardError(f"'{name}' describes a module that cannot be: {self._constants}; reset it") from error
         self.build = EngineBuild(
-            nphases=self.register("nphases"),
-            read_phase=self.register("read_phase"),
-            write_phase=self.register("write_phase"),
-            log_blocks=self.register("log_blocks"),
+            **{name: self._constants[name] for name in ("nphases", "read_phase", "write_phase", "log_blocks")},
             geometry=self.geometry,
-            timings=Timings.of(jedec, self.register("tck_ps")),
+            timings=Timings.of(jedec, self._constants["tck_ps"]),
         )
-        self.buffer_bursts = self.register("buffer_bursts")
+        self.buffer_bursts = self._constants["buffer_bursts"]
         self._burst_words = self.geometry.burst_bits // 32
 
     @property
@@ -144,7 +148,7 @@ class Board:
         consumed, logged = 0, 0
         clocks, since = -1, time.monotonic()
         while True:
-            state = State(self.register("state"))
+            state = self._state()
             produced = self.register("log_produced")
             for blocks in self._blocks(consumed, produced):
                 reads, bits = errorlog.unpack(blocks, self.geometry.burst_bits)
@@ -153,7 +157,7 @@ class Board:
             if produced != consumed:
                 consumed = produced
                 self.set_register("log_consumed", consumed & 0xFFFFFFFF)
-            if state == State.DONE and self.register("state") == State.DONE:
+            if state == State.DONE and self._state() == State.DONE:
                 break
             if state == State.HALTED:
                 self.set_register("control", RESUME)
@@ -223,7 +227,7 @@ class Board:
 
     def _start(self, program: Sequence[Instruction], buffer: Words | None) -> None:
         words = isa.assemble(program)
-        depth = self.register("program_depth")
+        depth = self._constants["program_depth"]
         if words.size > depth * isa.INSTRUCTION_WORDS:
             raise ProgramError(
                 f"the program has {len(program)} instructions, the engine holds {depth}; test a smaller region"
@@ -253,10 +257,17 @@ class Board:
     def _raise_fault(self, state: State) -> None:
         if state != State.FAULT:
             raise LinkError(f"the engine is in state {state.name} in mid-program; someone else is using the board")
-        fault = Fault(self.register("fault"))
+        fault = self.register("fault")
         if fault == Fault.BAD_CHECK:
             raise LinkError("program or data did not reach the board whole; run it again, and check the link")
-        raise ProgramError(f"the engine stopped at instruction {self.register('fault_pc')}: {fault.name}")
+        name = Fault(fault).name if fault in list(Fault) else f"fault {fault}"
+        raise ProgramError(f"the engine stopped at instruction {self.register('fault_pc')}: {name}")
+
+    def _state(self) -> State:
+        value = self.register("state")
+        if value not in list(State):
+            raise LinkError(f"the engine reports state {value:#x}, which does not exist; check the link")
+        return State(value)
 
     @staticmethod
     def _logging(program: Sequence[Instruction]) -> bool:

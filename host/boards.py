@@ -68,7 +68,9 @@ def open_board(specification: str) -> Board:
     kind, *details = specification.split(":")
     try:
         if kind == "mock" and 1 <= len(details) <= 2 and details[0] in PRESETS:
-            return open_mock(details[0], int(details[1]) if len(details) == 2 else 1)
+            seed = int(details[1]) if len(details) == 2 else 1
+            if 0 <= seed < 1 << 32:
+                return open_mock(details[0], seed)
     except ValueError:
         pass
     raise BoardError(f"'{specification}' names no board; use mock:A, mock:B or mock:C, with a seed as in mock:A:7")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from host.board import Board
 from profiles.errors import PlanError
-from profiles.pattern import Pattern
+from profiles.pattern import Pattern, PatternKind
 from profiles.schema import AccessMode, OperatingPoint, Region, WriteCondition
 
 PLAN_LIMIT_BYTES = 1 << 20
@@ -99,8 +99,12 @@ class ScanPlan(_Table):
         """Raises PlanError or RailError if this board cannot do what the plan asks; touches nothing."""
         try:
             self.region.check(board.geometry)
+        except ValidationError as error:
+            raise PlanError(f"the plan's region cannot be tested: {_first_problem(error)}") from error
         except ValueError as error:
             raise PlanError(f"the plan's region does not fit the module: {error}") from error
+        if any(pattern.kind == PatternKind.BUFFER for pattern in self.patterns):
+            raise PlanError("pattern buffer has no expected data of its own; scan with another pattern")
         for grid in self.grid:
             board.timings.trcd_clocks(grid.trcd_ps)
             for vdd_mv in grid.vdd_mv:

@@ -196,7 +196,9 @@ def _open_row(build: EngineBuild, traversal: Traversal, data: Slot) -> list[Inst
     burst = build.geometry.burst_length // 2
     phase = build.read_phase if data.command == Command.RD else build.write_phase
     recovery = t.trtp if data.command == Command.RD else t.write_latency + burst + t.twr
-    act = issue(Slot(Command.ACT, phase, ACT_POINTER, step=True), wait=-(-t.trcd // n) - 1, loop_begin=_rows(traversal))
+    act_phase = (phase - t.trcd) % n
+    wait = max(1, (act_phase + t.trcd - phase) // n) - 1  # exactly tRCD, unless that is shorter than a system clock
+    act = issue(Slot(Command.ACT, act_phase, ACT_POINTER, step=True), wait=wait, loop_begin=_rows(traversal))
     slot = Slot(data.command, phase, DATA_POINTER, True, False, data.compare, data.capture)
     transfer = issue(slot, wait=-(-burst // n) - 1, loop_begin=traversal.bursts, loop_end=True)
     settle = issue(wait=-(-max(recovery, t.tras) // n))

@@ -6,6 +6,8 @@ Ctrl-C or SIGTERM included, returns the supply to nominal. SIGKILL cannot be cau
 sequencer or a guardian process covers it.
 """
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +79,7 @@ class Rail:
             self._supply.set_millivolts(self._present_mv + step)
             self._present_mv += step
         measured = self._supply.measure()
-        if abs(measured.millivolts - millivolts) > TOLERANCE_MV:
+        if not abs(measured.millivolts - millivolts) <= TOLERANCE_MV:  # a read-back of NaN is no read-back
             self.restore()
             raise RailError(
                 f"the rail reads {measured.millivolts:.1f} mV after being set to {millivolts} mV "
@@ -92,9 +94,24 @@ class Rail:
 
     @contextmanager
     def guarded(self) -> Iterator["Rail"]:
-        """Nominal on entry and on every exit."""
-        self.restore()
+        """Nominal on entry and on every exit; a second Ctrl-C cannot cut the way back short."""
         try:
+            self.restore()
             yield self
         finally:
-            self.restore()
+            with _undisturbed():
+                self.restore()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM for a moment (they reach the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -89,6 +89,10 @@ def test_open_rows(nphases: int, write: bool, traversal: Traversal, tck_ps: int)
     make = programs.fill if write else programs.test
     issued = commands(engine_build, make(engine_build, traversal, PATTERN, None))
     trcd = engine_build.timings.trcd
+    opened = {each.clock for each in issued if each.command == Command.ACT}
+    accesses = [each.clock for each in issued if each.command in (Command.RD, Command.WR)]
+    if trcd >= nphases:  # each row's first access comes at exactly tRCD
+        assert sum(clock - trcd in opened for clock in accesses) == len(opened)
     assert not violations(issued, engine_build.timings, trcd, BURST_CLOCKS, nphases, exact_trcd=False)
     assert visited(issued, Command.WR if write else Command.RD) == expected_order(traversal)
     activations = sum(each.command == Command.ACT for each in issued)
