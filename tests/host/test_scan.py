@@ -24,6 +24,7 @@ from host.timings import DDR3_1600K
 from profiles.errors import BoardError, EdenError, LinkError, PlanError, ProfileError, RailError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern
+from profiles.schema import AccessMode
 from profiles.storage import Profile
 
 GEOMETRY = Geometry(banks=4, rows=64, columns=256, data_width=64, subarray_rows=16)
@@ -111,7 +112,7 @@ def test_open_rows_are_placed_right(tmp_path: Path) -> None:
     assert set(GEOMETRY.column(cells) // 8) == {0}
     assert set(GEOMETRY.bank(cells).tolist()) == {1, 3}
     assert 8 <= GEOMETRY.row(cells).min() <= GEOMETRY.row(cells).max() < 40
-    per_burst = plan.model_copy(update={"access_mode": "burst_per_activation"})
+    per_burst = plan.model_copy(update={"access_mode": AccessMode.BURST_PER_ACTIVATION})
     closed = scan(open_mock("C", 5, GEOMETRY), per_burst, tmp_path / "closed").cells(0).cell
     assert np.isin(cells, closed).mean() > 0.8  # the same weak cells, other draws
     assert closed.size > 10 * cells.size
