@@ -7,7 +7,7 @@ import typer
 
 from eden.approximate import ApproximateNetwork
 from eden.boosting import boost as boost_network
-from eden.inference import evaluate
+from eden.inference import Accuracy, agrees, evaluate, predict_accuracy
 from eden.mapping import DramMapping
 from eden.networks import NETWORKS
 from eden.precision import Precision
@@ -57,12 +57,22 @@ def boost(
     """Raise a network's error tolerance by curricular retraining against an error model (EDEN, section 1)."""
     before = stages.load_network(network)
     name = stages.network_name(network)
-    memory_at, data = stages.model_memory(load_error_model(model)), stages.dataset()
+    fitted, data = load_error_model(model), stages.dataset()
+    memory_at = stages.model_memory(fitted)
     clean, drop = _clean_accuracy(before), target_drop / 100
     with progress_bar("tolerance before") as progress:
         tolerated = coarse(before, memory_at, data.validation, drop, clean, progress=progress)
     with progress_bar("boost") as progress:
-        boosted = boost_network(before, memory_at, data, tolerated.ber, drop, clean, seed, progress=progress)
+        boosted = boost_network(
+            before,
+            stages.model_memory(fitted, fresh_map=True),
+            data,
+            tolerated.ber,
+            drop,
+            clean,
+            seed,
+            progress=progress,
+        )
     boosted.network.save(out, name)
     with progress_bar("tolerance after") as progress:
         after = coarse(boosted.network, memory_at, data.validation, drop, clean, progress=progress)
@@ -131,6 +141,7 @@ def infer(
     network: NetworkPath,
     mapping: Annotated[Path, typer.Argument(help="Mapping, as `eden map` writes it.")],
     board: Annotated[str, typer.Option(help="Board, e.g. mock:B:1.")],
+    profile: Annotated[Path | None, typer.Option(help="Profile of this module: also print what it predicts.")] = None,
 ) -> None:
     """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM."""
     loaded, places, test = stages.load_network(network), DramMapping.load(mapping), stages.dataset().test
@@ -147,6 +158,22 @@ def infer(
         f"95 %) of {accuracy.total} images, {100 * clean.accuracy:.1f} % in reliable memory; "
         f"{memory.total_flips} bits read wrong, BER {rate:.2e}"
     )
+    if profile is not None:
+        _compare_with_prediction(Profile.open(profile), loaded, places, accuracy)
+
+
+def _compare_with_prediction(
+    profile: Profile, network: ApproximateNetwork, mapping: DramMapping, measured: Accuracy
+) -> None:
+    place, test = stages.footprint(profile, mapping), stages.dataset().test
+    fitted = stages.fitted_memory(stages.fits_at(profile, place.point), place.ber)
+    for name, memory_of in (("the fitted error models", fitted), ("the profile's own cells", place.memory)):
+        with progress_bar(f"predict from {name}") as progress:
+            predicted = predict_accuracy(network, memory_of, test.images, test.labels, 10, mapping.images, progress)
+        console.print(
+            f"{name} predict {100 * predicted.mean:.1f} % ({100 * predicted.low:.1f} .. {100 * predicted.high:.1f}): "
+            f"{'agrees' if agrees(measured, predicted) else 'DISAGREES'} within the joint uncertainty"
+        )
 
 
 def _clean_accuracy(network: ApproximateNetwork) -> float:

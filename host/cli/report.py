@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #cf222e; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 70rem; margin: 2.5rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
+td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
+.wide { overflow-x: auto; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; background: white; border-radius: 6px; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .note { color: #777; font-size: .92rem; }
@@ -38,7 +39,7 @@ def _figure(figure: Figure, caption: str) -> str:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def summary_rows(report: dict[str, Any]) -> list[list[str]]:
@@ -150,11 +151,11 @@ def write_html(
         f"{report['nominal_vdd_mv']} mV, {report['nominal_trcd_ps'] / 1000:g} ns; "
         f"at most {report['target_drop_pct']:g} % of {report['n_test']} test images lost; seed {report['seed']}.</p>",
         _table(SUMMARY_COLUMNS, summary_rows(report)),
+        *(_section(precision, results) for precision, results in report["precisions"].items()),
         "<h2>The module</h2>",
         *(_figure(figure, caption) for caption, figure in figures),
         "<h2>Error models</h2>",
         _table(["operating point", "written at", "model", "log likelihood", "parameters", "BIC", "chosen"], fits),
-        *(_section(precision, results) for precision, results in report["precisions"].items()),
         "<h2>What stands behind these figures</h2><ul>",
         *(f"<li>{html.escape(note)}</li>" for note in report["notes"]),
         "</ul></html>",

@@ -134,7 +134,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         measured, memory = stages.infer_on_board(board, network, place.mapping, test, progress)
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
-        by_model = _predict(network, stages.fitted_memory(fits, list(place.mapping.placements)), place)
+        by_model = _predict(network, stages.fitted_memory(fits, place.ber), place)
         by_cells = _predict(network, place.memory, place)
     results = {
         "baseline_accuracy": clean,

@@ -4,13 +4,16 @@ Runs in a process of its own, one precision beside the other; what it finds lies
 """
 
 import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import os
+import signal
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeAlias
 
 from eden.approximate import ApproximateNetwork
 from eden.boosting import boost
@@ -22,6 +25,7 @@ from host.cli import stages
 from host.cli.console import progress_board
 from host.cli.plan import NetworkPlan
 from profiles.error_models import load_error_model
+from profiles.errors import NetworkError
 from profiles.progress import Progress
 from profiles.storage import Profile
 
@@ -48,6 +52,7 @@ class SearchTask:
 
 
 Report = Callable[[str], Progress]
+Messages: TypeAlias = "Queue[tuple[str, int, int] | None]"
 
 
 def search_all(tasks: list[SearchTask]) -> list[dict[str, Any]]:
@@ -60,7 +65,7 @@ def search_all(tasks: list[SearchTask]) -> list[dict[str, Any]]:
 
 def _search_in_processes(tasks: list[SearchTask]) -> None:
     context = multiprocessing.get_context("spawn")
-    messages: Queue[tuple[str, int, int] | None] = context.Queue()
+    messages: Messages = context.Queue()
     with progress_board() as show:
 
         def forward() -> None:
@@ -71,27 +76,46 @@ def _search_in_processes(tasks: list[SearchTask]) -> None:
         listener.start()
         workers = min(len(tasks), multiprocessing.cpu_count())
         try:
-            with ProcessPoolExecutor(workers, context, _connect, (messages,)) as pool:
-                for _ in pool.map(_search_reporting, tasks):
-                    pass
+            with ProcessPoolExecutor(workers, context, _begin_worker, (messages,)) as pool:
+                _wait_for(pool.submit(_search_reporting, task) for task in tasks)
         finally:
             messages.put(None)
             listener.join()
 
 
-_messages: "Queue[tuple[str, int, int] | None] | None" = None
+def _wait_for(searches: Iterable[Future[None]]) -> None:
+    """Wait for all, or end the workers with whatever ended the wait: Ctrl-C must not leave them running."""
+    try:
+        for finished in as_completed(list(searches)):
+            finished.result()
+    except BrokenProcessPool as error:
+        raise NetworkError(
+            "a search process died (the system may have run out of memory); what was finished is kept: run again, "
+            "with one precision at a time"
+        ) from error
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
 
 
-def _connect(messages: "Queue[tuple[str, int, int] | None]") -> None:
-    global _messages
+_messages: "Messages | None" = None
+
+
+def _begin_worker(messages: Messages) -> None:
+    global _messages  # a worker process has one queue
     _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends its workers
+    stages.use_one_thread()
 
 
 def _search_reporting(task: SearchTask) -> None:
-    stages.use_one_thread()
+    parent = os.getppid()
 
     def report(title: str) -> Progress:
         def send(done: int, total: int) -> None:
+            if os.getppid() != parent:
+                os._exit(1)  # the parent was killed; nobody waits for this search
             if _messages is not None:
                 _messages.put((f"{task.precision}: {title}", done, total))
 
@@ -108,7 +132,8 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         What the report needs of it; networks and mappings lie in the task's folder.
     """
     plan, precision, data = task.plan, task.precision, stages.dataset()
-    memory_at, drop = stages.model_memory(load_error_model(task.model)), task.plan.target_drop_pct / 100
+    model, drop = load_error_model(task.model), task.plan.target_drop_pct / 100
+    memory_at, fresh_at = stages.model_memory(model), stages.model_memory(model, fresh_map=True)
     sampling = Sampling(draws=plan.draws, batch=plan.batch, seed=plan.seed)
     baseline = train_baseline(plan.name, precision, data, plan.seed, progress=report("train"))
     clean = evaluate(baseline, data.validation.images, data.validation.labels).accuracy
@@ -118,7 +143,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         return coarse(network, memory_at, data.validation, drop, clean, sampling, progress=progress)
 
     before = tolerance(baseline, "before")
-    boosted = boost(baseline, memory_at, data, before.ber, drop, clean, plan.seed, progress=report("boost"))
+    boosted = boost(baseline, fresh_at, data, before.ber, drop, clean, plan.seed, progress=report("boost"))
     after = tolerance(boosted.network, "boosted")
     control = tolerance(boosted.control or baseline, "control")
     use_boosted = after.ber > before.ber
@@ -149,6 +174,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         "ber_tolerated_after": after.ber,
         "ber_tolerated_control": control.ber,
         "boosted_network_used": use_boosted,
+        "boosted_epoch_kept": boosted.kept_epoch,
         "ber_tolerated_tensors": rates.ber,
         "validation_accuracy_at_point": choice.predicted.mean,
         "next_point_validation_accuracy": choice.next_predicted.mean if choice.next_predicted else None,

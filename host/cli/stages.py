@@ -115,13 +115,14 @@ def reference_point(profile: Profile) -> OperatingPoint:
     return min(known, key=lambda point: max(at_point[point].ber / REFERENCE_BER, REFERENCE_BER / at_point[point].ber))
 
 
-def model_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemory]:
+def model_memory(model: ErrorModel, fresh_map: bool = False) -> Callable[[float, int], ApproximateMemory]:
     """Memories of any bit error rate whose errors follow ``model``; each seed is another module of its kind.
 
-    A rate that no such module can have is taken as the highest that one can.
+    With ``fresh_map`` every read meets another module: what a network should be trained with, so that it does not learn
+    one module's cells by heart. A rate that no such module can have is taken as the highest that one can.
     """
     highest = model.highest_ber
-    return lambda ber, seed: ErrorModelMemory(model.scaled(min(ber, highest)), seed, fresh_map=False)
+    return lambda ber, seed: ErrorModelMemory(model.scaled(min(ber, highest)), seed, fresh_map)
 
 
 # ---- mapping ---------------------------------------------------------------------------------------------------------
@@ -316,12 +317,19 @@ def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, Fit
     return {condition: fit(profile, point, condition) for condition in (NOMINAL, AT_POINT)}
 
 
-def fitted_memory(fits: Mapping[WriteCondition, FitReport], tensors: list[str]) -> Callable[[int], ApproximateMemory]:
-    """Memories that follow the fitted models; each seed is another module of their kind."""
+def fitted_memory(
+    fits: Mapping[WriteCondition, FitReport], ber: Mapping[str, float]
+) -> Callable[[int], ApproximateMemory]:
+    """Memories that follow the fitted models, scaled to the rate ``ber`` that was measured where each tensor lies.
+
+    Each seed is another module of their kind.
+    """
+    models = {c: model_memory(report.model) for c, report in fits.items()}
 
     def memory(seed: int) -> ApproximateMemory:
-        kinds = {c: ErrorModelMemory(report.model, seed, fresh_map=False) for c, report in fits.items()}
-        return PerTensorMemory({name: kinds[AT_POINT if is_ifm(name) else NOMINAL] for name in tensors})
+        return PerTensorMemory(
+            {name: models[AT_POINT if is_ifm(name) else NOMINAL](rate, seed) for name, rate in ber.items()}
+        )
 
     return memory
 
