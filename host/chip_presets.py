@@ -110,7 +110,11 @@ PRESETS = {
         bound_ps=8250,
         knots=(
             Knot(8077, "1e-6", "0.8", "0.45"),
-            Knot(7500, "0.05", "0.8", "0.45"),
+            Knot(7700, "3e-3", "0.8", "0.45"),
+            Knot(7500, "0.03", "0.8", "0.45"),
+            Knot(7300, "0.07", "0.8", "0.45"),
+            Knot(7000, "0.15", "0.8", "0.45"),
+            Knot(6000, "0.28", "0.7", "0.6"),
             Knot(5000, "0.36", "0.5", "0.9"),
             Knot(2500, "0.95", "0.57", "0.58"),
         ),
@@ -213,17 +217,17 @@ def _spread(sigma: float, count: int, rng: np.random.Generator) -> model.I64:
 
 
 def _alias_table(weights: model.I64) -> tuple[model.I64, model.I64]:
-    """Walker's alias table (threshold x 2^16, alias) for picking an index with probability proportional to weight."""
+    """Walker's alias table (threshold x 2^8, alias) for picking an index with probability proportional to weight."""
     n = weights.size
-    share = [int(w) * n * 65536 // int(weights.sum()) for w in weights]
-    threshold, alias = np.full(n, 65536, np.int64), np.arange(n)
-    small = [k for k in range(n) if share[k] < 65536]
-    large = [k for k in range(n) if share[k] >= 65536]
+    share = [int(w) * n * 256 // int(weights.sum()) for w in weights]
+    threshold, alias = np.full(n, 256, np.int64), np.arange(n)
+    small = [k for k in range(n) if share[k] < 256]
+    large = [k for k in range(n) if share[k] >= 256]
     while small and large:
         low, high = small.pop(), large.pop()
         threshold[low], alias[low] = share[low], high
-        share[high] -= 65536 - share[low]
-        (small if share[high] < 65536 else large).append(high)
+        share[high] -= 256 - share[low]
+        (small if share[high] < 256 else large).append(high)
     return threshold, alias
 
 
@@ -241,7 +245,7 @@ def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
         model.WEAK_ROW_SHARE: round(preset.weak_row_share * 65536),
         model.WEAK_ROW_FACTOR: round(preset.weak_row_factor * (1 << model.FACTOR_UNIT)),
         model.STRONG_ROW_FACTOR: round(strong * (1 << model.FACTOR_UNIT)),
-        model.WEAK_BITLINE_SHARE: round(preset.weak_bitline_share * 65536),
+        model.WEAK_BITLINE_SHARE: round(preset.weak_bitline_share * 256),
         model.PERSISTENCE: round(preset.persistence * (1 << 32)),
         model.WRITE_FLIP: round(preset.write_flip * (1 << 32)),
         **{model.FREE_BLOCKS: pool, model.FREE_SLOTS: pool},
