@@ -1,0 +1,375 @@
+"""The stages between a profile and an accuracy on DRAM, against brute force and against the mock board."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eden.approximate import ApproximateNetwork
+from eden.bounding import Bounding
+from eden.datasets import Split
+from eden.inference import Prediction
+from eden.mapping import DramMapping, fine_mapping
+from eden.memory import ReliableMemory
+from eden.networks import build
+from eden.precision import Precision
+from host.board import Board
+from host.boards import open_mock
+from host.cli import stages
+from host.cli.stages import AT_POINT, NOMINAL
+from host.plan import Grid, Rows, ScanPlan
+from host.scan import measure, scan
+from host.tensor_memory import BoardMemory
+from profiles.errors import CapacityError, EdenError, FitError, PlanError
+from profiles.geometry import Geometry
+from profiles.pattern import Pattern, stored_bits
+from profiles.population import measured_weak_cells
+from profiles.schema import OperatingPoint, WriteCondition
+from profiles.storage import Profile
+
+GEOMETRY = Geometry(banks=2, rows=64, columns=512, data_width=64, subarray_rows=32)
+VDD_MV = (1100, 1044, 1040, 1036, 1032)
+POINTS = [OperatingPoint(vdd_mv=vdd, trcd_ps=10000) for vdd in VDD_MV]
+POINTS += [OperatingPoint(vdd_mv=vdd, trcd_ps=8000) for vdd in (1250, 1200)]
+CLIFF = OperatingPoint(vdd_mv=1032, trcd_ps=10000)
+BATCH = 20
+ROWS = 48  # tested, from row 8 on
+
+
+def board() -> Board:
+    return open_mock("B", 1, GEOMETRY)
+
+
+def plan(write: tuple[WriteCondition, ...] = (NOMINAL, AT_POINT), rows: int = ROWS) -> ScanPlan:
+    return ScanPlan(
+        grid=(Grid(trcd_ps=10000, vdd_mv=VDD_MV), Grid(trcd_ps=8000, vdd_mv=(1250, 1200))),
+        patterns=tuple(Pattern.parse(text) for text in ("0x00", "0xFF", "0xAA", "0x55")),
+        rounds=16,
+        banks=(0, 1),
+        rows=Rows(start=8, count=rows),
+        write=write,
+    )
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    return scan(board(), plan(), tmp_path_factory.mktemp("stages") / "profile")
+
+
+@pytest.fixture(scope="module")
+def network() -> ApproximateNetwork:
+    """A small convolutional network, calibrated, in int8."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 10)).eval()
+    made = ApproximateNetwork(module, Precision.INT8)
+    made.calibrate([images()])
+    return made
+
+
+def images(count: int = 2 * BATCH, size: int = 8) -> torch.Tensor:
+    return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def split(network: ApproximateNetwork) -> Split:
+    """Images that the network classifies right, all of them, without errors."""
+    network.memory = ReliableMemory()
+    with torch.no_grad():
+        return Split(images(), network(images()).argmax(dim=1))
+
+
+def rates(network: ApproximateNetwork, ber: float = 1.0) -> dict[str, float]:
+    return {tensor.name: ber for tensor in network.tensors()}
+
+
+def mapped(network: ApproximateNetwork, profile: Profile, point: OperatingPoint, batch: int = BATCH) -> DramMapping:
+    return stages.map_at(network, rates(network), stages.partitions(profile), point, batch)
+
+
+# ---- BER 0 is the identity -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounding", list(Bounding))
+@pytest.mark.parametrize("precision", list(Precision))
+def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
+    profile: Profile, precision: Precision, bounding: Bounding
+) -> None:
+    network = ApproximateNetwork(build("lenet", 1).eval(), precision, bounding=bounding)
+    batch = images(3, 28)
+    network.calibrate([images(8, 28)])
+    with torch.no_grad():
+        clean = network(batch)
+    opened = board()
+    nominal = OperatingPoint(vdd_mv=opened.module.nominal_vdd_mv, trcd_ps=opened.module.nominal_trcd_ps)
+    mapping = stages.at_point(mapped(network, profile, CLIFF, len(batch)), nominal)
+    memory = BoardMemory(
+        opened, mapping.placements, frozenset(name for name in mapping.placements if stages.is_ifm(name))
+    )
+    network.memory = memory
+    with torch.no_grad(), opened.rail.guarded():
+        for _ in range(2):
+            assert torch.equal(network(batch).view(torch.int32), clean.view(torch.int32))
+    assert memory.total_flips == 0
+    assert set(memory.bits_read) == {tensor.name for tensor in network.tensors()}
+
+
+# ---- partitions and footprints are what the cells say ----------------------------------------------------------------
+
+
+def errors_by_cell(profile: Profile, point: OperatingPoint, condition: WriteCondition) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of every cell of the module while it stored 0 and 1, int64[2, cells], and its trials alike."""
+    errors, trials = np.zeros((2, GEOMETRY.cells), np.int64), np.zeros((2, GEOMETRY.cells), np.int64)
+    for record in profile.points:
+        if (record.point, record.write_condition) != (point, condition):
+            continue
+        found = profile.cells(record.index)
+        np.add.at(errors, (found.stored, found.cell), found.errors)
+        inside = np.zeros((GEOMETRY.banks, GEOMETRY.rows, GEOMETRY.row_bits), bool)
+        region = record.region
+        inside[list(region.banks), region.row_start : region.row_start + region.row_count] = True
+        tested = np.flatnonzero(inside)
+        stored = np.zeros(GEOMETRY.cells, np.int64)
+        stored[tested] = stored_bits(record.pattern, GEOMETRY, tested)
+        trials[stored[tested], tested] += record.rounds
+    return errors, trials
+
+
+@pytest.mark.parametrize("point", [POINTS[2], CLIFF, POINTS[-1]], ids=str)
+def test_partitions_are_what_the_cells_say(profile: Profile, point: OperatingPoint) -> None:
+    parts = stages.partitions(profile)
+    assert [part.bank for part in parts] == [0, 1]
+    for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
+        errors, trials = errors_by_cell(profile, point, condition)
+        by_row = [counts.sum(0).reshape(GEOMETRY.banks, GEOMETRY.rows, -1).sum(2) for counts in (errors, trials)]
+        for part in parts:
+            assert part.first_cell == part.bank * GEOMETRY.bank_bits + 8 * GEOMETRY.row_bits
+            assert part.cells == ROWS * GEOMETRY.row_bits
+            assert part.rows is not None
+            expected = by_row[0][part.bank, 8 : 8 + ROWS] / by_row[1][part.bank, 8 : 8 + ROWS]
+            assert part.rows.ber[kind, point] == pytest.approx(expected, rel=1e-12)
+            assert part.ber(kind, point) == pytest.approx(expected.mean(), rel=1e-12)
+            assert part.ber(kind, point) > 0
+
+
+def test_footprint_is_what_the_cells_say(profile: Profile, network: ApproximateNetwork) -> None:
+    place = stages.footprint(profile, mapped(network, profile, CLIFF))
+    by_condition = {c: errors_by_cell(profile, CLIFF, c) for c in (NOMINAL, AT_POINT)}
+    flips = cells = 0.0
+    for name, placement in place.mapping.placements.items():
+        errors, trials = by_condition[AT_POINT if name.endswith(".ifm") else NOMINAL]
+        here = slice(placement.first_cell, placement.first_cell + placement.cells)
+        expected = (errors[:, here] / trials[:, here]).sum() / 2
+        assert place.ber[name] == pytest.approx(expected / placement.cells, rel=1e-12)
+        flips, cells = flips + expected, cells + placement.cells
+    assert place.mean_ber == pytest.approx(flips / cells, rel=1e-12)
+    assert place.point == CLIFF
+
+
+def test_a_mapping_stays_inside_the_tested_cells_and_does_not_overlap(
+    profile: Profile, network: ApproximateNetwork
+) -> None:
+    taken = np.zeros(GEOMETRY.cells, np.int64)
+    for placement in mapped(network, profile, CLIFF).placements.values():
+        assert placement.first_cell % GEOMETRY.burst_bits == 0
+        taken[placement.first_cell : placement.first_cell + placement.cells] += 1
+    rows = taken.reshape(GEOMETRY.banks, GEOMETRY.rows, -1)
+    assert taken.max() == 1
+    assert rows[:, :8].sum() == rows[:, 8 + ROWS :].sum() == 0
+
+
+def test_tensors_find_the_rows_that_hold(profile: Profile, network: ApproximateNetwork) -> None:
+    place = stages.footprint(profile, mapped(network, profile, CLIFF))
+    whole = max(part.ber("weight", CLIFF) for part in stages.partitions(profile))
+    assert place.mean_ber < 0.9 * whole
+
+
+# ---- the choice of a point -------------------------------------------------------------------------------------------
+
+
+def choose_by(
+    monkeypatch: pytest.MonkeyPatch,
+    accuracy: Callable[[OperatingPoint], float],
+    profile: Profile,
+    network: ApproximateNetwork,
+    split: Split,
+    target: float = 0.9,
+) -> stages.Choice:
+    """`choose_point` with validation accuracies that depend on the point alone."""
+
+    def predict(network: object, memory_of: Callable[[int], object], *_: object, **__: object) -> Prediction:
+        found = accuracy(next(iter(memory_of(0).placements.values())).point)  # type: ignore[attr-defined]
+        return Prediction(found, found, found, (found, found), len(split))
+
+    monkeypatch.setattr(stages, "predict_accuracy", predict)
+    return stages.choose_point(network, rates(network), profile, split, target, BATCH, 2, 1)
+
+
+@pytest.mark.parametrize("passing", range(1, len(VDD_MV) + 1))
+def test_the_last_point_that_passes_is_chosen_and_the_next_lower_vdd_shown(
+    monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split, passing: int
+) -> None:
+    holds = set(POINTS[:passing])
+    choice = choose_by(monkeypatch, lambda point: 1.0 if point in holds else 0.5, profile, network, split)
+    assert choice.footprint.point == POINTS[passing - 1]
+    assert choice.predicted.mean == 1.0
+    if passing == len(VDD_MV):
+        assert choice.next_footprint is None
+        assert choice.next_predicted is None
+    else:
+        assert choice.next_footprint is not None
+        assert choice.next_predicted is not None
+        assert choice.next_footprint.point == POINTS[passing]
+        assert choice.next_predicted.mean == 0.5
+
+
+def test_a_point_beyond_a_failure_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    """A lucky pass below a point that fails is noise."""
+    choice = choose_by(monkeypatch, lambda point: 0.5 if point.vdd_mv in (1040, 1250) else 1.0, profile, network, split)
+    assert choice.footprint.point.vdd_mv == 1044
+    assert choice.next_footprint is not None
+    assert choice.next_footprint.point.vdd_mv == 1040
+
+
+def test_a_lower_vdd_beats_a_shorter_trcd(
+    monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    assert choose_by(monkeypatch, lambda _: 1.0, profile, network, split).footprint.point == CLIFF
+    choice = choose_by(monkeypatch, lambda point: 1.0 if point.trcd_ps == 8000 else 0.5, profile, network, split)
+    assert choice.footprint.point == OperatingPoint(vdd_mv=1200, trcd_ps=8000)
+
+
+def test_no_point_that_passes_is_said(
+    monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    with pytest.raises(PlanError, match="milder points"):
+        choose_by(monkeypatch, lambda _: 0.5, profile, network, split)
+
+
+def test_the_choice_meets_its_target_over_the_profiles_cells(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    assert choice.predicted.mean >= 0.9
+    again = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    assert again.footprint.mapping == choice.footprint.mapping
+    assert again.predicted == choice.predicted
+
+
+# ---- what does not work is said --------------------------------------------------------------------------------------
+
+
+def test_a_network_that_does_not_fit_names_the_tensor(profile: Profile, network: ApproximateNetwork) -> None:
+    room = 2 * ROWS * GEOMETRY.row_bits
+    batch = room // (8 * 8 * 64) + 1
+    with pytest.raises(CapacityError, match=r"3\.ifm needs \d+ bits") as caught:
+        stages.choose_point(
+            network, rates(network, 1e-3), profile, Split(images(), torch.zeros(40).long()), 0.9, batch, 2, 1
+        )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="the message blames a tolerance of 1e6 for what is a lack of room")
+def test_a_network_that_does_not_fit_is_not_told_of_tolerances(profile: Profile, network: ApproximateNetwork) -> None:
+    with pytest.raises(CapacityError) as caught:
+        mapped(network, profile, CLIFF, 100_000)
+    assert "e+0" not in str(caught.value)
+
+
+def test_a_tensor_without_a_tolerance_is_named(profile: Profile, network: ApproximateNetwork) -> None:
+    with pytest.raises(EdenError, match=r"0\.bias"):
+        fine_mapping(network.tensors(), {"0.weight": 1.0}, stages.partitions(profile), BATCH)
+
+
+@pytest.fixture(scope="module")
+def weights_only(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    return scan(board(), plan((NOMINAL,), rows=16), tmp_path_factory.mktemp("weights") / "profile")
+
+
+def test_a_profile_without_writes_at_the_point_gives_no_reference(weights_only: Profile) -> None:
+    with pytest.raises(FitError, match="operating_point"):
+        stages.reference_point(weights_only)
+
+
+@pytest.mark.xfail(strict=True, reason="says that no operating point meets the target")
+def test_a_profile_without_writes_at_the_point_is_not_mapped(
+    weights_only: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    with pytest.raises(EdenError, match="operating_point"):
+        stages.choose_point(network, rates(network), weights_only, split, 0.5, BATCH, 2, 1)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="rates of a point whose other patterns are still to be scanned are taken as known"
+)
+def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: ApproximateNetwork) -> None:
+    """With 0x00 alone scanned, cells that lose a 1 are untested, not good."""
+    opened = board()
+    planned = plan(rows=16).model_copy(update={"grid": (Grid(trcd_ps=10000, vdd_mv=(1100, CLIFF.vdd_mv)),)})
+    whole = scan(opened, planned, tmp_path / "whole")
+    half = Profile.create(tmp_path / "half", whole.header)
+    for record in whole.points:
+        if record.point != CLIFF or record.pattern == Pattern.parse("0x00"):
+            half.append(record, whole.cells(record.index))
+    assert CLIFF not in stages.partitions(half)[0].points()
+
+
+# ---- the prediction and the DRAM -------------------------------------------------------------------------------------
+
+
+def test_the_profiles_cells_predict_what_the_board_does(profile: Profile, network: ApproximateNetwork) -> None:
+    """The board flips the cells that the profile knows, about as often as it says."""
+    place, opened, reads = stages.footprint(profile, mapped(network, profile, CLIFF, BATCH)), board(), 30
+    weights = [tensor for tensor in network.tensors() if tensor.kind == "weight"]
+    memory = BoardMemory(opened, place.mapping.placements, frozenset())
+    predicted = place.memory(1)
+    known = set(measured_weak_cells(profile, CLIFF, NOMINAL).cell.tolist())
+    opened.environment.begin_epoch(10_000)
+    flips = strangers = 0
+    with opened.rail.guarded():
+        for tensor in weights:
+            data = network.formats[tensor.name].encode(dict(network.module.named_parameters())[tensor.name])
+            for behind in (memory, predicted):
+                behind.store(tensor.name, data.clone())
+            for _ in range(reads):
+                predicted.load(tensor.name)
+                wrong = np.unpackbits(memory.load(tensor.name).numpy() ^ data.numpy(), bitorder="little")
+                cells = place.mapping.placements[tensor.name].first_cell + np.flatnonzero(wrong)
+                flips += cells.size
+                strangers += sum(cell not in known for cell in cells.tolist())
+    assert flips == memory.total_flips > 500
+    assert strangers <= 0.05 * flips, f"{strangers} of {flips} flips were in cells that 64 reads had found good"
+    assert memory.total_flips == pytest.approx(predicted.total_flips, rel=0.25)
+
+
+def test_inference_on_the_board_repeats_to_the_bit(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
+    mapping, found = mapped(network, profile, CLIFF), []
+    for _ in range(2):
+        opened = board()
+        opened.environment.begin_epoch(77)
+        found.append(stages.infer_on_board(opened, network, mapping, split))
+    assert torch.equal(found[0][0].correct_images, found[1][0].correct_images)
+    assert found[0][1].flips == found[1][1].flips
+    assert found[0][1].total_flips > 0
+    assert isinstance(network.memory, ReliableMemory)
+
+
+@pytest.mark.xfail(strict=True, reason="a failed write leaves what lay there before, which a resumed run does not have")
+def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    mapping, found = mapped(network, profile, CLIFF), []
+    for text in ("0x00", "0xFF"):
+        opened = board()
+        only = plan().model_copy(
+            update={"patterns": (Pattern.parse(text),), "grid": (Grid(trcd_ps=14000, vdd_mv=(1350,)),), "rounds": 1}
+        )
+        measure(opened, only, next(only.points()))
+        opened.environment.begin_epoch(77)
+        found.append(stages.infer_on_board(opened, network, mapping, split)[1].flips)
+    assert found[0] == found[1]
