@@ -166,7 +166,7 @@ def _compare_with_prediction(
     profile: Profile, network: ApproximateNetwork, mapping: DramMapping, measured: Accuracy
 ) -> None:
     place, test = stages.footprint(profile, mapping), stages.dataset().test
-    fitted = stages.fitted_memory(stages.fits_at(profile, place.point), place.ber)
+    fitted = stages.fitted_memory(stages.fits_at(profile, place.point), place, stages.partitions(profile))
     for name, memory_of in (("the fitted error models", fitted), ("the profile's own cells", place.memory)):
         with progress_bar(f"predict from {name}") as progress:
             predicted = predict_accuracy(network, memory_of, test.images, test.labels, 10, mapping.images, progress)

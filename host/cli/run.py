@@ -134,7 +134,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         measured, memory = stages.infer_on_board(board, network, place.mapping, test, progress)
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
-        by_model = _predict(network, stages.fitted_memory(fits, place.ber), place)
+        by_model = _predict(network, stages.fitted_memory(fits, place, stages.partitions(profile)), place)
         by_cells = _predict(network, place.memory, place)
     results = {
         "baseline_accuracy": clean,
@@ -217,6 +217,7 @@ def _notes(board: Board) -> list[str]:
         "The test split was read once, after every choice was made on the validation split.",
         "Tolerable BER: mean accuracy over draws of errors on validation images; each draw is another module of the "
         "fitted model.",
+        "The error model's prediction draws new maps of weak cells, at the rate measured for each row.",
         "Intervals of an accuracy are Clopper-Pearson at 95 % over images; predictions are where 95 % of single runs "
         "are expected.",
         "Weights were written once at nominal VDD and tRCD and read for every batch; IFMs were written and read at the "

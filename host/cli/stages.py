@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,10 +14,11 @@ from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.datasets import Dataset, Split, mnist5000
 from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
 from eden.mapping import DramMapping, Partition, RowRates, aggressiveness, fine_mapping
-from eden.memory import ApproximateMemory, ErrorModelMemory, PerTensorMemory, ProfileMemory
+from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory
 from eden.networks import build
 from eden.placement import Placement
 from eden.precision import Precision
+from eden.seeds import derive_seed
 from host.board import Board
 from host.tensor_memory import BoardMemory
 from profiles import statistics
@@ -318,20 +320,40 @@ def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, Fit
 
 
 def fitted_memory(
-    fits: Mapping[WriteCondition, FitReport], ber: Mapping[str, float]
-) -> Callable[[int], ApproximateMemory]:
-    """Memories that follow the fitted models, scaled to the rate ``ber`` that was measured where each tensor lies.
+    fits: Mapping[WriteCondition, FitReport], place: Footprint, parts: list[Partition]
+) -> Callable[[int], ProfileMemory]:
+    """Memories that follow the fitted models where each tensor lies; each seed is another module of their kind.
 
-    Each seed is another module of their kind.
+    Models that are the same everywhere (0 and 3) are scaled to the measured rate of each row, which is then a partition
+    of its own: weak cells cluster by rows. Models 1 and 2 know their lines.
     """
-    models = {c: model_memory(report.model) for c, report in fits.items()}
+    by_name = {part.name: part for part in parts}
 
-    def memory(seed: int) -> ApproximateMemory:
-        return PerTensorMemory(
-            {name: models[AT_POINT if is_ifm(name) else NOMINAL](rate, seed) for name, rate in ber.items()}
-        )
+    def memory(seed: int) -> ProfileMemory:
+        weak = {}
+        for name, placement in place.mapping.placements.items():
+            kind, condition = ("ifm", AT_POINT) if is_ifm(name) else ("weight", NOMINAL)
+            weak[name] = _sample_rows(fits[condition].model, placement, by_name[placement.partition], kind, seed)
+        return ProfileMemory(weak, place.mapping.placements, derive_seed(seed, "reads"))
 
     return memory
+
+
+def _sample_rows(model: ErrorModel, placement: Placement, part: Partition, kind: str, seed: int) -> WeakCells:
+    """Weak cells of a placement, in module numbering."""
+    first, end = placement.first_cell, placement.first_cell + placement.cells
+    if part.rows is None or model.number not in UNIFORM_MODELS:
+        found = model.sample_weak_cells(first, placement.cells, seed)
+        return WeakCells(found.cell + first, found.flip_zero, found.flip_one)
+    pieces = []
+    for row, rate in enumerate(part.rows.ber[kind, placement.point]):
+        low = max(first, part.first_cell + row * part.rows.row_cells)
+        high = min(end, part.first_cell + (row + 1) * part.rows.row_cells)
+        if low < high:
+            here = model.scaled(min(float(rate), model.highest_ber)).sample_weak_cells(low, high - low, seed)
+            pieces.append(WeakCells(here.cell + low, here.flip_zero, here.flip_one))
+    columns = zip(*((p.cell, p.flip_zero, p.flip_one) for p in pieces), strict=True)
+    return WeakCells(*(np.concatenate(column) for column in columns))
 
 
 def infer_on_board(
