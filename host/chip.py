@@ -17,8 +17,8 @@ Weak cells
 Reads
     A weak cell flips with a probability that depends on the time since ACT, the stored bit and how many of its
     neighbours on the adjacent data lines of its chip hold the other value. The draw is a hash of (seed, epoch, bank,
-    activation index of the bank within the epoch, cell). A flip may be restored into the cell, where it persists until
-    the cell is rewritten.
+    activation index of the bank within the epoch, burst, bit). A flip may be restored into the cell, where it persists
+    until the cell is rewritten.
 
 Writes
     A second, independent process gives the cells that a WRITE at this stress may fail to change; they keep their old
@@ -78,7 +78,7 @@ class Chip(NamedTuple):
         rate: int64[2, ELAPSED_LIMIT], expected weak cells a burst for READ and WRITE, fixed point `UNIT` bits.
         flip: int64[ELAPSED_LIMIT, 2, 3], flip probability x 2^32 by stored bit and number of differing neighbours.
         bank_factor: int64[banks]; row_factor: int64[ROW_CLASSES], quantiles that a hash picks from.
-        lane_threshold, lane_alias: int64[data_width], Walker's alias table over data lines (16 bits).
+        lane_threshold, lane_alias: int64[data_width], Walker's alias table over data lines (8 bits).
         logarithm: int64[2^LOG_BITS + 1], -ln of 1/2 .. 1, fixed point `UNIT` bits.
         open_row, act_clock, act_index: int64[banks]; open_row is -1 where closed.
         bank_hash, epoch_hash: uint64[banks], where the hashes of a bank's cells and draws begin.
@@ -139,11 +139,12 @@ _leading_zeros = _machine_instruction(lambda builder, value: builder.ctlz(value,
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S12, _S16, _S27, _S30, _S31, _S32, _S48 = (np.uint64(n) for n in (12, 16, 27, 30, 31, 32, 48))
+_S16, _S27, _S30, _S31, _S32 = (np.uint64(n) for n in (16, 27, 30, 31, 32))
 _MASK16, _MASK32 = np.uint64(0xFFFF), np.uint64(0xFFFFFFFF)
 _LN2 = 762_123_384_785  # ln 2 in fixed point, UNIT bits
 _SALTS = (np.uint64(0x52656164), np.uint64(0x57726974))  # READ and WRITE have weak cells of their own
-_PLACE_SALT, _BITLINE_SALT, _WRITE_DRAW_SALT = (np.uint64(n) for n in (0x506C616365, 0x4269746C, 0x5772))
+_BITLINE_SALT, _WRITE_DRAW_SALT = np.uint64(0x4269746C), np.uint64(0x5772)
+_SOLID = int(pattern.PatternKind.SOLID)
 
 
 @inlined()
@@ -173,14 +174,14 @@ def begin_epoch(chip: Chip, epoch: int) -> None:
 
 @inlined()
 def _exponential(chip: Chip, h):  # type: ignore[no-untyped-def]
-    """An exponential variate of mean 1 from a hash: -ln of its upper 52 bits as a fraction, fixed point."""
-    x = np.int64(h >> _S12) | 1
-    zeros = _leading_zeros(x) - 12
+    """An exponential variate of mean 1 from a hash: -ln of its upper 32 bits as a fraction, fixed point."""
+    x = np.int64(h >> _S32) | 1
+    zeros = _leading_zeros(x) - 32
     x <<= zeros
-    k = (x >> (51 - LOG_BITS)) & ((1 << LOG_BITS) - 1)
-    below = (x >> (21 - LOG_BITS)) & ((1 << 30) - 1)
+    k = (x >> (31 - LOG_BITS)) & ((1 << LOG_BITS) - 1)
+    below = x & ((1 << (31 - LOG_BITS)) - 1)
     high = chip.logarithm[k]
-    return zeros * _LN2 + high - ((high - chip.logarithm[k + 1]) * below >> 30)
+    return zeros * _LN2 + high - ((high - chip.logarithm[k + 1]) * below >> (31 - LOG_BITS))
 
 
 @inlined()
@@ -197,19 +198,22 @@ def _look_at(chip: Chip, bank: int, row: int) -> None:
 
 
 @inlined()
-def _place(chip: Chip, bank: int, burst: int, h):  # type: ignore[no-untyped-def]
-    """Bit of the burst that the point with hash ``h`` falls on, following bitline and DQ lane factors."""
+def _place(chip: Chip, bitlines, h):  # type: ignore[no-untyped-def]
+    """Bit of the burst that the point with hash ``h`` falls on, following bitline and DQ lane factors; no branches.
+
+    It takes the lower 32 bits of the hash, `_exponential` the upper: 10 for the bit, 8 each for the choice of a lane
+    and of a weak bitline, 6 for which of these. The weak bitlines are odd multiples of ``bitlines``, a hash.
+    """
     p = chip.parameters
     size = 1 << p[BURST_SHIFT]
-    if np.int64(h & _MASK16) < p[WEAK_BITLINE_SHARE]:
-        weak = size // WEAK_BITLINE_SPACING
-        which = burst * weak + (np.int64((h >> _S16) & _MASK16) & (weak - 1))
-        h = _chain(chip.near_hash[bank, NEAR_BITLINE_HASH], which)
-    bit = np.int64(h >> _S32) & (size - 1)
+    low = np.int64(h & _MASK32)
+    which = (low >> 26) & (max(1, size // WEAK_BITLINE_SPACING) - 1)
+    weak = np.int64(bitlines * np.uint64(2 * which + 1) >> _S32)
+    low ^= (low ^ weak) & (((low >> 18) & 0xFF) - p[WEAK_BITLINE_SHARE] >> 63)
+    bit = low & (size - 1)
     lane = bit & (p[WIDTH] - 1)
-    if np.int64(h >> _S48) >= chip.lane_threshold[lane]:
-        bit += chip.lane_alias[lane] - lane
-    return bit
+    elsewhere = chip.lane_threshold[lane] - 1 - ((low >> 10) & 0xFF) >> 63  # -1 for the alias, 0 for the lane itself
+    return bit + ((chip.lane_alias[lane] - lane) & elsewhere)
 
 
 @inlined()
@@ -222,13 +226,17 @@ def _weak_bits(chip: Chip, kind: int, bank: int, row: int, burst: int, elapsed: 
         _look_at(chip, bank, row)
     limit = MAX_STRESS_PER_CELL << (UNIT + chip.parameters[BURST_SHIFT])
     stress = min((rate >> FACTOR_UNIT) * chip.near[bank, NEAR_FACTOR], limit)
-    seed = _chain(chip.near_hash[bank, NEAR_ROW_HASH] ^ _SALTS[kind], burst)
-    h, found = seed, 0
-    reached = _exponential(chip, h)
+    state = _chain(chip.near_hash[bank, NEAR_ROW_HASH] ^ _SALTS[kind], burst)
+    reached = _exponential(chip, state)
+    if reached >= stress:
+        return 0
+    bitlines = _chain(chip.near_hash[bank, NEAR_BITLINE_HASH], burst)
+    h, found = state, 0
     while reached < stress and found < chip.bits.size:
-        chip.bits[found] = _place(chip, bank, burst, mix64(h ^ _PLACE_SALT))
+        chip.bits[found] = _place(chip, bitlines, h)
         found += 1
-        h = mix64(seed + np.uint64(found) * _GOLDEN)
+        state += _GOLDEN
+        h = mix64(state)
         reached += _exponential(chip, h)
     return found
 
@@ -249,8 +257,11 @@ def words_of(chip: Chip, tag: int, bank: int, row: int, burst: int, words: I64) 
         return
     p = chip.parameters
     kind, parameter, invert = chip.specs[tag]
-    for w in range(words.size):
-        words[w] = pattern.word(kind, parameter, invert, bank, row, burst * p[BURST], w, p[WIDTH])
+    if kind == _SOLID:
+        words[:] = pattern.word(kind, parameter, invert, bank, row, 0, 0, p[WIDTH])
+    else:
+        for w in range(words.size):
+            words[w] = pattern.word(kind, parameter, invert, bank, row, burst * p[BURST], w, p[WIDTH])
 
 
 @inlined()
@@ -344,12 +355,13 @@ def read_flips(chip: Chip, bank: int, burst: int, clock: int, flips: I64) -> boo
 @inlined()
 def _draw_flips(chip: Chip, bank: int, burst: int, elapsed: int, found: int, flips: I64) -> bool:
     """Draw which of the ``found`` weak bits flip; see `read_flips`."""
-    p, held, row = chip.parameters, chip.held, chip.open_row[bank]
+    p, held, stuck, row = chip.parameters, chip.held, chip.kept, chip.open_row[bank]
     words_of(chip, tag_of(chip, bank, row, burst), bank, row, burst, held)
-    table = chip.flip[min(elapsed, ELAPSED_LIMIT - 1)]
+    condition = min(elapsed, ELAPSED_LIMIT - 1)
     draw = _chain(_chain(chip.epoch_hash[bank], chip.act_index[bank]), burst)
     edge, persistence = p[CHIP_WIDTH] - 1, p[PERSISTENCE]
     flips[:] = 0
+    stuck[:] = 0
     wrong = restored = 0
     for k in range(found):
         bit = np.int64(chip.bits[k])
@@ -357,27 +369,18 @@ def _draw_flips(chip: Chip, bank: int, burst: int, elapsed: int, found: int, fli
         value = (word >> shift) & 1
         differs = word ^ -value  # 1 where another bit of the word differs from this one
         neighbours = ((differs >> (shift + 1)) & (lane != edge)) + ((differs << 1 >> shift) & (lane != 0))
-        h = _chain(draw, bit)
-        flip = np.int64(np.int64(h >> _S32) < table[value, neighbours])
+        h = mix64(draw + np.uint64(bit))
+        flip = np.int64(np.int64(h >> _S32) < chip.flip[condition, value, neighbours])
         flips[bit >> 5] |= flip << shift
         wrong |= flip
-        restored |= flip & np.int64(np.int64(h & _MASK32) < persistence)
-    if restored:
-        _restore(chip, bank, row, burst, draw, flips)
+        if np.int64(h & _MASK32) < persistence:
+            stuck[bit >> 5] |= flip << shift
+            restored |= flip
+    if restored:  # the sense amplifiers wrote these wrong bits back
+        slot = _own_data(chip, bank, row, burst)
+        for w in range(stuck.size):
+            chip.slots[slot, w] ^= np.uint32(stuck[w])
     return wrong != 0
-
-
-@inlined()
-def _restore(chip: Chip, bank: int, row: int, burst: int, draw, flips: I64) -> None:  # type: ignore[no-untyped-def]
-    """Store those wrong bits that the sense amplifiers wrote back."""
-    slot = _own_data(chip, bank, row, burst)
-    for w in range(flips.size):
-        mask = flips[w]
-        while mask:
-            bit = lowest_bit(mask)
-            mask &= mask - 1
-            if np.int64(_chain(draw, w * 32 + bit) & _MASK32) < chip.parameters[PERSISTENCE]:
-                chip.slots[slot, w] ^= np.uint32(1 << bit)
 
 
 @inlined()
@@ -390,7 +393,7 @@ def _unchanged(chip: Chip, bank: int, burst: int, clock: int) -> bool:
     chip.kept[:] = 0
     for k in range(found):
         bit = np.int64(chip.bits[k])
-        if np.int64(_chain(draw, bit) >> _S32) < chip.parameters[WRITE_FLIP]:
+        if np.int64(mix64(draw + np.uint64(bit)) >> _S32) < chip.parameters[WRITE_FLIP]:
             chip.kept[bit >> 5] |= 1 << (bit & 31)
     return True
 

@@ -33,6 +33,11 @@ PROGRAM_DEPTH = 4096
 LOG_BLOCKS = 256
 BUFFER_BURSTS = 4096
 ROW_COUNTERS = 4096
+_LIVE = {
+    **{"state": model.STATE, "fault": model.FAULT, "clocks": model.CLOCKS, "reads_compared": model.READS},
+    **{"refreshes": model.REFRESHES, "captured": model.CAPTURED},
+    **{"log_produced": model.LOG_PRODUCED, "log_consumed": model.LOG_CONSUMED},
+}
 _SLICE = 2_000_000  # instructions between two looks at the bus, so that Ctrl-C is felt
 
 
@@ -99,7 +104,7 @@ class MockBoard:
             bitline_errors=np.zeros((geometry.row_bits, 2), np.int64),
             dq_errors=np.zeros((geometry.data_width, 2), np.int64),
             flips=np.zeros(words, np.int64),
-            expected=np.zeros(words, np.int64),
+            expected=self._chip.held,
             crc_tables=TABLES,
         )
         self._program_words = np.zeros(PROGRAM_DEPTH * isa.INSTRUCTION_WORDS, np.uint32)
@@ -189,17 +194,16 @@ class MockBoard:
         raise LinkError(f"bus error: no register at address {CSR_BASE + 4 * offset:#x}")
 
     def _register(self, name: str) -> int:
-        s = self._engine.state
         if name == "state":
             self._go_on()
-        live = {
-            **{"state": s[model.STATE], "fault": s[model.FAULT], "clocks": s[model.CLOCKS]},
-            **{"reads_compared": s[model.READS], "refreshes": s[model.REFRESHES], "captured": s[model.CAPTURED]},
-            **{"log_produced": s[model.LOG_PRODUCED], "log_consumed": s[model.LOG_CONSUMED]},
-        }
+        if name in _LIVE:
+            return int(self._engine.state[_LIVE[name]])
         if name == "capture_check":
-            return zlib.crc32(self._engine.capture[: s[model.CAPTURED]].tobytes())
-        return int({**self._resets, **self._constants, **self._held, **live}[name])
+            return zlib.crc32(self._engine.capture[: self._engine.state[model.CAPTURED]].tobytes())
+        for values in (self._held, self._constants):
+            if name in values:
+                return values[name]
+        return self._resets[name]
 
     def _write_register(self, offset: int, value: int) -> None:
         s, name = self._engine.state, self._offsets.get(offset)

@@ -49,7 +49,8 @@ class Engine(NamedTuple):
         log: uint32[blocks, BLOCK_WORDS]; write_buffer, capture: uint32[bursts, words a burst].
         bank_errors: int64[banks, 2]; row_errors: int64[rows covered, 2]; bitline_errors: int64[row bits, 2];
         dq_errors: int64[data_width, 2].
-        flips, expected: int64[words a burst], scratch; crc_tables: `host.crc.TABLES`.
+        flips, expected: int64[words a burst], scratch; `expected` is the chip's `held`.
+        crc_tables: `host.crc.TABLES`.
     """
 
     state: I64
@@ -141,7 +142,7 @@ def _room(engine: Engine, words: int) -> bool:
 
 @inlined()
 def _log_burst(engine: Engine, flips: I64, failing: int) -> None:
-    """Log one burst's failing bits (format: `gateware.errorlog`)."""
+    """Log one burst's failing bits (format: `gateware.errorlog`); uses ``flips`` up."""
     s = engine.state
     dense = failing > flips.size
     words = 1 + flips.size if dense else failing
@@ -162,13 +163,18 @@ def _log_burst(engine: Engine, flips: I64, failing: int) -> None:
             block[at + 1 + w] = np.uint32(flips[w])
         at += 1 + flips.size
     else:
+        busy = 0  # a 1 for each word with bits left: the loop below then has nothing to guess
         for w in range(flips.size):
+            busy |= np.int64(flips[w] != 0) << w
+        for _ in range(failing):
+            w = dram.lowest_bit(busy)
             mask = flips[w]
-            while mask:
-                block[at] = np.uint32(_BIT | delta | w * 32 + dram.lowest_bit(mask))
-                at += 1
-                mask &= mask - 1
-                delta = 0
+            block[at] = np.uint32(_BIT | delta | w * 32 + dram.lowest_bit(mask))
+            at += 1
+            delta = 0
+            mask &= mask - 1
+            flips[w] = mask
+            busy &= ~(np.int64(mask == 0) << w)
     s[BLOCK_FILL] = at - _HEADER
 
 
@@ -263,9 +269,7 @@ def _read(engine: Engine, chip: Chip, bank: int, column: int, clock: int, compar
         _read_apart(engine, chip, bank, burst, clock, compare, capture)
         return
     if dram.read_flips(chip, bank, burst, clock, engine.flips) and compare:
-        for w in range(engine.expected.size):
-            engine.expected[w] = chip.held[w]
-        _settle(engine, chip, bank, row, burst, engine.flips)
+        _settle(engine, chip, bank, row, burst, engine.flips)  # what the burst held, `Chip.held`, is `Engine.expected`
     s[READS] += compare
 
 

@@ -1,8 +1,8 @@
 """Runs benchmarks: ``python -m tests.bench [mock | injection | all]``.
 
 Every figure is one line of JSON, printed and appended to ``build/bench/NAME.jsonl``: ``bench, name, value, unit,
-bound, ratio, goal, met``. ``ratio`` is value over bound, measured in the same run, and ``goal`` what it must reach (what
-it must not exceed, where smaller is better); where ``bound`` is null the goal is one for the value.
+bound, ratio, goal, met``. ``ratio`` is value over bound, measured in the same run, and ``goal`` what it must reach (or
+not exceed, where smaller is better); where ``bound`` is null the goal is one for the value.
 """
 
 import json

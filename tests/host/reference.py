@@ -89,7 +89,7 @@ class ReferenceEngine:
         self.issued: list[Issued] = []
         self.mismatches: list[tuple[int, int]] = []
         self.errors: list[tuple[int, int, int, int, int]] = []
-        self.counting: list[int] = []
+        self.counting: list[tuple[int, int]] = []  # COUNTERS and ROW_BASE at each error
         self.captured: list[Burst] = []
         self.clocks = self.reads = self.refreshes = self.pc = 0
         self._log_blocks, self._buffer_bursts = log_blocks, buffer_bursts
@@ -199,7 +199,7 @@ class ReferenceEngine:
             for bit in range(32):
                 if (a ^ b) >> bit & 1:
                     self.errors.append((bank, row, column, 32 * w + bit, b >> bit & 1))
-                    self.counting.append(self._counters)
+                    self.counting.append((self._counters, self._row_base))
                     if self._counters & isa.COUNT_LOG:
                         self.mismatches.append((self.reads, 32 * w + bit))
         self.reads += 1
@@ -272,9 +272,9 @@ class ReferenceEngine:
         g = self.geometry
         rows = np.zeros((self.row_counters, 2), np.int64)
         bitlines, lanes = np.zeros((g.row_bits, 2), np.int64), np.zeros((g.data_width, 2), np.int64)
-        for (_, row, column, bit, value), modes in zip(self.errors, self.counting, strict=True):
-            if modes & isa.COUNT_ROWS and 0 <= row - self._row_base < self.row_counters:
-                rows[row - self._row_base, value] += 1
+        for (_, row, column, bit, value), (modes, base) in zip(self.errors, self.counting, strict=True):
+            if modes & isa.COUNT_ROWS and 0 <= row - base < self.row_counters:
+                rows[row - base, value] += 1
             if modes & isa.COUNT_BITLINES:
                 bitlines[column * g.data_width + bit, value] += 1
             if modes & isa.COUNT_DQ:

@@ -100,8 +100,8 @@ def test_lanes_follow_their_factors() -> None:
     chip = board.bus._chip  # type: ignore[attr-defined]
     share = np.zeros(64)
     for lane in range(64):
-        share[lane] += chip.lane_threshold[lane] / 65536 / 64
-        share[chip.lane_alias[lane]] += (65536 - chip.lane_threshold[lane]) / 65536 / 64
+        share[lane] += chip.lane_threshold[lane] / 256 / 64
+        share[chip.lane_alias[lane]] += (256 - chip.lane_threshold[lane]) / 256 / 64
     histogram = np.bincount(GEOMETRY.dq(cells), minlength=64)
     assert share.max() / share.min() > 3
     deviation = (histogram - share * cells.size) / np.sqrt(share * cells.size)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateware import isa, registers
@@ -179,7 +179,7 @@ def _program(draw: st.DrawFn, nphases: int) -> list[Instruction]:
 
 
 @pytest.mark.parametrize("nphases", [2, 4])
-@settings(max_examples=150)
+@settings(max_examples=60, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(data=st.data())
 def test_random_programs_match_the_reference(nphases: int, data: st.DataObject) -> None:
     mocked = Mock(nphases)
