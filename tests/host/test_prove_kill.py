@@ -1,0 +1,81 @@
+"""A scan killed again and again, at moments of chance, ends in the profile of a scan that nobody disturbed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from host.boards import open_board
+from host.plan import ScanPlan, load_toml
+from host.scan import scan
+from profiles.storage import Profile
+
+KILLS = 100
+PLAN = """
+banks = [0, 5]
+rows = { start = 3, count = 8 }
+patterns = ["0x00", "0xFF", "random:3/invert"]
+rounds = 3
+write = ["nominal", "operating_point"]
+[[grid]]
+trcd_ps = 10000
+vdd_mv = { from = 1100, to = 1040, step = 2 }
+"""
+# Ready before it scans, so that kills fall into the scan and not into imports.
+SCAN = """
+import sys
+from pathlib import Path
+from host.boards import open_board
+from host.plan import ScanPlan, load_toml
+from host.scan import scan
+board, plan = open_board("mock:B:9"), load_toml(Path(sys.argv[1]), ScanPlan)
+print("ready", flush=True)
+scan(board, plan, Path(sys.argv[2]))
+"""
+
+
+def assert_same(expected: Profile, found: Profile) -> None:
+    assert found.complete
+    assert len(found.points) == len(expected.points)
+    for ours, theirs in zip(found.points, expected.points, strict=True):
+        times = {"started": theirs.started, "duration_s": theirs.duration_s}
+        assert ours.model_copy(update=times) == theirs
+        for column in ("cell", "errors", "stored"):
+            there, here = getattr(expected.cells(theirs.index), column), getattr(found.cells(ours.index), column)
+            assert np.array_equal(there, here)
+
+
+@pytest.mark.prove
+def test_killed_a_hundred_times_a_scan_ends_in_the_same_profile(tmp_path: Path) -> None:
+    plan_file = tmp_path / "plan.toml"
+    plan_file.write_text(PLAN)
+    plan = load_toml(plan_file, ScanPlan)
+    whole = scan(open_board("mock:B:9"), plan, tmp_path / "whole")
+    begun = time.monotonic()
+    scan(open_board("mock:B:9"), plan, tmp_path / "timed")
+    lasts = time.monotonic() - begun
+    rng = np.random.default_rng(20190613)
+    folder, kills, ends = tmp_path / "killed-0", 0, 0
+    while kills < KILLS:
+        child = subprocess.Popen([sys.executable, "-c", SCAN, str(plan_file), str(folder)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        time.sleep(float(rng.uniform(0, 0.3 * lasts)))
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate()
+        if child.returncode == -signal.SIGKILL:
+            kills += 1
+            if (folder / "profile.json").exists():
+                Profile.open(folder)  # at every moment, what is there is whole
+        else:
+            assert child.returncode == 0
+            assert_same(whole, Profile.open(folder))
+            ends += 1
+            folder = tmp_path / f"killed-{ends}"
+    assert_same(whole, scan(open_board("mock:B:9"), plan, folder))
+    assert ends > 3, "kills came too early to see a scan resumed to its end"
