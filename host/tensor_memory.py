@@ -30,8 +30,9 @@ class Placed(Protocol):
 class BoardMemory:
     """Stores tensors in DRAM at their mapped addresses and reads them back at their operating points.
 
-    Weights are written at nominal VDD and tRCD; IFMs (names in ``written_at_point``) at the operating point they are read
-    at, as the profile's write condition says. Both are accessed one burst per activation, as they were characterised.
+    Weights are written at nominal VDD and tRCD; IFMs (names in ``written_at_point``) at the operating point they are
+    read at, as the profile's write condition says. Both are accessed one burst per activation, as they were
+    characterised.
     Use inside ``board.rail.guarded()``.
 
     Attributes:
@@ -55,7 +56,8 @@ class BoardMemory:
         place = self._place(tensor)
         if data.numel() * 8 > place.cells:
             raise CapacityError(
-                f"{tensor} has {data.numel() * 8} bits, its place holds {place.cells}; map the network with this batch size"
+                f"{tensor} has {data.numel() * 8} bits, its place holds {place.cells}; map the network with this batch "
+                "size"
             )
         at_point = tensor in self._written_at_point
         self._supply(place.point.vdd_mv if at_point else self._board.rail.nominal_mv)

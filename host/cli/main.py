@@ -4,7 +4,6 @@ import signal
 import sys
 from types import FrameType
 
-import click
 import typer
 
 import host.cli.characterise as characterise
@@ -36,29 +35,32 @@ for command in (
     app.command(name=command.__name__.rstrip("_"))(command)
 
 
-def _terminate(signal_number: int, frame: FrameType | None) -> None:
-    """Turn SIGTERM into an exception, so that rails return to nominal and files are closed."""
+STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    """Turn SIGINT and SIGTERM into an exception, so that rails return to nominal and files are closed."""
     raise SystemExit(128 + signal_number)
 
 
 def main() -> None:
     """Entry point: every failure is one line that says what to do, and a non-zero exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(stopping) is not signal.SIG_IGN:
+            signal.signal(stopping, _stop)
     use_one_thread()
     try:
-        typer.main.get_command(app).main(standalone_mode=False)
+        app()
     except EdenError as error:
         complain(str(error))
         sys.exit(1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except OSError as error:
         complain(f"{error}; what was finished is kept: mend it and run the same command again")
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        complain("interrupted; what was finished is kept: run the same command again to go on")
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code in STOPPED:
+            complain(f"{STOPPED[leaving.code]}; what was finished is kept: run the same command again to go on")
+        raise
 
 
 if __name__ == "__main__":
