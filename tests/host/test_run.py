@@ -174,7 +174,7 @@ DAMAGE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
 @pytest.mark.parametrize("name", ["search.json", "dram.json"])
 @pytest.mark.xfail(reason="damaged results give a traceback")
 def test_damaged_results_are_one_line_or_made_anew(finished: Path, tmp_path: Path, name: str, damage: str) -> None:
