@@ -272,7 +272,7 @@ def _best_fit(tensor: TensorSpec, tolerated: float, images: int, rooms: Sequence
     ]
     usable = [candidate for candidate in candidates if candidate[1] <= tolerated]
     if not usable:
-        where = f"at {vdd_mv} mV and BER <= {tolerated:.2e}"
+        where = f"at {vdd_mv} mV" + (f" and BER <= {tolerated:.2e}" if tolerated < 1 else "")
         if candidates:
             where += f" (the best place has {min(candidate[1] for candidate in candidates):.2e})"
         raise _no_room(tensor, images, [] if candidates else rooms, where)

@@ -142,9 +142,10 @@ def coarse(
     ratio: float = 1.1,
     progress: Progress = silent,
 ) -> CoarseTolerance:
-    """The highest bit error rate, the same for all tensors, whose mean accuracy meets the target.
+    """The highest bit error rate, the same for all tensors, whose accuracy meets the target with confidence.
 
-    The rate is bracketed in steps of 4 from ``start_ber``, then bisected on a logarithmic scale.
+    What must meet the target is the lower end of the 95 % interval of the mean over draws. The rate is bracketed in
+    steps of 4 from ``start_ber``, then bisected on a logarithmic scale.
 
     Args:
         network: a calibrated network.
@@ -173,7 +174,7 @@ def coarse(
     def meets(ber: float) -> bool:
         curve[ber] = meter.at(ber, lambda seed: memory_at(ber, derive_seed(seed, f"{ber:.6e}")))
         progress(len(curve), max(len(curve), bisections + 2))
-        return curve[ber].accuracy >= target
+        return curve[ber].low >= target
 
     low, high = _bracket(meets, start_ber, highest_ber)
     while low > 0 and math.isfinite(high) and high / low > ratio:

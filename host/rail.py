@@ -59,6 +59,11 @@ class Rail:
         self._supply, self._dram_type, self.nominal_mv = supply, dram_type, nominal_mv
         self._present_mv = nominal_mv
 
+    @property
+    def present_mv(self) -> int:
+        """What the supply was last set to, millivolts."""
+        return self._present_mv
+
     def check(self, millivolts: int) -> None:
         """Raises RailError if ``millivolts`` is outside the hard limits; touches nothing."""
         low, high = LIMITS[self._dram_type]

@@ -8,6 +8,7 @@ import torch
 
 from host.board import Board
 from profiles.errors import CapacityError, NetworkError
+from profiles.geometry import Geometry
 from profiles.schema import OperatingPoint
 
 
@@ -44,7 +45,14 @@ class BoardMemory:
         self.bits_read: dict[str, int] = {}
         self._board, self._placements, self._written_at_point = board, placements, written_at_point
         self._stored: dict[str, torch.Tensor] = {}
-        self._vdd_mv: int | None = None
+        _check_places(placements, board.geometry)
+
+    def clear(self) -> None:
+        """Write zeros to every place, at nominal: a WRITE that fails keeps what lay there before."""
+        self._supply(self._board.rail.nominal_mv)
+        for place in self._placements.values():
+            zeros = torch.zeros(place.cells // 8, dtype=torch.uint8)
+            self._board.write_bursts(place.first_cell, self._bursts(zeros), self._board.timings.trcd)
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
         """Write ``data`` (uint8, flat) as ``tensor``.
@@ -96,9 +104,8 @@ class BoardMemory:
         return self._board.timings.trcd_clocks(point.trcd_ps)
 
     def _supply(self, millivolts: int) -> None:
-        if self._vdd_mv != millivolts:
+        if self._board.rail.present_mv != millivolts:
             self._board.rail.set(millivolts)
-            self._vdd_mv = millivolts
 
     def _bursts(self, data: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
         """``data`` as uint32[bursts, words a burst], the last burst filled up with zeros."""
@@ -106,3 +113,18 @@ class BoardMemory:
         padded = np.zeros(-(-data.numel() // size) * size, np.uint8)
         padded[: data.numel()] = data.numpy()
         return padded.view(np.uint32).reshape(-1, size // 4)
+
+
+def _check_places(placements: Mapping[str, Placed], geometry: Geometry) -> None:
+    """Raises CapacityError where a place is off a burst's start, outside the module, or over another."""
+    end, before = 0, ""
+    for tensor, place in sorted(placements.items(), key=lambda item: item[1].first_cell):
+        last = place.first_cell + place.cells - 1
+        if place.first_cell % geometry.burst_bits or place.first_cell < 0 or last >= geometry.cells:
+            raise CapacityError(
+                f"{tensor} is mapped to cells {place.first_cell}..{last}; places start at a burst "
+                f"({geometry.burst_bits} cells) and end within the module's {geometry.cells}: map the network again"
+            )
+        if place.first_cell < end:
+            raise CapacityError(f"{tensor} is mapped over {before}; map the network again")
+        end, before = last + 1, tensor

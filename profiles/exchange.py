@@ -105,10 +105,15 @@ def import_profile(path: Path | str, folder: Path | str) -> Profile:
 def _write_archive(profile: Profile, file: IO[bytes]) -> None:
     # Stored, not deflated: the point files are compressed already.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.write(profile.path / HEADER_NAME, HEADER_NAME)
-        for record in profile.points:
-            name = f"{POINTS_NAME}/{record.index:05d}.parquet"
+        names = [HEADER_NAME, *(f"{POINTS_NAME}/{record.index:05d}.parquet" for record in profile.points)]
+        for name in names:
             archive.write(profile.path / name, name)
+        archive.comment = _manifest([entry.filename for entry in archive.infolist()])
+
+
+def _manifest(names: list[str]) -> bytes:
+    """What an archive's comment says of its files, which no other checksum covers: number, and CRC-32 of names."""
+    return f"{len(names)} files {zlib.crc32(chr(10).join(sorted(names)).encode()):08x}".encode()
 
 
 def _extract(path: Path, folder: Path) -> None:
@@ -116,6 +121,10 @@ def _extract(path: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             _check_entries(path, entries)
+            if archive.comment != _manifest([entry.filename for entry in entries]):
+                raise ProfileError(
+                    f"{path} does not hold the files it was exported with; it is damaged: fetch it again"
+                )
             (folder / POINTS_NAME).mkdir(parents=True)
             for entry in entries:
                 with archive.open(entry) as source, (folder / entry.filename).open("xb") as target:

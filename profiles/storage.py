@@ -15,6 +15,7 @@ checksum; another over the record ties record and cells together.
 import json
 import re
 import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -281,8 +282,8 @@ def _write_point(target: IO[bytes], record: PointRecord, cells: CellCounts, geom
     errors = np.ascontiguousarray(cells.errors, np.uint16)
     stored = np.ascontiguousarray(cells.stored, np.uint8)
     groups = [_checksum(cell[low:high], errors[low:high], stored[low:high]) for low, high in slices]
-    checksums = {"record": zlib.crc32(text), "groups": groups}
-    metadata = {_RECORD_KEY: text, _CHECKSUM_KEY: json.dumps(checksums).encode()}
+    banks = [int(cell[low] // geometry.bank_bits) for low, _ in slices]
+    metadata = {_RECORD_KEY: text, _CHECKSUM_KEY: _Checksums(zlib.crc32(text), groups, banks).to_json()}
     table = pa.table([pa.array(cell), pa.array(errors), pa.array(stored).cast(pa.bool_())], schema=_SCHEMA)
     with pq.ParquetWriter(
         target,
@@ -303,10 +304,34 @@ def _checksum(cell: CellArray, errors: npt.NDArray[np.uint16], stored: npt.NDArr
     return crc
 
 
+@dataclass(frozen=True)
+class _Checksums:
+    """CRC-32 of a point's record and of each row group, and the bank that each row group holds."""
+
+    record: int
+    groups: list[int]
+    banks: list[int]
+
+    def to_json(self) -> bytes:
+        body = asdict(self)
+        return json.dumps(body | {"check": zlib.crc32(json.dumps(body).encode())}).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "_Checksums":
+        """Raises ValueError, TypeError or KeyError where ``text`` is not what `to_json` wrote."""
+        body = json.loads(text)
+        found = cls(int(body["record"]), [int(v) for v in body["groups"]], [int(v) for v in body["banks"]])
+        if found.to_json() != text or len(found.groups) != len(found.banks):
+            raise ValueError("checksums do not match their own check")
+        return found
+
+
 class _StoredPoint:
     """An opened point file whose metadata have been checked; its cells are read on demand."""
 
-    def __init__(self, path: Path, parquet: Any, record: PointRecord, checksums: list[int], geometry: Geometry) -> None:
+    def __init__(
+        self, path: Path, parquet: Any, record: PointRecord, checksums: _Checksums, geometry: Geometry
+    ) -> None:
         self.path = path
         self.parquet = parquet
         self.record = record
@@ -314,7 +339,7 @@ class _StoredPoint:
         self.geometry = geometry
 
     def read(self, bank: int | None) -> CellCounts:
-        groups = [group for group in range(len(self.checksums)) if bank is None or self._bank(group) == bank]
+        groups = [group for group, held in enumerate(self.checksums.banks) if bank in (None, held)]
         columns: list[tuple[Any, Any, Any]] = []
         for group in groups:
             try:
@@ -325,7 +350,7 @@ class _StoredPoint:
                 raise _damaged(self.path, "it has empty entries")
             cell, errors = (table.column(name).to_numpy() for name in ("cell", "errors"))
             stored = table.column("stored").cast(pa.uint8()).to_numpy()
-            if _checksum(cell, errors, stored) != self.checksums[group]:
+            if _checksum(cell, errors, stored) != self.checksums.groups[group]:
                 raise _damaged(self.path, f"the checksum of row group {group} does not match its cells")
             columns.append((cell, errors, stored))
         if not columns:
@@ -336,12 +361,6 @@ class _StoredPoint:
             )
         except ProfileError as error:
             raise _damaged(self.path, str(error)) from error
-
-    def _bank(self, group: int) -> int:
-        statistics = self.parquet.metadata.row_group(group).column(0).statistics
-        if statistics is None or not statistics.has_min_max:
-            raise _damaged(self.path, "it lacks the cell range of a row group")
-        return int(statistics.min) // self.geometry.bank_bits
 
 
 def _open_point(path: Path, header: ProfileHeader) -> _StoredPoint:
@@ -364,19 +383,19 @@ def _open_point(path: Path, header: ProfileHeader) -> _StoredPoint:
         raise ProfileError(f"{path} does not fit {path.parents[1] / HEADER_NAME}: {error}; {_REMEASURE}") from error
     if path.name != f"{record.index:05d}.parquet":
         raise ProfileError(f"{path} holds point {record.index}; give it its own name back, or remove it")
-    _check_size(path, parquet.metadata, record, header.geometry, len(checksums))
+    _check_size(path, parquet.metadata, record, header.geometry, len(checksums.groups))
     return _StoredPoint(path, parquet, record, checksums, header.geometry)
 
 
-def _parse_metadata(path: Path, metadata: dict[bytes, bytes]) -> tuple[PointRecord, list[int]]:
+def _parse_metadata(path: Path, metadata: dict[bytes, bytes]) -> tuple[PointRecord, _Checksums]:
     text, checks = metadata[_RECORD_KEY], metadata[_CHECKSUM_KEY]
     if max(len(text), len(checks)) > MAX_RECORD_BYTES:
         raise _damaged(path, f"its record is larger than {MAX_RECORD_BYTES >> 20} MiB")
     try:
-        checksums = json.loads(checks)
-        if checksums["record"] != zlib.crc32(text):
+        checksums = _Checksums.from_json(checks)
+        if checksums.record != zlib.crc32(text):
             raise _damaged(path, "the checksum of its record does not match")
-        return PointRecord.model_validate_json(text), [int(value) for value in checksums["groups"]]
+        return PointRecord.model_validate_json(text), checksums
     except ValidationError as error:
         raise _damaged(path, first_problem(error)) from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -47,7 +47,7 @@ def show(profile: ProfilePath) -> None:
     """What a profile holds: module, conditions, and the BER at each operating point with its 95 % interval."""
     opened = Profile.open(profile)
     header, module = opened.header, opened.header.module
-    console.print(f"[bold]{module.manufacturer} {module.part_number}[/] {module.serial_number}, {module.dram_type}")
+    console.print(f"{module.manufacturer} {module.part_number} {module.serial_number}, {module.dram_type}")
     geometry = header.geometry
     console.print(
         f"{geometry.banks} banks x {geometry.rows} rows x {geometry.columns} columns x {geometry.data_width} DQ; board "
@@ -117,8 +117,8 @@ def import_(
 
 def fit(
     profile: ProfilePath,
-    vdd_mv: Annotated[int, typer.Option(help="VDD of the operating point, mV.")],
-    trcd_ps: Annotated[int, typer.Option(help="tRCD of the operating point, ps.")],
+    vdd_mv: Annotated[int, typer.Option(min=1, max=3000, help="VDD of the operating point, mV.")],
+    trcd_ps: Annotated[int, typer.Option(min=1, max=200_000, help="tRCD of the operating point, ps.")],
     write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
     out: Annotated[Path | None, typer.Option(help="File for the chosen model (Parquet).")] = None,
 ) -> None:

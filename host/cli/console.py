@@ -15,18 +15,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from profiles.progress import Progress as Report
 
 PLAIN_WIDTH = 160  # columns where there is no terminal to ask
 
-console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-_errors = Console(stderr=True)
+console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, emoji=False, highlight=False)
+_errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def complain(message: str) -> None:
     """One line on standard error."""
-    _errors.print("[bold red]eden:[/]", message, highlight=False, soft_wrap=True)
+    _errors.print(Text("eden:", style="bold red"), " ".join(message.split()), soft_wrap=True)
 
 
 _COLUMNS = (
@@ -52,7 +53,7 @@ def progress_board() -> Iterator[Callable[[str, int, int], None]]:
         def announce(title: str, done: int, total: int) -> None:
             if title not in seen:
                 seen[title] = TaskID(0)
-                console.print(f"{title} ...", highlight=False)
+                console.print(f"{title} ...")
 
         yield announce
         return

@@ -5,6 +5,7 @@ import sys
 from types import FrameType
 
 import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer gives them no other name
 
 import host.cli.characterise as characterise
 import host.cli.networks as networks
@@ -50,7 +51,13 @@ def main() -> None:
             signal.signal(stopping, _stop)
     use_one_thread()
     try:
-        app()
+        typer.main.get_command(app).main(standalone_mode=False)
+    except NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ClickException as error:
+        complain(f"{error.format_message()} See --help.")
+        sys.exit(error.exit_code)
     except EdenError as error:
         complain(str(error))
         sys.exit(1)

@@ -23,6 +23,7 @@ from profiles.storage import Profile
 
 NetworkPath = Annotated[Path, typer.Argument(help="Network, as `eden train` or `eden boost` writes it.")]
 ModelPath = Annotated[Path, typer.Option(help="Error model, as `eden fit --out` writes it.")]
+INFERENCE_EPOCH = 1 << 32  # apart from those of any scan
 TargetDrop = Annotated[float, typer.Option(help="Accuracy that may be lost, percent of images.")]
 Baseline = Annotated[
     Path | None, typer.Option(help="Unboosted network that the loss counts from; default: the network itself.")
@@ -109,7 +110,7 @@ def map_(
     tolerance: Annotated[Path, typer.Option(help="Tolerances, as `eden tolerance --out` writes them.")],
     out: Annotated[Path, typer.Option(help="File for the mapping (JSON).")],
     batch: Annotated[int, typer.Option(help="Images in DRAM at a time.")] = 50,
-    margin: Annotated[float, typer.Option(help="Points of validation accuracy above the target to ask for.")] = 0.3,
+    margin: Annotated[float, typer.Option(help="Points of validation accuracy above the target to ask for.")] = 0.2,
     seed: Seed = 1,
 ) -> None:
     """Place every tensor, at the lowest VDD that meets the target over the profile's own cells (EDEN, section 3)."""
@@ -149,7 +150,7 @@ def infer(
     opened = open_board(board)
     try:
         with progress_bar("infer") as progress:
-            accuracy, memory = stages.infer_on_board(opened, loaded, places, test, progress)
+            accuracy, memory = stages.infer_on_board(opened, loaded, places, test, INFERENCE_EPOCH, progress)
     finally:
         opened.close()
     rate = memory.total_flips / memory.total_bits_read

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
 from host.cli.plan import RunPlan, load_plan
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
-from host.cli.search import BASELINE, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
+from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
 from host.cli.stages import AT_POINT, NOMINAL, Footprint
 from host.scan import scan
 from profiles import plots
@@ -61,12 +62,14 @@ def report(
     file = folder / "report.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != "eden-run":
-            raise ValueError(content["format"])
-    except (ValueError, KeyError, TypeError) as error:
+        if (content["format"], content["version"]) != ("eden-run", REPORT_VERSION):
+            raise ValueError(content["format"], content["version"])
+        profile = Profile.open(folder / "profile")
+        _write_report(folder, content, profile, _fit_reports(profile, content))
+    except FileNotFoundError as error:
+        raise ProfileError(f"no report at {file}; run `eden run` first") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProfileError(f"{file} is no report of this toolkit, or is damaged; run `eden run` again") from error
-    profile = Profile.open(folder / "profile")
-    _write_report(folder, content, profile, _fit_reports(profile, content))
     console.print(str(folder / "report.html"))
 
 
@@ -104,10 +107,10 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
         for p in network_plan.precisions
     ]
     for task, found in zip(tasks, search_all(tasks), strict=True):
-        checked = stages.kept_results(task.folder / "dram.json", task.key)
+        checked = stages.kept_results(task.folder / DRAM_RESULTS, task.key)
         if checked is None:
             checked = _final_check(task, found, board, profile)
-            stages.keep_results(task.folder / "dram.json", task.key, checked)
+            stages.keep_results(task.folder / DRAM_RESULTS, task.key, checked)
         content["precisions"][task.precision.value] = found | checked
     stages.save_json(out / "report.json", content)
     _write_report(out, content, profile, _fit_reports(profile, content))
@@ -118,7 +121,7 @@ def _digest(settings: RunPlan, profile: Profile, precision: Precision) -> str:
     """What a precision's results depend on, besides the code."""
     plan = settings.network.model_dump(mode="json", exclude={"precisions"})
     measured = [profile.header.model_dump(mode="json"), *(p.model_dump(mode="json") for p in profile.points)]
-    return hashlib.sha256(json.dumps([plan, precision.value, measured]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([version("eden-dram"), plan, precision.value, measured]).encode()).hexdigest()
 
 
 def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile: Profile) -> dict[str, Any]:
@@ -128,10 +131,9 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
     place = stages.footprint(profile, DramMapping.load(task.folder / MAPPING))
     point = place.point
     clean = evaluate(baseline, test.images, test.labels).accuracy
-    target = clean - task.plan.target_drop_pct / 100
-    board.environment.begin_epoch(len(profile.points))
+    target, epoch = clean - task.plan.target_drop_pct / 100, len(profile.points)
     with progress_bar(f"{precision}: DRAM at {point}") as progress:
-        measured, memory = stages.infer_on_board(board, network, place.mapping, test, progress)
+        measured, memory = stages.infer_on_board(board, network, place.mapping, test, epoch, progress)
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
         by_model = _predict(network, stages.fitted_memory(fits, place, stages.partitions(profile)), place)
@@ -187,7 +189,9 @@ def _next_point(
     place = stages.footprint(profile, DramMapping.load(file))
     point = place.point
     with progress_bar(f"{task.precision}: DRAM at {point}") as progress:
-        measured, _ = stages.infer_on_board(board, network, place.mapping, stages.dataset().test, progress)
+        measured, _ = stages.infer_on_board(
+            board, network, place.mapping, stages.dataset().test, len(profile.points) + 1, progress
+        )
     return {
         "next_point": {"vdd_mv": point.vdd_mv, "trcd_ps": point.trcd_ps, "ber": place.mean_ber},
         "next_point_accuracy": measured.accuracy,
@@ -214,9 +218,11 @@ def _boost_sentence(precision: Precision, found: dict[str, Any]) -> str:
 
 def _notes(board: Board) -> list[str]:
     notes = [
-        "The test split was read once, after every choice was made on the validation split.",
+        "Every choice was made on the validation split; the test split was used for the figures of this report only.",
         "Tolerable BER: mean accuracy over draws of errors on validation images; each draw is another module of the "
         "fitted model.",
+        "IFMs are written over what the image before left, most of it equal; the scan writes over the complement, so "
+        "that the profile overstates failed writes of IFMs.",
         "The error model's prediction draws new maps of weak cells, at the rate measured for each row.",
         "Intervals of an accuracy are Clopper-Pearson at 95 % over images; predictions are where 95 % of single runs "
         "are expected.",

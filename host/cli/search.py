@@ -30,7 +30,8 @@ from profiles.progress import Progress
 from profiles.storage import Profile
 
 BASELINE, NETWORK = "baseline.safetensors", "network.safetensors"
-MAPPING, NEXT_MAPPING, RESULTS = "mapping.json", "next_mapping.json", "search.json"
+MAPPING, NEXT_MAPPING = "mapping.json", "next_mapping.json"
+RESULTS, DRAM_RESULTS = "search.json", "dram.json"
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,15 @@ Messages: TypeAlias = "Queue[tuple[str, int, int] | None]"
 
 def search_all(tasks: list[SearchTask]) -> list[dict[str, Any]]:
     """`search` for each task whose results are not there yet, as many at once as there are processors."""
-    missing = [task for task in tasks if stages.kept_results(task.folder / RESULTS, task.key) is None]
+    missing = [task for task in tasks if not _is_done(task)]
     if missing:
         _search_in_processes(missing)
     return [stages.kept_results(task.folder / RESULTS, task.key) or {} for task in tasks]
+
+
+def _is_done(task: SearchTask) -> bool:
+    files = all((task.folder / name).exists() for name in (BASELINE, NETWORK, MAPPING))
+    return files and stages.kept_results(task.folder / RESULTS, task.key) is not None
 
 
 def _search_in_processes(tasks: list[SearchTask]) -> None:
@@ -140,7 +146,10 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
 
     def tolerance(network: ApproximateNetwork, label: str) -> CoarseTolerance:
         progress = report(f"tolerance, {label}")
-        return coarse(network, memory_at, data.validation, drop, clean, sampling, progress=progress)
+        highest = min(0.25, model.highest_ber)
+        return coarse(
+            network, memory_at, data.validation, drop, clean, sampling, highest_ber=highest, progress=progress
+        )
 
     before = tolerance(baseline, "before")
     boosted = boost(baseline, fresh_at, data, before.ber, drop, clean, plan.seed, progress=report("boost"))
@@ -162,6 +171,8 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         plan.seed,
         report("map"),
     )
+    for stale in (RESULTS, DRAM_RESULTS, NEXT_MAPPING):  # so that nothing old is paired with the files written now
+        (task.folder / stale).unlink(missing_ok=True)
     baseline.save(task.folder / BASELINE, plan.name)
     network.save(task.folder / NETWORK, plan.name)
     choice.footprint.mapping.save(task.folder / MAPPING)

@@ -60,10 +60,11 @@ def keep_results(file: Path, key: str, results: dict[str, Any]) -> None:
 
 def kept_results(file: Path, key: str) -> dict[str, Any] | None:
     """The results in ``file`` if they were made from the same ``key``."""
-    if not file.exists():
-        return None
-    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return dict(kept["results"]) if kept["made_from"] == key else None
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return dict(kept["results"]) if kept["made_from"] == key else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # not there, or damaged: it is made again
 
 
 def load_network(path: Path) -> ApproximateNetwork:
@@ -134,12 +135,19 @@ def partitions(profile: Profile) -> list[Partition]:
     """One partition a tested bank, with its BER at every operating point tested for weights and for IFMs."""
     geometry, region = profile.geometry, _common_region(profile.points)
     rates: dict[tuple[str, OperatingPoint], Floats] = {}
+    patterns = {record.pattern for record in profile.points}
     for point in profile.operating_points():
         for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
             records = profile.find(point, condition)
-            if records:
+            if {record.pattern for record in records} == patterns:  # cells that fail with the others are known too
                 by_row = statistics.ber_by(profile, records, "wordline_block", block_rows=1)
                 rates[kind, point] = by_row.ber.reshape(len(region.banks), -1)
+    for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
+        if not any(known == kind for known, _ in rates):
+            raise PlanError(
+                f"{profile.path} holds no operating point with all patterns written at: {condition.value}; scan with "
+                'write = ["nominal", "operating_point"]'
+            )
     return [
         Partition(
             name=f"bank {bank}",
@@ -207,14 +215,6 @@ def footprint(profile: Profile, mapping: DramMapping) -> Footprint:
     return Footprint(mapping, cells, rates)
 
 
-def at_point(mapping: DramMapping, point: OperatingPoint) -> DramMapping:
-    """The same places, all operated at ``point``."""
-    moved = {
-        name: Placement(**{**placement.model_dump(), "point": point}) for name, placement in mapping.placements.items()
-    }
-    return mapping.model_copy(update={"vdd_mv": point.vdd_mv, "placements": moved})
-
-
 def map_at(
     network: ApproximateNetwork,
     tolerated: Mapping[str, float],
@@ -235,13 +235,12 @@ def map_at(
         for p in parts
         if point in p.points()
     ]
-    failure: CapacityError | None = None
-    for relaxed in (1, 1.5, 2, 3, 5, 10, 1e9):
+    for relaxed in (1, 1.5, 2, 3, 5, 10):
         try:
             return fine_mapping(network.tensors(), {t: b * relaxed for t, b in tolerated.items()}, here, images)
-        except CapacityError as error:
-            failure = error
-    raise failure or CapacityError(f"no partition was tested at {point}; scan it")
+        except CapacityError:
+            continue
+    return fine_mapping(network.tensors(), dict.fromkeys(tolerated, 1.0), here, images)
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,7 @@ class Choice:
     Attributes:
         footprint: the mapping at the point.
         predicted: validation accuracy over the profile's own cells there.
-        next_footprint: the same places at the next lower VDD of the same tRCD, None where the grid ends.
+        next_footprint: the mapping at the next lower VDD of the same tRCD, which failed; None where the grid ends.
         next_predicted: validation accuracy there.
     """
 
@@ -274,8 +273,8 @@ def choose_point(
 ) -> Choice:
     """The lowest VDD (then the shortest tRCD) at which the mapped network meets ``target_accuracy`` on validation.
 
-    From mild to harsh within each tRCD, with the profile's own cells at the mapped addresses; a tRCD is left at its
-    first failure.
+    From mild to harsh within each tRCD, with the profile's own cells at the mapped addresses, each point with a mapping
+    of its own. A tRCD is left at its first failure: a lucky pass beyond one is noise.
 
     Raises:
         PlanError: no operating point below nominal meets the target.
@@ -284,31 +283,35 @@ def choose_point(
     parts = partitions(profile)
     tested = sorted({p for part in parts for p in part.points()}, key=lambda p: (p.trcd_ps, -p.vdd_mv))
     candidates = [p for p in tested if p.vdd_mv < nominal.nominal_vdd_mv and p.trcd_ps < nominal.nominal_trcd_ps]
-    chosen: list[Choice] = []
-    passed: Footprint | None = None
+
+    def predict(place: Footprint) -> Prediction:
+        def memory(draw: int) -> ProfileMemory:
+            return place.memory(derive_seed(seed, "choice", draw))
+
+        return predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
+
+    chosen: dict[int, Choice] = {}
+    failed: set[int] = set()
     for done, point in enumerate(candidates):
         progress(done, len(candidates))
-        if done and candidates[done - 1].trcd_ps != point.trcd_ps:
-            passed = None
-        elif done and passed is None:
-            continue  # a milder point of this tRCD has failed
+        if point.trcd_ps in failed:
+            continue
         place = footprint(profile, map_at(network, tolerated, parts, point, images))
-        predicted = predict_accuracy(network, place.memory, validation.images, validation.labels, draws, images)
+        predicted = predict(place)
         if predicted.mean >= target_accuracy:
-            passed = place
-            chosen.append(Choice(place, predicted, None, None))
-        elif passed is not None:
-            harsher = footprint(profile, at_point(passed.mapping, point))
-            again = predict_accuracy(network, harsher.memory, validation.images, validation.labels, draws, images)
-            chosen[-1] = Choice(passed, chosen[-1].predicted, harsher, again)
-            passed = None
+            chosen[point.trcd_ps] = Choice(place, predicted, None, None)
+            continue
+        failed.add(point.trcd_ps)
+        if point.trcd_ps in chosen:
+            last = chosen[point.trcd_ps]
+            chosen[point.trcd_ps] = replace(last, next_footprint=place, next_predicted=predicted)
     progress(len(candidates), len(candidates))
     if not chosen:
         raise PlanError(
             f"no operating point below {nominal.nominal_vdd_mv} mV and {nominal.nominal_trcd_ps} ps meets "
             f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
         )
-    return min(chosen, key=lambda choice: aggressiveness(choice.footprint.point))
+    return min(chosen.values(), key=lambda choice: aggressiveness(choice.footprint.point))
 
 
 # ---- the error model's prediction, and the DRAM ----------------------------------------------------------------------
@@ -357,15 +360,26 @@ def _sample_rows(model: ErrorModel, placement: Placement, part: Partition, kind:
 
 
 def infer_on_board(
-    board: Board, network: ApproximateNetwork, mapping: DramMapping, test: Split, progress: Progress = silent
+    board: Board,
+    network: ApproximateNetwork,
+    mapping: DramMapping,
+    test: Split,
+    epoch: int,
+    progress: Progress = silent,
 ) -> tuple[Accuracy, BoardMemory]:
-    """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM."""
+    """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM.
+
+    Starts from zeros at every place and in an ``epoch`` of its own: a WRITE that fails leaves what was there, so that
+    the result would depend on what ran before.
+    """
     ifms = frozenset(name for name in mapping.placements if is_ifm(name))
     memory = BoardMemory(board, mapping.placements, ifms)
     before = network.memory
     network.memory = memory
     try:
         with board.rail.guarded():
+            board.environment.begin_epoch(epoch)
+            memory.clear()
             accuracy = evaluate(network, test.images, test.labels, mapping.images, progress)
     finally:
         network.memory = before

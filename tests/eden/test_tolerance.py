@@ -51,11 +51,11 @@ def test_coarse_brackets_the_rate_where_accuracy_crosses_the_target(
     assert found.target == 0.95
     assert found.ber < found.ceiling <= found.ber * 1.1
     assert [point.ber for point in found.curve] == sorted(point.ber for point in found.curve)
-    by_ber = {point.ber: point.accuracy for point in found.curve}
+    by_ber = {point.ber: point.low for point in found.curve}
     assert by_ber[found.ber] >= 0.95 > by_ber[found.ceiling]
     meter = AccuracyMeter(copying_network, images, Sampling(draws=60, batch=16, seed=5))
     assert meter.at(0, lambda s: BitErrorMemory(found.ber / 1.5, s)).accuracy > 0.95
-    assert meter.at(0, lambda s: BitErrorMemory(found.ceiling * 1.5, s)).accuracy < 0.95
+    assert meter.at(0, lambda s: BitErrorMemory(found.ceiling * 2, s)).accuracy < 0.95
     assert coarse(copying_network, BitErrorMemory, images, 0.05, 1.0, Sampling(draws=6, batch=16)) == found
 
 
@@ -72,7 +72,7 @@ def test_fine_raises_what_does_not_matter_and_the_whole_holds(
     found = coarse(copying_network, BitErrorMemory, images, 0.05, 1.0, Sampling(draws=6, batch=16))
     result = fine(copying_network, BitErrorMemory, images, 0.05, 1.0, found.ber, Sampling(2, 16), sample_images=160)
     assert set(result.ber) == {tensor.name for tensor in copying_network.tensors()}
-    assert result.ber["bias"] > 10 * found.ber  # zeros in a range of nothing but zero: every error is corrected
+    assert result.ber["bias"] > 5 * found.ber  # zeros in a range of nothing but zero: every error is corrected
     assert min(result.ber.values()) >= found.ber / 2 * 0.999
     assert result.accuracy.accuracy >= result.target
 

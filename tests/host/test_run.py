@@ -176,7 +176,6 @@ DAMAGE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "foreign"])
 @pytest.mark.parametrize("name", ["search.json", "dram.json"])
-@pytest.mark.xfail(reason="damaged results give a traceback")
 def test_damaged_results_are_one_line_or_made_anew(finished: Path, tmp_path: Path, name: str, damage: str) -> None:
     shutil.copytree(finished / "run", tmp_path / "run")
     file = tmp_path / "run" / "int8" / name
@@ -193,9 +192,7 @@ def test_damaged_results_are_one_line_or_made_anew(finished: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage", [*DAMAGE, pytest.param("hollow", marks=pytest.mark.xfail(reason="a key that is missing is a traceback"))]
-)
+@pytest.mark.parametrize("damage", [*DAMAGE, "hollow"])
 def test_damaged_reports_are_one_line(
     finished: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,9 +210,6 @@ def test_damaged_reports_are_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="where a write fails DRAM keeps what the scan left there, which a resumed run does not have"
-)
 def test_a_run_killed_in_mid_search_ends_in_the_same_report(finished: Path, tmp_path: Path) -> None:
     plan = written_plan(tmp_path)
     shutil.copytree(finished / "run" / "profile", tmp_path / "run" / "profile")  # scans have kill tests of their own

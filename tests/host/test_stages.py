@@ -93,6 +93,12 @@ def mapped(network: ApproximateNetwork, profile: Profile, point: OperatingPoint,
 # ---- BER 0 is the identity -------------------------------------------------------------------------------------------
 
 
+def at_point(mapping: DramMapping, point: OperatingPoint) -> DramMapping:
+    """The same places, operated at another point."""
+    moved = {name: p.model_copy(update={"point": point}) for name, p in mapping.placements.items()}
+    return mapping.model_copy(update={"vdd_mv": point.vdd_mv, "placements": moved})
+
+
 @pytest.mark.parametrize("bounding", list(Bounding))
 @pytest.mark.parametrize("precision", list(Precision))
 def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
@@ -105,7 +111,7 @@ def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
         clean = network(batch)
     opened = board()
     nominal = OperatingPoint(vdd_mv=opened.module.nominal_vdd_mv, trcd_ps=opened.module.nominal_trcd_ps)
-    mapping = stages.at_point(mapped(network, profile, CLIFF, len(batch)), nominal)
+    mapping = at_point(mapped(network, profile, CLIFF, len(batch)), nominal)
     memory = BoardMemory(
         opened, mapping.placements, frozenset(name for name in mapping.placements if stages.is_ifm(name))
     )
@@ -274,7 +280,6 @@ def test_a_network_that_does_not_fit_names_the_tensor(profile: Profile, network:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the message blames a tolerance of 1e6 for what is a lack of room")
 def test_a_network_that_does_not_fit_is_not_told_of_tolerances(profile: Profile, network: ApproximateNetwork) -> None:
     with pytest.raises(CapacityError) as caught:
         mapped(network, profile, CLIFF, 100_000)
@@ -296,7 +301,6 @@ def test_a_profile_without_writes_at_the_point_gives_no_reference(weights_only: 
         stages.reference_point(weights_only)
 
 
-@pytest.mark.xfail(strict=True, reason="says that no operating point meets the target")
 def test_a_profile_without_writes_at_the_point_is_not_mapped(
     weights_only: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
@@ -304,9 +308,6 @@ def test_a_profile_without_writes_at_the_point_is_not_mapped(
         stages.choose_point(network, rates(network), weights_only, split, 0.5, BATCH, 2, 1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rates of a point whose other patterns are still to be scanned are taken as known"
-)
 def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: ApproximateNetwork) -> None:
     """With 0x00 alone scanned, cells that lose a 1 are untested, not good."""
     opened = board()
@@ -352,14 +353,13 @@ def test_inference_on_the_board_repeats_to_the_bit(profile: Profile, network: Ap
     for _ in range(2):
         opened = board()
         opened.environment.begin_epoch(77)
-        found.append(stages.infer_on_board(opened, network, mapping, split))
+        found.append(stages.infer_on_board(opened, network, mapping, split, 1))
     assert torch.equal(found[0][0].correct_images, found[1][0].correct_images)
     assert found[0][1].flips == found[1][1].flips
     assert found[0][1].total_flips > 0
     assert isinstance(network.memory, ReliableMemory)
 
 
-@pytest.mark.xfail(strict=True, reason="a failed write leaves what lay there before, which a resumed run does not have")
 def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
@@ -371,5 +371,5 @@ def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
         )
         measure(opened, only, next(only.points()))
         opened.environment.begin_epoch(77)
-        found.append(stages.infer_on_board(opened, network, mapping, split)[1].flips)
+        found.append(stages.infer_on_board(opened, network, mapping, split, 1)[1].flips)
     assert found[0] == found[1]

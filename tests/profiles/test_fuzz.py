@@ -241,10 +241,6 @@ def test_hundreds_of_damaged_files_never_crash_nor_change_data() -> None:
 
 
 @pytest.mark.prove
-@pytest.mark.xfail(
-    strict=True,
-    reason="banks are found by Parquet's statistics, which no checksum covers, and an archive does not know its points",
-)
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory by Linux means")
 def test_thousands_of_damaged_files_never_crash_nor_change_data() -> None:
     words = run_attack(20_000, 3000).split()
