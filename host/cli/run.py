@@ -224,6 +224,8 @@ def _notes(board: Board) -> list[str]:
         "IFMs are written over what the image before left, most of it equal; the scan writes over the complement, so "
         "that the profile overstates failed writes of IFMs.",
         "The error model's prediction draws new maps of weak cells, at the rate measured for each row.",
+        "A tensor may lie where the BER exceeds what it tolerates: tolerances guide the placement, and the accuracy of "
+        "the whole network over the profile's own cells decides.",
         "Intervals of an accuracy are Clopper-Pearson at 95 % over images; predictions are where 95 % of single runs "
         "are expected.",
         "Weights were written once at nominal VDD and tRCD and read for every batch; IFMs were written and read at the "
