@@ -20,6 +20,7 @@ from profiles.cells import CellCounts
 from profiles.errors import ProfileError
 from profiles.geometry import CellArray, Geometry
 from profiles.pattern import Pattern, PatternKind
+from profiles.population import stored_ones
 from profiles.progress import Progress, silent
 from profiles.schema import AccessMode, PointRecord, ProfileHeader, Region, WriteCondition
 from profiles.storage import Profile
@@ -151,4 +152,4 @@ def _count(failed: list[CellArray], pattern: Pattern, geometry: Geometry) -> Cel
 @lru_cache(maxsize=64)
 def _stored_ones(pattern: Pattern, geometry: Geometry, region: Region) -> tuple[int, ...]:
     rows = (region.row_start, region.row_count)
-    return tuple(patterns.stored_ones(pattern, geometry, bank, *rows) for bank in region.banks)
+    return tuple(stored_ones(pattern, geometry, bank, *rows) for bank in region.banks)

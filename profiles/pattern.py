@@ -169,33 +169,3 @@ def stored_bits(pattern: Pattern, geometry: Geometry, cells: CellArray) -> npt.N
         g.burst_length,
     )
     return bits
-
-
-@njit(cache=True)
-def _ones(
-    kind: int,
-    parameter: int,
-    invert: int,
-    bank: int,
-    row_start: int,
-    row_count: int,
-    columns: int,
-    width: int,
-    burst: int,
-) -> int:
-    total = 0
-    for row in range(row_start, row_start + row_count):
-        for column in range(0, columns, burst):
-            for index in range(burst * width // 32):
-                mask = word(kind, parameter, invert, bank, row, column, index, width)
-                while mask:
-                    mask &= mask - 1
-                    total += 1
-    return total
-
-
-def stored_ones(pattern: Pattern, geometry: Geometry, bank: int, row_start: int, row_count: int) -> int:
-    """How many cells of whole rows ``pattern`` fills with 1; cost grows with the number of words."""
-    g = geometry
-    kind, parameter, invert = int(pattern.kind), pattern.parameter, int(pattern.invert_odd_rows)
-    return int(_ones(kind, parameter, invert, bank, row_start, row_count, g.columns, g.data_width, g.burst_length))
