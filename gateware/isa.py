@@ -256,14 +256,14 @@ def _decode_slots(word: int) -> tuple[Slot, ...]:
 def documentation() -> str:
     """The instruction formats as a Markdown table, generated from the tables above."""
     groups = {
-        "any": (COMMON_FIELDS, 0),
-        "ISSUE, slot k at 24 + 16 k": (SLOT_FIELDS, 0),
-        "ISSUE": (IMMEDIATE_FIELDS, 0),
-        "SET": (SET_FIELDS, 0),
-        "END": (END_FIELDS, 0),
+        "any": COMMON_FIELDS,
+        "ISSUE, slot k at 24 + 16 k": SLOT_FIELDS,
+        "ISSUE": IMMEDIATE_FIELDS,
+        "SET": SET_FIELDS,
+        "END": END_FIELDS,
     }
     lines = ["| instruction | field | bits | meaning |", "|---|---|---|---|"]
-    for group, (fields, _) in groups.items():
+    for group, fields in groups.items():
         lines += [f"| {group} | {name} | {f.low + f.width - 1}:{f.low} | {f.text} |" for name, f in fields.items()]
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ from profiles.storage import Profile
 
 
 def complement(pattern: Pattern) -> Pattern:
-    """The pattern whose every bit differs (or, for RANDOM and stripes, one that differs in half of them at least)."""
+    """The pattern whose every bit differs; for kinds other than SOLID random data, which differ in half of the bits."""
     if pattern.kind == PatternKind.SOLID:
         return pattern.model_copy(update={"parameter": pattern.parameter ^ 0xFF})
     return Pattern(kind=PatternKind.RANDOM, parameter=~pattern.parameter & patterns.MASK32)
