@@ -8,8 +8,12 @@ instruction can carry an ACT, a RD and a PRE to three banks.
 Time
     Instruction k starts at system clock T(k); T(k + 1) = T(k) + 1 + wait. A slot's command is issued at DRAM clock
     ``T * nphases + phase``. Loops cost nothing. The counter stands still while the engine is halted, so a program's
-    clock count does not depend on the host. RD and WR go out on the build's read_phase and write_phase, any command
-    below nphases; a slot that says otherwise faults (BAD_INSTRUCTION).
+    clock count does not depend on the host.
+
+Slots
+    They stand in order of phase, each below nphases and no two the same; at most one is a RD or a WR, and it goes out
+    on the build's read_phase or write_phase. An instruction that says otherwise is not issued at all: BAD_INSTRUCTION.
+    A command that finds its bank in the wrong state stops the program there; slots before it have been issued.
 
 Loops
     ``loop_begin`` marks the first instruction of a loop and carries its ``count``; ``loop_end`` marks the last one.
@@ -18,16 +22,19 @@ Loops
 Addresses
     A slot takes its address from one of `POINTERS` address pointers or from the instruction's immediate field. A
     pointer is an odometer of three digits (bank, row, column), each ``start + step * i`` for i in 0..count-1; the digit
-    named first in ``order`` turns fastest. ``step`` in a slot advances the pointer after use; past its end it starts
-    again. The bank digit indexes the bank order table, which holds any list of banks (and alternates bank groups on
-    DDR4).
+    named first in ``order`` turns fastest. All slots of an instruction see a pointer at the same address; ``step`` in
+    any of them advances it once, afterwards, and past its end it starts again. The bank digit indexes the bank order
+    table, which holds any list of banks (and alternates bank groups on DDR4).
 
 Yield
     YIELD asserts that all banks are closed. There, and only there, the engine refreshes (when refresh is kept and one
     is due), halts because the error log has less room than ``LOG_RESERVE`` blocks or the host asked, and goes on later
     as if nothing had happened. Log and counters stop together. YIELD takes one clock; while the counter has then
     reached the time of the next refresh, it refreshes, which takes tRFC, and the next one is due an interval later. The
-    first is due an interval after SET REFRESH.
+    first is due an interval after SET REFRESH, which wants 0 < tRFC < interval. While it is halted with refresh kept,
+    the engine refreshes in real time; that is no program time and not counted.
+    YIELD also waits, with the counter held, for the recording of errors to catch up: up to `YIELD_READS` bursts may be
+    compared between two YIELDs whatever fails; more may fault (LOG_OVERFLOW) if most of them fail.
 
 Data
     WR sends, and a RD with ``compare`` expects, the pattern that PATTERN names (`profiles.pattern`). With pattern
@@ -36,8 +43,8 @@ Data
     settings say; bank counters always count.
 
 Start
-    Every setting is 0 at start but these: bank order entry k is bank k, COUNTERS has the error log on. A pointer whose
-    settings are 0 stays at 0; a digit with count 0 counts as 1.
+    Every setting is 0 at start but these: bank order entry k is bank k, COUNTERS has the error log on, pointers turn in
+    the order bank, row, column. A pointer whose settings are 0 stays at 0; a digit with count 0 counts as 1.
 """
 
 from collections.abc import Iterable
@@ -54,6 +61,7 @@ LOOP_DEPTH = 4
 SLOTS = 4
 INSTRUCTION_WORDS = 4
 BANK_ORDER_ENTRIES = 32
+YIELD_READS = 512
 IMMEDIATE = 4  # value of a slot's address field that selects the immediate address
 
 
@@ -94,7 +102,7 @@ class Setting(IntEnum):
     POINTER_BANK = 16  # start | step << 20 | count << 40, also for ROW and COLUMN; returns the pointer to its start
     POINTER_ROW = 17
     POINTER_COLUMN = 18
-    POINTER_ORDER = 19  # digits from fastest to slowest, two bits each: 0 bank, 1 row, 2 column
+    POINTER_ORDER = 19  # digits from fastest to slowest, each once, two bits each: 0 bank, 1 row, 2 column
 
 
 COUNT_ROWS, COUNT_BITLINES, COUNT_DQ, COUNT_LOG = 1, 2, 4, 8
@@ -120,7 +128,7 @@ SLOT_FIELDS = {
     "command": Field(0, 4, "see Command"),
     "phase": Field(4, 3, "DRAM clock within the system clock"),
     "address": Field(7, 3, "pointer 0..3, or 4 for the immediate address"),
-    "step": Field(10, 1, "advance the pointer after use"),
+    "step": Field(10, 1, "advance the pointer after the instruction"),
     "auto_precharge": Field(11, 1, "RD and WR: precharge afterwards"),
     "compare": Field(12, 1, "RD: compare with the pattern"),
     "capture": Field(13, 1, "RD: append to the capture buffer"),

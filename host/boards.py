@@ -1,5 +1,6 @@
 """Opens boards by their ``--board`` specification."""
 
+from gateware.engine.parameters import EngineParameters
 from host.board import Board
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
 from host.mock import MockBoard
@@ -13,7 +14,26 @@ MOCK_SUPPLY_UNCERTAINTY_MV = 0.25
 
 # The mock stands in for a KC705: DDR3L SO-DIMM of eight 1 Gb x8 chips, 500 MHz DRAM clock, four phases.
 MOCK_GEOMETRY = Geometry(banks=8, rows=16384, columns=1024, data_width=64)
-MOCK_TCK_PS, MOCK_NPHASES = 2000, 4
+MOCK_TCK_PS = 2000
+
+
+def mock_build(
+    geometry: Geometry, nphases: int = 4, log_blocks: int = 256, buffer_bursts: int = 4096
+) -> EngineParameters:
+    """The gateware build that a mock of ``geometry`` stands in for; CL 7 and CWL 6 give its phases and latencies."""
+    cl_clocks, cwl_clocks = -(-7 // nphases), -(-6 // nphases)
+    return EngineParameters(
+        geometry=geometry,
+        tck_ps=MOCK_TCK_PS,
+        nphases=nphases,
+        read_phase=cl_clocks * nphases - 7,
+        write_phase=cwl_clocks * nphases - 6,
+        read_latency=cl_clocks + 6,
+        write_latency=cwl_clocks - 1,
+        log_blocks=log_blocks,
+        buffer_bursts=buffer_bursts,
+        row_counters=min(4096, geometry.rows),
+    )
 
 
 class MockSupply:
@@ -42,9 +62,9 @@ class MockEnvironment:
         return self._board.environment[1]
 
 
-def open_mock(vendor: str, seed: int, geometry: Geometry = MOCK_GEOMETRY, nphases: int = MOCK_NPHASES) -> Board:
+def open_mock(vendor: str, seed: int, geometry: Geometry = MOCK_GEOMETRY) -> Board:
     """A mock board with a DDR3L module of ``vendor`` ("A", "B" or "C")."""
-    mock = MockBoard(geometry, PRESETS[vendor], seed, MOCK_TCK_PS, nphases)
+    mock = MockBoard(mock_build(geometry), PRESETS[vendor], seed)
     mock.set_environment(1_350_000, REFERENCE_TEMPERATURE_C)
     module = ModuleIdentity(
         manufacturer=f"mock vendor {vendor}",

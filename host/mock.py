@@ -5,10 +5,12 @@ is set on the object itself, as `MockSupply` and tests do.
 """
 
 import zlib
+from itertools import pairwise
 
 import numpy as np
 
 from gateware import isa
+from gateware.engine.parameters import EngineParameters
 from gateware.errorlog import BLOCK_WORDS
 from gateware.registers import (
     CSR_BASE,
@@ -27,12 +29,7 @@ from host.bus import Words
 from host.chip_presets import Preset, build_chip, set_conditions, with_more_memory
 from host.crc import TABLES
 from profiles.errors import LinkError, ProgramError
-from profiles.geometry import Geometry
 
-PROGRAM_DEPTH = 4096
-LOG_BLOCKS = 256
-BUFFER_BURSTS = 4096
-ROW_COUNTERS = 4096
 _LIVE = {
     **{"state": model.STATE, "fault": model.FAULT, "clocks": model.CLOCKS, "reads_compared": model.READS},
     **{"refreshes": model.REFRESHES, "captured": model.CAPTURED},
@@ -41,15 +38,36 @@ _LIVE = {
 _SLICE = 2_000_000  # instructions between two looks at the bus, so that Ctrl-C is felt
 
 
-def _decoded(words: Words, nphases: int) -> dram.I64:
+def _refused(slots: tuple[isa.Slot, ...], build: EngineParameters) -> bool:
+    """True if the engine does not issue these slots together (`gateware.isa`, Slots)."""
+    taken = [slot.phase for slot in slots]
+    data = [slot for slot in slots if slot.command in (isa.Command.RD, isa.Command.WR)]
+    home = {isa.Command.RD: build.read_phase, isa.Command.WR: build.write_phase}
+    return (
+        any(late <= early for early, late in pairwise(taken))
+        or any(phase >= build.nphases for phase in taken)
+        or len(data) > 1
+        or any(slot.phase != home[slot.command] for slot in data)
+    )
+
+
+def _steps(slots: tuple[isa.Slot, ...], k: int) -> bool:
+    """True if slot ``k``'s pointer advances after it: some slot of the instruction asks, and no later one uses it."""
+    same = [slot for slot in slots if slot.address == slots[k].address]
+    return same[-1] is slots[k] and any(slot.step for slot in same)
+
+
+def _decoded(words: Words, build: EngineParameters) -> dram.I64:
     """Program words as the interpreter's columns; what the engine refuses becomes `UNDEFINED`."""
     rows = words.reshape(-1, isa.INSTRUCTION_WORDS)
     out = np.zeros((rows.shape[0], model.PROGRAM_COLUMNS), np.int64)
-    phase = {isa.Command.RD: nphases - 1, isa.Command.WR: nphases - 1}
     for line, row in zip(out, rows, strict=True):
         try:
             (i,) = isa.disassemble(row)
         except ProgramError:
+            line[model.OPCODE] = model.UNDEFINED
+            continue
+        if _refused(i.slots, build):
             line[model.OPCODE] = model.UNDEFINED
             continue
         line[: model.FIRST_SLOT] = (
@@ -58,9 +76,8 @@ def _decoded(words: Words, nphases: int) -> dram.I64:
         )
         for k, slot in enumerate(i.slots):
             low = model.FIRST_SLOT + k * model.SLOT_COLUMNS
-            refused = slot.phase >= nphases or slot.phase != phase.get(slot.command, slot.phase)
             line[low : low + model.SLOT_COLUMNS] = (
-                *(model.UNDEFINED if refused else int(slot.command), slot.phase, slot.address, slot.step),
+                *(int(slot.command), slot.phase, slot.address, _steps(i.slots, k)),
                 *(slot.auto_precharge, slot.compare, slot.capture),
             )
     return out
@@ -70,56 +87,41 @@ class MockBoard:
     """A board in software; a `host.bus.Bus`.
 
     Args:
-        geometry: the module it carries.
+        build: the gateware build it stands in for.
         preset: vendor of its chips.
         seed: which chips; the same seed gives the same weak cells.
-        tck_ps, nphases, log_blocks, buffer_bursts: the gateware build it stands in for.
     """
 
-    def __init__(
-        self,
-        geometry: Geometry,
-        preset: Preset,
-        seed: int,
-        tck_ps: int,
-        nphases: int,
-        log_blocks: int = LOG_BLOCKS,
-        buffer_bursts: int = BUFFER_BURSTS,
-    ) -> None:
-        self._preset, self._tck_ps = preset, tck_ps
-        self._chip = build_chip(geometry, preset, seed)
+    def __init__(self, build: EngineParameters, preset: Preset, seed: int) -> None:
+        self._build, self._preset = build, preset
+        g = build.geometry
+        self._chip = build_chip(g, preset, seed)
         self._vdd_uv, self._temperature_c = 0, 20.0
-        words = geometry.burst_bits // 32
+        words = g.burst_bits // 32
         self._engine = model.Engine(
             state=np.zeros(model.STATE_WORDS, np.int64),
             loops=np.zeros((isa.LOOP_DEPTH, 2), np.int64),
             digits=np.zeros((isa.POINTERS, 3, 5), np.int64),
             order=np.zeros((isa.POINTERS, 3), np.int64),
             bank_order=np.zeros(isa.BANK_ORDER_ENTRIES, np.int64),
-            log=np.zeros((log_blocks, BLOCK_WORDS), np.uint32),
-            write_buffer=np.zeros((buffer_bursts, words), np.uint32),
-            capture=np.zeros((buffer_bursts, words), np.uint32),
-            bank_errors=np.zeros((geometry.banks, 2), np.int64),
-            row_errors=np.zeros((min(ROW_COUNTERS, geometry.rows), 2), np.int64),
-            bitline_errors=np.zeros((geometry.row_bits, 2), np.int64),
-            dq_errors=np.zeros((geometry.data_width, 2), np.int64),
+            log=np.zeros((build.log_blocks, BLOCK_WORDS), np.uint32),
+            write_buffer=np.zeros((build.buffer_bursts, words), np.uint32),
+            capture=np.zeros((build.buffer_bursts, words), np.uint32),
+            bank_errors=np.zeros((g.banks, 2), np.int64),
+            row_errors=np.zeros((build.row_counters, 2), np.int64),
+            bitline_errors=np.zeros((g.row_bits, 2), np.int64),
+            dq_errors=np.zeros((g.data_width, 2), np.int64),
             flips=np.zeros(words, np.int64),
             expected=self._chip.held,
             crc_tables=TABLES,
         )
-        self._program_words = np.zeros(PROGRAM_DEPTH * isa.INSTRUCTION_WORDS, np.uint32)
+        self._program_words = np.zeros(build.program_depth * isa.INSTRUCTION_WORDS, np.uint32)
         self._program = np.zeros((0, model.PROGRAM_COLUMNS), np.int64)
         self._held = dict.fromkeys(
             ("program_length", "program_check", "buffer_length", "buffer_check", "fault_pc", "starts"), 0
         )
-        g = geometry
-        self._constants = {
-            **{"tck_ps": tck_ps, "nphases": nphases, "read_phase": nphases - 1, "write_phase": nphases - 1},
-            **{"banks": g.banks, "rows": g.rows, "columns": g.columns, "data_width": g.data_width},
-            **{"burst_length": g.burst_length, "program_depth": PROGRAM_DEPTH, "log_blocks": log_blocks},
-            **{"buffer_bursts": buffer_bursts, "row_counters": self._engine.row_errors.shape[0]},
-        }
-        self._engine.state[model.NPHASES] = nphases
+        self._constants = build.constants()
+        self._engine.state[model.NPHASES] = build.nphases
         self._offsets = {offset: name for name, offset in register_offsets().items()}
         self._widths = {register.name: register.words for register in REGISTERS}
         self._resets = {register.name: register.reset for register in REGISTERS}
@@ -234,15 +236,16 @@ class MockBoard:
             self._engine.state[model.STATE], self._engine.state[model.FAULT] = State.FAULT, Fault.BAD_CHECK
             self._held["fault_pc"] = 0
             return
-        self._program = _decoded(words, self._constants["nphases"])
+        self._program = _decoded(words, self._build)
 
     def _start(self) -> None:
         e = self._engine
         e.state[:] = 0
-        e.state[model.NPHASES], e.state[model.STATE] = self._constants["nphases"], State.RUNNING
+        e.state[model.NPHASES], e.state[model.STATE] = self._build.nphases, State.RUNNING
         e.state[model.COUNTERS] = isa.COUNT_LOG
-        for values in (e.bank_errors, e.row_errors, e.bitline_errors, e.dq_errors, e.digits, e.order):
+        for values in (e.bank_errors, e.row_errors, e.bitline_errors, e.dq_errors, e.digits):
             values[:] = 0
+        e.order[:] = np.arange(3)
         e.bank_order[:] = np.arange(isa.BANK_ORDER_ENTRIES)
         self._chip.open_row[:] = -1
         self._held["starts"] = (self._held["starts"] + 1) & 0xFFFFFFFF
@@ -272,7 +275,7 @@ class MockBoard:
         if key not in self._conditions:
             if self._vdd_uv == 0:
                 raise LinkError("the mock board has no supply; call set_environment first")
-            set_conditions(self._chip, self._preset, *key, self._tck_ps)
+            set_conditions(self._chip, self._preset, *key, self._build.tck_ps)
             self._conditions[key] = (self._chip.rate.copy(), self._chip.flip.copy())
         elif key != self._applied:
             self._chip.rate[:], self._chip.flip[:] = self._conditions[key]

@@ -5,7 +5,7 @@ same steps, so commands to several banks overlap as a software pipeline while ea
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,9 @@ def _cells(reads, bits, banks, bursts, whole_rows, start, bank_bits, row_bits, b
 
 
 ACT_POINTER, DATA_POINTER, PRE_POINTER = 0, 1, 2
-_SEGMENT_BURSTS = 256  # between two YIELDs: long against the pipeline's drain; a few tREFI at most, as JEDEC allows
+# Between two YIELDs: long against the pipeline's drain, a few tREFI at most, and for reads no more than a YIELD covers.
+_SEGMENT_BURSTS = isa.YIELD_READS
+_SEGMENT_WRITES = 2048
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _pointers(traversal: Traversal, geometry: Geometry, order: tuple[int, int, i
         column=Digit(traversal.first_burst * length, length, traversal.bursts),
         order=order,
     )
-    entries = [set_(Setting.BANK_ORDER, k | bank << 8) for k, bank in enumerate(traversal.banks)]
+    entries = [set_(Setting.BANK_ORDER, k | bank << 8) for k, bank in enumerate(traversal.banks) if k != bank]
     return entries + [i for which in (ACT_POINTER, DATA_POINTER, PRE_POINTER) for i in pointer.settings(which)]
 
 
@@ -118,57 +120,86 @@ def _window(slots: Sequence[tuple[int, Slot]], clocks: int, loop: int = 0) -> li
 
 @dataclass(frozen=True)
 class _Pipeline:
-    """One burst's commands in DRAM clocks from the start of its window, and the window's length in system clocks."""
+    """How the commands of consecutive bursts interleave, window after window.
+
+    Attributes:
+        window: its length in system clocks.
+        starts: DRAM clock within the window at which each of its bursts begins.
+        slots: commands of a burst (DRAM clock from its begin, slot without phase).
+    """
 
     window: int
-    slots: tuple[tuple[int, Slot], ...]  # (DRAM clock, slot without phase)
+    starts: tuple[int, ...]
+    slots: tuple[tuple[int, Slot], ...]
 
     def part(self, nphases: int, stages: range) -> list[tuple[int, Slot]]:
-        """Slots of the window, of those commands that belong to bursts begun ``stages`` windows ago."""
+        """Slots of a window, of those commands that belong to bursts begun ``stages`` windows ago."""
         span, out = self.window * nphases, []
-        for clock, slot in self.slots:
-            if clock // span in stages:
-                system, phase = divmod(clock % span, nphases)
-                out.append((system, Slot(slot.command, phase, slot.address, True, False, slot.compare, slot.capture)))
+        for start in self.starts:
+            for offset, slot in self.slots:
+                stage, clock = divmod(start + offset, span)
+                if stage in stages:
+                    system, phase = divmod(clock, nphases)
+                    out.append((system, replace(slot, phase=phase, step=True)))
         return out
 
     def depth(self, nphases: int) -> int:
         """Windows from a burst's ACT to its PRE."""
-        return max(clock for clock, _ in self.slots) // (self.window * nphases)
+        return (self.starts[-1] + max(clock for clock, _ in self.slots)) // (self.window * nphases)
 
 
-def _pipeline(build: EngineBuild, data: Slot, trcd: int, banks: int) -> _Pipeline:
-    """Fit ACT, ``data`` (RD or WR) and PRE of one burst into a repeating window, ``trcd`` DRAM clocks apart.
+def _starts(trcd: int, n: int, spacing: int) -> tuple[int, tuple[int, ...]]:
+    """Window and begins of its bursts, in system clocks, such that no ACT wants the DRAM clock of another burst's data.
 
-    The window is the shortest that keeps tRRD, tFAW and the data bus between bursts and tRC within a bank, with the
-    three commands, which belong to bursts of different windows, on different DRAM clocks of it.
+    They want one where tRCD is a whole number of system clocks, and of spacings: then runs of bursts alternate, ACTs
+    first, data later.
+    """
+    system, rest = divmod(trcd, n)
+    if rest or system % spacing:
+        return spacing, (0,)
+    return 2 * system, tuple(range(0, system, spacing))
+
+
+def _pipeline(build: EngineBuild, data: Slot, trcd: int, banks: int, single: bool = False) -> _Pipeline:
+    """Fit ACT, ``data`` (RD or WR) and PRE of each burst into a repeating window, ``trcd`` DRAM clocks apart.
+
+    The window is the shortest that keeps tRRD, tFAW and the data bus between bursts and tRC within a bank. ``single``
+    asks for one burst a window.
     """
     t, n, burst = build.timings, build.nphases, build.geometry.burst_length // 2
     phase = build.read_phase if data.command == Command.RD else build.write_phase
     act = (phase - trcd) % n
     recovery = t.trtp if data.command == Command.RD else t.write_latency + burst + t.twr
-    window = -(-max(t.trrd, -(-t.tfaw // 4), burst, 3) // n)
+    spacing = -(-max(t.trrd, -(-t.tfaw // 4), burst, 3) // n)
     while True:
-        span = window * n
+        window, begins = _starts(trcd, n, spacing)
+        begins = begins[:1] if single else begins
+        span, starts = window * n, [begin * n for begin in begins]
+        taken = {(start + at) % span for start in starts for at in (act, act + trcd)}
         pre = max(act + trcd + recovery, act + t.tras)
-        while pre % span in (act, (act + trcd) % span):
+        while (
+            clash := any((start + pre) % span in taken for start in starts)
+        ) and pre < act + t.tras + recovery + span:
             pre += 1
-        if trcd % span and pre - act + t.trp <= span * banks:
+        # a bank's next burst begins ``banks`` bursts later
+        turns = [starts[k % len(starts)] + span * (k // len(starts)) for k in range(len(starts) + banks)]
+        again = min(after - before for before, after in zip(turns, turns[banks:], strict=False))
+        if not clash and pre - act + t.trp <= again:
             break
-        window += 1
-    act_slot, pre_slot = Slot(Command.ACT, 0, ACT_POINTER), Slot(Command.PRE, 0, PRE_POINTER)
-    return _Pipeline(window, ((act, act_slot), (act + trcd, data), (pre, pre_slot)))
+        spacing += 1
+    slots = ((act, Slot(Command.ACT, 0, ACT_POINTER)), (act + trcd, data), (pre, Slot(Command.PRE, 0, PRE_POINTER)))
+    return _Pipeline(window, tuple(starts), slots)
 
 
-def _pipelined(pipeline: _Pipeline, n: int, bursts: int) -> list[Instruction]:
-    """The windows of ``bursts`` bursts: filling, steady (a loop), draining."""
+def _pipelined(pipeline: _Pipeline, n: int, windows: int) -> list[Instruction]:
+    """So many windows' bursts: filling, steady (a loop), draining."""
     depth, body = pipeline.depth(n), []
-    for begun in range(min(depth, bursts)):
+    for begun in range(min(depth, windows)):
         body += _window(pipeline.part(n, range(0, begun + 1)), pipeline.window)
-    if bursts > depth:
-        body += _window(pipeline.part(n, range(0, depth + 1)), pipeline.window, loop=bursts - depth)
-    for drained in range(bursts, bursts + depth):
-        oldest = range(max(0, drained - bursts + 1), min(depth, drained) + 1)
+    if windows > depth:
+        body += _window(pipeline.part(n, range(0, depth + 1)), pipeline.window, loop=windows - depth)
+    for drained in range(windows, windows + depth):
+        oldest = range(max(0, drained - windows + 1), min(depth, drained) + 1)
         body += _window(pipeline.part(n, oldest), pipeline.window)
     return body
 
@@ -176,45 +207,135 @@ def _pipelined(pipeline: _Pipeline, n: int, bursts: int) -> list[Instruction]:
 def _burst_per_activation(build: EngineBuild, traversal: Traversal, data: Slot, trcd: int) -> list[Instruction]:
     """ACT, one burst, PRE for every burst of the traversal, in segments that end with a YIELD."""
     n, segment = build.nphases, _segment(build, traversal)
-    pipeline = _pipeline(build, data, trcd, len(traversal.banks))
+    banks = len(traversal.banks)
+    pipeline = _pipeline(build, data, trcd, banks)
+    single = _pipeline(build, data, trcd, banks, single=True)
     body = _pointers(traversal, build.geometry, (BANK, COLUMN, ROW))
+    settle = issue(wait=-(-build.timings.trp // n))
     whole, rest = divmod(traversal.length, segment)
     for passes, bursts in ((whole, segment), (1, rest)):
-        if bursts:
-            body += [
-                issue(loop_begin=passes),
-                *_pipelined(pipeline, n, bursts),
-                issue(wait=-(-build.timings.trp // n)),
-                Instruction(Opcode.YIELD, loop_end=True),
-            ]
+        windows, left = divmod(bursts, len(pipeline.starts))
+        if passes and bursts:
+            body += [issue(loop_begin=passes), *_pipelined(pipeline, n, windows)]
+            body += [settle, *_pipelined(single, n, left)] if left else []
+            body += [settle, Instruction(Opcode.YIELD, loop_end=True)]
     return body
 
 
-def _open_row(build: EngineBuild, traversal: Traversal, data: Slot) -> list[Instruction]:
-    """ACT, every burst of the row at bus speed, PRE; at nominal tRCD."""
-    t, n = build.timings, build.nphases
-    burst = build.geometry.burst_length // 2
+@dataclass(frozen=True)
+class _RowStream:
+    """Open rows one after the other with the data bus never idle: the next row's ACT and the last one's PRE in passing.
+
+    Attributes:
+        data: the data command of every burst, with its phase.
+        period: system clocks a burst takes.
+        span: DRAM clocks a row takes.
+        activate: DRAM clocks from a row's ACT to its first data command.
+        precharge: DRAM clocks from the next row's first data command to a row's PRE.
+    """
+
+    data: Slot
+    period: int
+    span: int
+    activate: int
+    precharge: int
+
+    def fits(self, timings: Timings, banks: int) -> bool:
+        """Whether rows are long enough, and banks enough, for all the distances that JEDEC asks for."""
+        t = timings
+        return (
+            banks > 1
+            and self.span >= max(t.trrd, -(-t.tfaw // 4), t.tras)
+            and self.data.phase < self.activate <= self.span
+            and self.data.phase + self.precharge < self.span
+            and (banks - 1) * self.span - self.activate - self.precharge >= t.trp
+        )
+
+    def row(self, n: int, last_closes: bool, next_opens: bool, loop: int = 0) -> list[Instruction]:
+        """A row's bursts, with the PRE of the row before and the ACT of the next one; ``loop`` passes if not 0."""
+        extras: dict[int, list[tuple[int, Slot]]] = {}
+        wanted = [(self.precharge, Command.PRE, PRE_POINTER)] if last_closes else []
+        wanted += [(self.span - self.activate, Command.ACT, ACT_POINTER)] if next_opens else []
+        for clock, command, pointer in wanted:
+            system, phase = divmod(clock + self.data.phase, n)
+            burst, system = divmod(system, self.period)
+            extras.setdefault(burst, []).append((system, Slot(command, phase, pointer, step=True)))
+        bursts = self.span // (self.period * n)
+        alone = sorted({0, bursts - 1, *extras})  # the row's loop begins and ends on instructions of their own
+        body: list[Instruction] = []
+        for burst, following in zip(alone, [*alone[1:], bursts], strict=True):
+            body += _window([(0, self.data), *extras.get(burst, [])], self.period)
+            if run := following - burst - 1:
+                body.append(issue(self.data, wait=self.period - 1, loop_begin=run, loop_end=True))
+        if loop:
+            body[0] = replace(body[0], loop_begin=loop)
+            body[-1] = replace(body[-1], loop_end=True)
+        return body
+
+
+def _row_stream(build: EngineBuild, traversal: Traversal, data: Slot) -> _RowStream:
+    """Place ACT and PRE on DRAM clocks that no data command wants."""
+    t, n, burst = build.timings, build.nphases, build.geometry.burst_length // 2
     phase = build.read_phase if data.command == Command.RD else build.write_phase
     recovery = t.trtp if data.command == Command.RD else t.write_latency + burst + t.twr
-    act_phase = (phase - t.trcd) % n
-    wait = max(1, (act_phase + t.trcd - phase) // n) - 1  # exactly tRCD, unless that is shorter than a system clock
-    act = issue(Slot(Command.ACT, act_phase, ACT_POINTER, step=True), wait=wait, loop_begin=_rows(traversal))
-    slot = Slot(data.command, phase, DATA_POINTER, True, False, data.compare, data.capture)
-    transfer = issue(slot, wait=-(-burst // n) - 1, loop_begin=traversal.bursts, loop_end=True)
-    settle = issue(wait=-(-max(recovery, t.tras) // n))
-    precharge = issue(Slot(Command.PRE, phase, PRE_POINTER, step=True), wait=-(-t.trp // n))
+    period = -(-burst // n)
+    turn = period * n
+
+    def is_free(clock: int) -> bool:
+        return clock % turn != 0
+
+    activate = next(clocks for clocks in range(t.trcd, t.trcd + 3) if is_free(clocks))
+    span = traversal.bursts * turn
+    earliest = max(0, recovery - turn, t.tras - activate - span)
+    wanted = (clock for clock in range(earliest, earliest + 5) if is_free(clock) and (clock + activate) % span)
+    precharge = next(wanted)
+    return _RowStream(replace(data, phase=phase, step=True), period, span, activate, precharge)
+
+
+def _streamed_rows(build: EngineBuild, stream: _RowStream, rows: int) -> list[Instruction]:
+    """ACT of the first row, the rows, PRE of the last one."""
+    t, n, phase = build.timings, build.nphases, stream.data.phase
+    act_phase = (phase - stream.activate) % n
+    act = Slot(Command.ACT, act_phase, ACT_POINTER, step=True)
+    clocks = (act_phase + stream.activate - phase) // n
+    body = _window([(0, act)], clocks) if clocks else []
+    first = stream.row(n, last_closes=False, next_opens=rows > 1)
+    if not clocks:
+        first[0] = issue(*first[0].slots, act, wait=first[0].wait)
+    body += first
+    if rows > 2:
+        body += stream.row(n, last_closes=True, next_opens=True, loop=rows - 2)
+    if rows > 1:
+        body += stream.row(n, last_closes=True, next_opens=False)
+    clock, pre_phase = divmod(phase + stream.precharge, n)
+    close = Slot(Command.PRE, pre_phase, PRE_POINTER, step=True)
+    return [*body, *_window([(clock, close)], clock + 1 + -(-t.trp // n))]
+
+
+def _open_rows(build: EngineBuild, traversal: Traversal, data: Slot) -> list[Instruction]:
+    """ACT, every burst of the row at bus speed, PRE; at nominal tRCD."""
     row_pointer = Pointer(
         bank=Digit(0, 1, len(traversal.banks)),
         row=Digit(traversal.row_start, 1, traversal.row_count),
         order=(BANK, ROW, COLUMN),
     )
-    settings = _pointers(traversal, build.geometry, (COLUMN, BANK, ROW))
-    settings += row_pointer.settings(ACT_POINTER) + row_pointer.settings(PRE_POINTER)
-    return [*settings, act, transfer, settle, precharge, Instruction(Opcode.YIELD, loop_end=True)]
+    body = _pointers(traversal, build.geometry, (COLUMN, BANK, ROW))
+    body += row_pointer.settings(ACT_POINTER) + row_pointer.settings(PRE_POINTER)
+    stream, rows = _row_stream(build, traversal, data), traversal.row_count * len(traversal.banks)
+    segment = _rows_a_segment(build, traversal, data) if stream.fits(build.timings, len(traversal.banks)) else 1
+    for passes, count in ((rows // segment, segment), (1, rows % segment)):
+        if passes and count:
+            body += [issue(loop_begin=passes), *_streamed_rows(build, stream, count)]
+            body.append(Instruction(Opcode.YIELD, loop_end=True))
+    return body
 
 
-def _rows(traversal: Traversal) -> int:
-    return traversal.row_count * len(traversal.banks)
+def _rows_a_segment(build: EngineBuild, traversal: Traversal, data: Slot) -> int:
+    """Rows between two YIELDs; for reads no more than log and recorder take if every bit fails."""
+    if data.command == Command.WR:
+        return max(1, _SEGMENT_WRITES // traversal.bursts)
+    fit = reads_that_fit(build.log_blocks - 1, build.geometry.burst_bits)
+    return max(1, min(_SEGMENT_BURSTS, fit) // traversal.bursts)
 
 
 def pattern_setting(pattern: Pattern) -> Instruction:
@@ -238,7 +359,7 @@ def fill(
 ) -> list[Instruction]:
     """Write a pattern: with open rows at nominal timing (``trcd`` None), or one burst per activation at ``trcd``."""
     data = Slot(Command.WR, 0, DATA_POINTER)
-    walk = _open_row(build, traversal, data) if trcd is None else _burst_per_activation(build, traversal, data, trcd)
+    walk = _open_rows(build, traversal, data) if trcd is None else _burst_per_activation(build, traversal, data, trcd)
     return [*_preamble(build, pattern, refresh, 0), *walk, Instruction(Opcode.END)]
 
 
@@ -258,8 +379,8 @@ def test(
     if (trcd is None) != traversal.whole_rows:
         raise ProgramError("open rows are read row by row, single bursts bank by bank; set the traversal's whole_rows")
     data = Slot(Command.RD, 0, DATA_POINTER, compare=True)
-    reserve = traversal.bursts if trcd is None else _segment(build, traversal)
-    walk = _open_row(build, traversal, data) if trcd is None else _burst_per_activation(build, traversal, data, trcd)
+    reserve = _rows_a_segment(build, traversal, data) * traversal.bursts if trcd is None else _segment(build, traversal)
+    walk = _open_rows(build, traversal, data) if trcd is None else _burst_per_activation(build, traversal, data, trcd)
     settings = [*_preamble(build, pattern, refresh, reserve), set_(Setting.COUNTERS, counters)]
     return [*settings, *walk, Instruction(Opcode.END)]
 

@@ -43,11 +43,17 @@ def rules(timings: Timings, trcd: int, burst_clocks: int) -> list[Rule]:
 
 
 def violations(
-    issued: Iterable[Issued], timings: Timings, trcd: int, burst_clocks: int, nphases: int, exact_trcd: bool
+    issued: Iterable[Issued],
+    timings: Timings,
+    trcd: int,
+    burst_clocks: int,
+    phases: tuple[int, int, int],
+    exact_trcd: bool,
 ) -> list[str]:
     """What is wrong with a command stream, one line a finding.
 
     Args:
+        phases: DRAM clocks in a system clock, and the ones of RD and WR.
         exact_trcd: RD and WR must come exactly ``trcd`` after their ACT, not later: the point of a tRCD test.
     """
     table = rules(timings, trcd, burst_clocks)
@@ -72,7 +78,7 @@ def violations(
                 found.append(f"{say}: the bank is closed")
             elif exact_trcd and at - last[ACT, bank] != trcd:
                 found.append(f"{say}: tRCD is {at - last[ACT, bank]}, not {trcd}")
-            if at % nphases != nphases - 1:
+            if at % phases[0] != phases[1 + (what == WR)]:
                 found.append(f"{say}: off its phase")
         elif what == ACT:
             if bank in open_banks:

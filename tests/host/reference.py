@@ -60,7 +60,7 @@ class _Digit:
 @dataclass
 class _Pointer:
     digits: list[_Digit] = field(default_factory=lambda: [_Digit(), _Digit(), _Digit()])
-    order: tuple[int, ...] = (0, 0, 0)
+    order: tuple[int, ...] = (0, 1, 2)
 
     def advance(self) -> None:
         for which in self.order:
@@ -78,8 +78,9 @@ class ReferenceEngine:
         clocks, reads, refreshes, captured: what the registers of those names say.
     """
 
-    def __init__(self, geometry: Geometry, nphases: int, seed: int, write_buffer: list[Burst]) -> None:
-        self.geometry, self.nphases, self.seed = geometry, nphases, seed
+    def __init__(self, geometry: Geometry, phases: tuple[int, int, int], seed: int, write_buffer: list[Burst]) -> None:
+        self.geometry, self.seed = geometry, seed
+        self.nphases, self.read_phase, self.write_phase = phases
         self.write_buffer = write_buffer
         self.memory: dict[tuple[int, int, int], Burst] = {}
         self.row_counters = min(4096, geometry.rows)
@@ -129,8 +130,7 @@ class ReferenceEngine:
 
     def _execute(self, instruction: Instruction) -> None:
         if instruction.opcode == Opcode.ISSUE:
-            for slot in instruction.slots:
-                self._issue(instruction, slot)
+            self._issue_all(instruction)
         elif instruction.opcode == Opcode.SET:
             self._set(instruction.setting, instruction.value)
         elif instruction.opcode == Opcode.YIELD:
@@ -144,18 +144,27 @@ class ReferenceEngine:
                 self.clocks += self._trfc
                 self._due += self._interval
 
+    def _issue_all(self, instruction: Instruction) -> None:
+        slots = instruction.slots
+        home = {Command.RD: self.read_phase, Command.WR: self.write_phase}
+        phases = [slot.phase for slot in slots]
+        data = [slot for slot in slots if slot.command in home]
+        if phases != sorted(set(phases)) or max(phases, default=0) >= self.nphases or len(data) > 1:
+            raise EngineFaultError(Fault.BAD_INSTRUCTION)
+        if any(slot.phase != home[slot.command] for slot in data):
+            raise EngineFaultError(Fault.BAD_INSTRUCTION)
+        for slot in slots:
+            self._issue(instruction, slot)
+        for pointer in {slot.address for slot in slots if slot.step and slot.address < isa.IMMEDIATE}:
+            self._pointers[pointer].advance()
+
     def _issue(self, instruction: Instruction, slot: Slot) -> None:
-        home = {Command.RD: self.nphases - 1, Command.WR: self.nphases - 1}
         if slot.address == isa.IMMEDIATE or slot.address > isa.IMMEDIATE:
             bank, row, column = instruction.immediate_bank, instruction.immediate_row, instruction.immediate_row
         else:
             pointer = self._pointers[slot.address]
             which, row, column = (digit.value for digit in pointer.digits)
             bank = self._bank_order[which % isa.BANK_ORDER_ENTRIES]
-            if slot.step:
-                pointer.advance()
-        if slot.phase >= self.nphases or slot.phase != home.get(slot.command, slot.phase):
-            raise EngineFaultError(Fault.BAD_INSTRUCTION)
         g, command = self.geometry, slot.command
         clock = self.clocks * self.nphases + slot.phase
         if command in (Command.ACT, Command.RD, Command.WR, Command.PRE) and bank >= g.banks:
@@ -235,7 +244,7 @@ class ReferenceEngine:
             self._cursor = value & 0xFFFFFFFF
         elif setting == Setting.REFRESH:
             interval, trfc = value & 0xFFFFFFFF, value >> 32
-            if interval and trfc >= interval:
+            if interval and not 0 < trfc < interval:
                 raise EngineFaultError(Fault.BAD_INSTRUCTION)
             self._interval, self._trfc, self._due = interval, trfc, self.clocks + interval
         elif setting == Setting.COUNTERS:
@@ -251,7 +260,7 @@ class ReferenceEngine:
                 digit.start, digit.step, digit.count = value & 0xFFFFF, value >> 20 & 0xFFFFF, value >> 40
             else:
                 order = tuple(value >> 2 * k & 3 for k in range(3))
-                if 3 in order:
+                if sorted(order) != [0, 1, 2]:
                     raise EngineFaultError(Fault.BAD_INSTRUCTION)
                 pointer.order = order
             for digit in pointer.digits:

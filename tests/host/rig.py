@@ -1,10 +1,12 @@
 """A mock board on the bench: any preset, filled and read through test-engine programs."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from host import programs
 from host.board import Board
-from host.boards import MockEnvironment, MockSupply
+from host.boards import MockEnvironment, MockSupply, mock_build
 from host.chip_presets import Preset
 from host.mock import MockBoard
 from host.programs import Traversal
@@ -20,7 +22,7 @@ CELLS = 4 * 128 * GEOMETRY.row_bits
 
 
 def board_of(preset: Preset, seed: int = 1, geometry: Geometry = GEOMETRY, tck_ps: int = 2000) -> Board:
-    bus = MockBoard(geometry, preset, seed, tck_ps, 4)
+    bus = MockBoard(replace(mock_build(geometry), tck_ps=tck_ps), preset, seed)
     bus.set_environment(1_350_000, 20.0)
     module = ModuleIdentity(
         manufacturer="mock",

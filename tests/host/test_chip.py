@@ -145,12 +145,15 @@ def test_only_the_first_read_after_an_activation_sees_a_short_trcd(plain: Board)
     fill(plain, "0x00")
     row, safe = Pointer(row=Digit(0, 1, 128)), plain.timings.trcd
     columns = Pointer(column=Digit(0, 8, 128), row=Digit(0, 1, 128))
-    first = Slot(Command.RD, 3, 1, step=True, compare=True)
+    first = Slot(Command.RD, plain.build.read_phase, 1, step=True, compare=True)
     program = [
         programs.pattern_setting(Pattern.parse("0x00")),
         *row.settings(0),
         *columns.settings(1),
-        issue(Slot(Command.ACT, 1, 0, step=True), first, loop_begin=128),  # 2 tCK before this RD, 6 before the next
+        issue(
+            Slot(Command.ACT, first.phase + 2, 0, step=True), loop_begin=128
+        ),  # 2 tCK before the RD, 6 before the next
+        issue(first),
         issue(first, loop_begin=127, loop_end=True),
         issue(wait=10),
         issue(Slot(Command.PREA, 0, 0)),

@@ -2,180 +2,46 @@
 
 import zlib
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from gateware import isa, registers
+from gateware import registers
 from gateware.errorlog import BLOCK_WORDS
 from gateware.isa import Command, Digit, Instruction, Opcode, Pointer, Setting, Slot, issue, set_
 from gateware.registers import CSR_BASE, RESUME, START, STOP, Fault, State
 from host import errorlog, mock
+from host.boards import mock_build
 from host.chip_presets import PRESETS
 from host.mock import MockBoard
 from profiles.errors import LinkError
 from profiles.geometry import Geometry
 from profiles.pattern import PatternKind
+from tests.host.engine_bench import BASES, END, EngineBench, random_programs
 from tests.host.reference import ReferenceEngine, parse_log
 
 GEOMETRY = Geometry(banks=3, rows=8, columns=32, data_width=16, subarray_rows=4)
 WORDS = GEOMETRY.burst_bits // 32
 FLAWLESS = replace(PRESETS["A"], bound_ps=0)
-SEED, BUFFER = 9, 5
-END = Instruction(Opcode.END)
-OFFSETS, BASES = registers.register_offsets(), registers.memory_bases()
+SEED, BUFFER = 9, 4
+READ_PHASE, WRITE_PHASE = mock_build(GEOMETRY).read_phase, mock_build(GEOMETRY).write_phase
 
 
-class Mock:
-    """A mock board behind its bus, with the few moves the tests need."""
+def phases_of(nphases: int) -> tuple[int, int, int]:
+    build = mock_build(GEOMETRY, nphases)
+    return nphases, build.read_phase, build.write_phase
+
+
+class Mock(EngineBench):
+    """A mock board on the bench."""
 
     def __init__(self, nphases: int, log_blocks: int = 256, geometry: Geometry = GEOMETRY) -> None:
-        self.bus = MockBoard(geometry, FLAWLESS, SEED, 2000, nphases, log_blocks, BUFFER)
-        self.bus.set_environment(1_350_000, 20.0)
-        self.geometry, self.log_blocks = geometry, log_blocks
-        rng = np.random.default_rng(1)
-        self.buffer = rng.integers(0, 1 << 32, (BUFFER, geometry.burst_bits // 32)).astype(np.uint32)
-        self.bus.write(BASES["write_buffer"], self.buffer.reshape(-1))
-        self.halts = 0
-
-    def get(self, name: str) -> int:
-        width = {r.name: r.words for r in registers.REGISTERS}[name]
-        words = self.bus.read(CSR_BASE + 4 * OFFSETS[name], width)
-        return sum(int(word) << 32 * k for k, word in enumerate(words))
-
-    def put(self, name: str, value: int) -> None:
-        self.bus.write(CSR_BASE + 4 * OFFSETS[name], np.array([value], np.uint32))
-
-    def load(self, program: list[Instruction]) -> None:
-        words = np.array([w >> s & 0xFFFFFFFF for w in map(isa.encode, program) for s in (0, 32, 64, 96)], np.uint32)
-        self.bus.write(BASES["program"], words)
-        self.put("program_length", len(program))
-        self.put("program_check", zlib.crc32(words.tobytes()))
-
-    def run(self, program: list[Instruction]) -> tuple[Fault, np.ndarray]:
-        """Run to the end; the fault, and every block of the log."""
-        self.load(program)
-        self.put("control", START)
-        blocks: list[np.ndarray] = []
-        while (state := self.get("state")) in (State.RUNNING, State.HALTED):
-            self.drain(blocks)
-            if state == State.HALTED:
-                self.halts += 1
-                self.put("control", RESUME)
-        self.drain(blocks)
-        return Fault(self.get("fault")), np.array(blocks, np.uint32).reshape(-1, BLOCK_WORDS)
-
-    def drain(self, blocks: list[np.ndarray]) -> None:
-        produced = self.get("log_produced")
-        for number in range(len(blocks), produced):
-            where = number % self.log_blocks * BLOCK_WORDS * 4
-            blocks.append(self.bus.read(BASES["log"] + where, BLOCK_WORDS))
-        self.put("log_consumed", produced)
-
-    def counters(self, name: str, places: int) -> np.ndarray:
-        if name == "bank_errors":
-            words = self.bus.read(BASES[name], 4 * places).astype(np.int64).reshape(places, 2, 2)
-            return words[:, :, 0] | words[:, :, 1] << 32
-        return self.bus.read(BASES[name], 2 * places).astype(np.int64).reshape(places, 2)
-
-    def content(self) -> dict[tuple[int, int, int], tuple[int, ...]]:
-        """Every burst of the DRAM, read through captures."""
-        g, out = self.geometry, {}
-        for bank in range(g.banks):
-            for row in range(g.rows):
-                for first in range(0, g.bursts_per_row, BUFFER):
-                    columns = [g.burst_length * b for b in range(first, min(first + BUFFER, g.bursts_per_row))]
-                    phase = self.get("read_phase")
-                    act = replace(issue(Slot(Command.ACT, 0), wait=100), immediate_bank=bank, immediate_row=row)
-                    read = issue(Slot(Command.RD, phase, capture=True))
-                    reads = [replace(read, immediate_bank=bank, immediate_row=column) for column in columns]
-                    fault, _ = self.run([act, *reads, issue(Slot(Command.PREA, 0)), END])
-                    assert fault == Fault.NONE
-                    words = self.bus.read(BASES["capture"], len(columns) * WORDS).reshape(-1, WORDS)
-                    out |= {(bank, row, c): tuple(w) for c, w in zip(columns, words.tolist(), strict=True)}
-        return out
-
-
-# ---- random programs -------------------------------------------------------------------------------------------------
-
-_SMALL = st.integers(0, 3)
-_DIGITS = {
-    isa.BANK: st.builds(Digit, _SMALL, st.sampled_from([1, 2, (1 << 20) - 1]), st.integers(0, 3)),
-    isa.ROW: st.builds(Digit, st.integers(0, 7), st.sampled_from([0, 1, (1 << 20) - 1]), st.integers(0, 4)),
-    isa.COLUMN: st.builds(Digit, st.sampled_from([0, 8, 16]), st.sampled_from([0, 8]), st.integers(0, 2)),
-}
-_PATTERNS = st.builds(
-    lambda kind, parameter, invert: set_(Setting.PATTERN, int(kind) | invert << 8 | parameter << 32),
-    st.sampled_from(PatternKind),
-    st.integers(0, 3),
-    st.integers(0, 1),
-)
-
-
-@st.composite
-def _pointer(draw: st.DrawFn) -> Pointer:
-    digits = [draw(_DIGITS[which]) for which in (isa.BANK, isa.ROW, isa.COLUMN)]
-    order = draw(st.permutations([isa.BANK, isa.ROW, isa.COLUMN]))
-    return Pointer(digits[0], digits[1], digits[2], (order[0], order[1], order[2]))
-
-
-@st.composite
-def _access(draw: st.DrawFn, nphases: int) -> list[Instruction]:
-    """ACT, accesses, PRE: through pointers in a loop, or at an immediate address."""
-    home, wait = nphases - 1, draw(st.integers(0, 40))
-    flags: dict[str, Any] = {"compare": draw(st.booleans()), "capture": draw(st.integers(0, 9)) == 0}
-    data = Slot(draw(st.sampled_from([Command.RD, Command.RD, Command.WR])), home, auto_precharge=draw(st.booleans()))
-    data = replace(data, **flags) if data.command == Command.RD else data
-    close = Slot(draw(st.sampled_from([Command.PRE, Command.PREA])), draw(st.integers(0, home)))
-    if draw(st.booleans()):
-        bank, row = draw(st.integers(0, 2)), draw(st.integers(0, 7))
-        column = draw(st.sampled_from([0, 8, 16, 24, 24, 4, 32]))
-        act = replace(issue(Slot(Command.ACT, 0), wait=wait), immediate_bank=bank, immediate_row=row)
-        access = replace(issue(data), immediate_bank=bank, immediate_row=column)
-        return [act, access, replace(issue(close), immediate_bank=bank)]
-    pointer = draw(_pointer())
-    settings = [i for which in (0, 1, 2) for i in pointer.settings(which)]
-    act, data, close = (
-        replace(slot, address=which, step=True) for which, slot in enumerate((Slot(Command.ACT, 0), data, close))
-    )
-    loop = draw(st.integers(1, 6))
-    return [*settings, issue(act, wait=wait, loop_begin=loop), issue(data), issue(close, loop_end=True)]
-
-
-@st.composite
-def _program(draw: st.DrawFn, nphases: int) -> list[Instruction]:
-    pieces = st.one_of(
-        _access(nphases),
-        _access(nphases),
-        _access(nphases),
-        st.builds(lambda p: [p], _PATTERNS),
-        st.builds(lambda wait: [Instruction(Opcode.YIELD, wait=wait)], _SMALL),
-        st.builds(lambda modes: [set_(Setting.COUNTERS, modes)], st.integers(0, 15)),
-        st.builds(lambda at: [set_(Setting.BUFFER_CURSOR, at)], st.integers(0, 9)),
-        st.builds(lambda base: [set_(Setting.ROW_BASE, base)], st.integers(0, 4)),
-        st.builds(lambda entry, bank: [set_(Setting.BANK_ORDER, entry | bank << 8)], _SMALL, st.integers(0, 2)),
-        st.builds(lambda i, t: [set_(Setting.REFRESH, i | t << 32)], st.integers(0, 200), st.integers(0, 9)),
-        st.builds(lambda r: [set_(Setting.LOG_RESERVE, r)], st.sampled_from([0, 1, 5, 255, 256])),
-    )
-
-    def block(depth: int) -> list[Instruction]:
-        body = [i for piece in draw(st.lists(pieces, min_size=1, max_size=4)) for i in piece]
-        if depth and draw(st.booleans()):
-            body += block(depth - 1)
-        if draw(st.booleans()):
-            body = [issue(loop_begin=draw(st.integers(1, 3))), *body, issue(loop_end=True)]
-        return body
-
-    body = [*block(2), *block(0)]
-    if draw(st.integers(0, 5)) == 0:  # anything at all, to meet the faults
-        slots = (
-            Slot(draw(st.sampled_from([c for c in Command if c])), draw(st.integers(0, 4)), draw(st.integers(0, 4))),
-        )
-        body.insert(draw(st.integers(0, len(body))), issue(*slots))
-    return [*body, END]
+        build = mock_build(geometry, nphases, log_blocks, BUFFER)
+        board = MockBoard(build, FLAWLESS, SEED)
+        board.set_environment(1_350_000, 20.0)
+        super().__init__(board, build)
 
 
 @pytest.mark.parametrize("nphases", [2, 4])
@@ -183,8 +49,8 @@ def _program(draw: st.DrawFn, nphases: int) -> list[Instruction]:
 @given(data=st.data())
 def test_random_programs_match_the_reference(nphases: int, data: st.DataObject) -> None:
     mocked = Mock(nphases)
-    reference = ReferenceEngine(GEOMETRY, nphases, SEED, [tuple(b) for b in mocked.buffer.tolist()])
-    for program in data.draw(st.lists(_program(nphases), min_size=1, max_size=2)):
+    reference = ReferenceEngine(GEOMETRY, phases_of(nphases), SEED, [tuple(b) for b in mocked.buffer.tolist()])
+    for program in data.draw(st.lists(random_programs(mock_build(GEOMETRY, nphases)), min_size=1, max_size=2)):
         fault = reference.run(program, buffer_bursts=BUFFER)
         assert mocked.run(program)[0] == fault
         assert mocked.get("clocks") == reference.clocks
@@ -237,17 +103,17 @@ def sweep(written: int, expected: int, loops: int, yields: bool = True, reserve:
 
     return [
         set_(Setting.PATTERN, written << 32),
-        *walk(Slot(Command.WR, 3), count),
+        *walk(Slot(Command.WR, WRITE_PHASE), count),
         set_(Setting.PATTERN, expected << 32),
         set_(Setting.LOG_RESERVE, reserve),
-        *walk(Slot(Command.RD, 3, compare=True), count * loops),
+        *walk(Slot(Command.RD, READ_PHASE, compare=True), count * loops),
         END,
     ]
 
 
 @pytest.mark.parametrize("expected", [0x01, 0x03, 0x0F, 0xFF], ids=lambda byte: f"{byte:#04x}")
 def test_a_small_log_halts_at_high_water_and_loses_nothing(expected: int) -> None:
-    roomy, tight = Mock(4), Mock(4, log_blocks=5)
+    roomy, tight = Mock(4), Mock(4, log_blocks=4)
     program = sweep(0x00, expected, loops=20)
     fault, want = roomy.run(program)
     assert fault == Fault.NONE
@@ -261,14 +127,14 @@ def test_a_small_log_halts_at_high_water_and_loses_nothing(expected: int) -> Non
 
 
 def test_a_full_log_faults() -> None:
-    fault, blocks = Mock(4, log_blocks=5).run(sweep(0x00, 0x01, loops=20, yields=False))
+    fault, blocks = Mock(4, log_blocks=4).run(sweep(0x00, 0x01, loops=20, yields=False))
     assert fault == Fault.LOG_OVERFLOW
-    assert len(blocks) == 5
+    assert len(blocks) == 4
 
 
 def test_a_reserve_larger_than_the_log_faults() -> None:
-    assert Mock(4, log_blocks=5).run(sweep(0, 1, 1, reserve=5))[0] == Fault.RESERVE
-    assert Mock(4, log_blocks=5).run(sweep(0, 1, 1, reserve=4))[0] == Fault.NONE
+    assert Mock(4, log_blocks=4).run(sweep(0, 1, 1, reserve=4))[0] == Fault.RESERVE
+    assert Mock(4, log_blocks=4).run(sweep(0, 1, 1, reserve=3))[0] == Fault.NONE
 
 
 def test_dense_bursts_are_masks_and_sparse_ones_bits() -> None:
@@ -297,11 +163,11 @@ def test_a_long_silence_is_a_skip() -> None:
     g, far = Geometry(banks=1, rows=2, columns=8, data_width=16, subarray_rows=2), (1 << 20) + 7
     mocked = Mock(4, geometry=g)
     act = replace(issue(Slot(Command.ACT, 0), wait=100), immediate_row=0)
-    read = issue(Slot(Command.RD, 3, 0, compare=True))
+    read = issue(Slot(Command.RD, READ_PHASE, 0, compare=True))
     program = [
         set_(Setting.PATTERN, 0xFF << 32),
         act,
-        issue(Slot(Command.WR, 3, 0)),
+        issue(Slot(Command.WR, WRITE_PHASE, 0)),
         set_(Setting.PATTERN, 0xFE << 32),
         read,
         set_(Setting.PATTERN, 0xFF << 32),
@@ -449,7 +315,7 @@ def test_starts_count_and_registers_do_not_change_by_being_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", [0, registers.MEMORY_BASE + 4 * 4 * mock.PROGRAM_DEPTH, CSR_BASE + 4 * 1000, CSR_BASE - 4]
+    "address", [0, registers.MEMORY_BASE + 16 * mock_build(GEOMETRY).program_depth, CSR_BASE + 4 * 1000, CSR_BASE - 4]
 )
 def test_addresses_that_nothing_answers_raise(address: int) -> None:
     with pytest.raises(LinkError, match="bus error"):

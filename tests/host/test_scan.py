@@ -154,7 +154,7 @@ def quiet(number: int, kind: str, address: int, words: Words | None) -> None:
 
 
 def proxied(hook: Callable[[int, str, int, Words | None], Words | None], seed: int = 5) -> Board:
-    bus = MockBoard(GEOMETRY, PRESETS["B"], seed, boards.MOCK_TCK_PS, boards.MOCK_NPHASES)
+    bus = MockBoard(boards.mock_build(GEOMETRY), PRESETS["B"], seed)
     bus.set_environment(1_350_000, 20.0)
     module = board(seed).module
     rail = Rail(MockSupply(bus), module.dram_type, module.nominal_vdd_mv)

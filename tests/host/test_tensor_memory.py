@@ -11,7 +11,7 @@ from eden.memory import ReliableMemory
 from eden.placement import Placement
 from eden.precision import Precision
 from host.board import Board
-from host.boards import MockEnvironment, MockSupply
+from host.boards import MockEnvironment, MockSupply, mock_build
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
 from host.mock import MockBoard
 from host.rail import Measurement, Rail
@@ -44,7 +44,7 @@ class RecordingSupply:
 
 
 def open_rig() -> tuple[Board, RecordingSupply]:
-    mock = MockBoard(GEOMETRY, PRESETS["B"], 3, 2000, 4)
+    mock = MockBoard(mock_build(GEOMETRY), PRESETS["B"], 3)
     mock.set_environment(1_350_000, REFERENCE_TEMPERATURE_C)
     supply = RecordingSupply(mock)
     module = ModuleIdentity(

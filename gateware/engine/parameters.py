@@ -1,0 +1,58 @@
+"""What a build of the test engine is made for: module, clocks, PHY and the sizes of its memories."""
+
+from dataclasses import dataclass
+
+from gateware.isa import YIELD_READS
+from profiles.errors import ProgramError
+from profiles.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class EngineParameters:
+    """Constants of one build. Sizes are powers of two.
+
+    Attributes:
+        geometry: the DRAM module; a burst fills the DFI of one system clock.
+        tck_ps: DRAM clock period, picoseconds.
+        nphases: DRAM clocks in a system clock.
+        read_phase, write_phase: the PHY's ``rdphase`` and ``wrphase``.
+        read_latency: system clocks from READ on the DFI to ``rddata_valid``.
+        write_latency: system clocks from WRITE on the DFI to its data there.
+        ranks: ranks that the module's banks are divided over.
+        program_depth: instructions.
+        log_blocks: blocks of the error log's ring.
+        buffer_bursts: bursts of the write buffer, and of the capture buffer.
+        row_counters: rows that the row counters cover.
+        backlog: failing bursts that may wait for the recorder; at least twice `gateware.isa.YIELD_READS`.
+    """
+
+    geometry: Geometry
+    tck_ps: int
+    nphases: int
+    read_phase: int
+    write_phase: int
+    read_latency: int
+    write_latency: int
+    ranks: int = 1
+    program_depth: int = 4096
+    log_blocks: int = 256
+    buffer_bursts: int = 4096
+    row_counters: int = 4096
+    backlog: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("program_depth", "log_blocks", "buffer_bursts", "row_counters", "backlog"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ProgramError(f"{name} is {value}; it must be a power of two")
+        if self.backlog < 2 * YIELD_READS:
+            raise ProgramError(f"backlog is {self.backlog}; it must be at least {2 * YIELD_READS}")
+
+    def constants(self) -> dict[str, int]:
+        """Values of the registers that are constants of the build, by name."""
+        names = ("tck_ps", "nphases", "read_phase", "write_phase", "program_depth", "log_blocks", "buffer_bursts")
+        shape = ("banks", "rows", "columns", "data_width", "burst_length")
+        return {
+            **{name: getattr(self, name) for name in (*names, "row_counters")},
+            **{name: getattr(self.geometry, name) for name in shape},
+        }
