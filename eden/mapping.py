@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eden.approximate import TensorSpec
 from eden.placement import Placement
 from profiles.errors import CapacityError, NetworkError
-from profiles.schema import OperatingPoint
+from profiles.files import atomic_file
+from profiles.schema import ModuleIdentity, OperatingPoint
 
 DEFAULT_ALIGNMENT_BITS = 512
-MAPPING_VERSION = 1
+MAPPING_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class DramMapping(BaseModel):
         alignment_bits: every tensor starts at a multiple of it, a burst.
         placements: by tensor; they do not overlap.
         trcd_ps: activation latency of each partition in use.
+        module: whose cells it was made for; None where it was made for none in particular.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +94,7 @@ class DramMapping(BaseModel):
     alignment_bits: int = Field(gt=0)
     vdd_mv: int = Field(gt=0)
     placements: dict[str, Placement]
+    module: ModuleIdentity | None = None
 
     @property
     def trcd_ps(self) -> dict[str, int]:
@@ -103,9 +106,10 @@ class DramMapping(BaseModel):
         return sum(placement.cells for placement in self.placements.values())
 
     def save(self, path: Path) -> None:
-        """Write the mapping as JSON."""
+        """Write the mapping as JSON. Raises ProfileError where the disk is full or cannot be written."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model_dump_json(indent=1) + "\n")
+        with atomic_file(path) as file:
+            file.write(self.model_dump_json(indent=1).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> "DramMapping":

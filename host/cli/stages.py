@@ -24,7 +24,7 @@ from host.tensor_memory import BoardMemory
 from profiles import statistics
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel, Floats
-from profiles.errors import CapacityError, FitError, NetworkError, PlanError
+from profiles.errors import BoardError, CapacityError, FitError, NetworkError, PlanError
 from profiles.files import atomic_file, first_problem, read_bounded
 from profiles.fit import FitReport, fit
 from profiles.population import measured_weak_cells
@@ -296,7 +296,8 @@ def choose_point(
         progress(done, len(candidates))
         if point.trcd_ps in failed:
             continue
-        place = footprint(profile, map_at(network, tolerated, parts, point, images))
+        mapping = map_at(network, tolerated, parts, point, images).model_copy(update={"module": nominal})
+        place = footprint(profile, mapping)
         predicted = predict(place)
         if predicted.mean >= target_accuracy:
             chosen[point.trcd_ps] = Choice(place, predicted, None, None)
@@ -371,7 +372,15 @@ def infer_on_board(
 
     Starts from zeros at every place and in an ``epoch`` of its own: a WRITE that fails leaves what was there, so that
     the result would depend on what ran before.
+
+    Raises:
+        BoardError: the mapping was made for another module than the board carries.
     """
+    if mapping.module is not None and mapping.module != board.module:
+        raise BoardError(
+            f"the mapping is for module {mapping.module.serial_number} of {mapping.module.manufacturer}, the board "
+            f"carries {board.module.serial_number} of {board.module.manufacturer}; scan that one and map again"
+        )
     ifms = frozenset(name for name in mapping.placements if is_ifm(name))
     memory = BoardMemory(board, mapping.placements, ifms)
     before = network.memory

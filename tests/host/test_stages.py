@@ -23,7 +23,7 @@ from host.cli.stages import AT_POINT, NOMINAL
 from host.plan import Grid, Rows, ScanPlan
 from host.scan import measure, scan
 from host.tensor_memory import BoardMemory
-from profiles.errors import CapacityError, EdenError, FitError, PlanError
+from profiles.errors import BoardError, CapacityError, EdenError, FitError, PlanError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern, stored_bits
 from profiles.population import measured_weak_cells
@@ -121,6 +121,12 @@ def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
             assert torch.equal(network(batch).view(torch.int32), clean.view(torch.int32))
     assert memory.total_flips == 0
     assert set(memory.bits_read) == {tensor.name for tensor in network.tensors()}
+
+
+def test_a_mapping_is_for_its_own_module(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
+    mapping = mapped(network, profile, CLIFF).model_copy(update={"module": profile.header.module})
+    with pytest.raises(BoardError, match=r"for module 00000001 .* carries 00000002"):
+        stages.infer_on_board(open_mock("B", 2, GEOMETRY), network, mapping, split, 1)
 
 
 # ---- partitions and footprints are what the cells say ----------------------------------------------------------------
