@@ -63,6 +63,8 @@ REGISTERS = (
     Register("nphases", 1, False, 0, "DRAM clocks in a system clock. Constant of the build."),
     Register("read_phase", 1, False, 0, "Phase that RD must be issued on. Constant of the build."),
     Register("write_phase", 1, False, 0, "Phase that WR must be issued on. Constant of the build."),
+    Register("cas_latency", 1, False, 0, "DRAM clocks from RD to its data (CL). Constant of the build."),
+    Register("cas_write_latency", 1, False, 0, "DRAM clocks from WR to its data (CWL). Constant of the build."),
     Register("banks", 1, False, 0, "Banks over all ranks. Constant of the build."),
     Register("rows", 1, False, 0, "Rows a bank. Constant of the build."),
     Register("columns", 1, False, 0, "Column addresses a row. Constant of the build."),

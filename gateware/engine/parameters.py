@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from gateware.isa import YIELD_READS
 from profiles.errors import ProgramError
 from profiles.geometry import Geometry
 
@@ -18,6 +17,7 @@ class EngineParameters:
         read_phase, write_phase: the PHY's ``rdphase`` and ``wrphase``.
         read_latency: system clocks from READ on the DFI to ``rddata_valid``.
         write_latency: system clocks from WRITE on the DFI to its data there.
+        cas_latency, cas_write_latency: CL and CWL, DRAM clocks.
         ranks: ranks that the module's banks are divided over.
         program_depth: instructions.
         log_blocks: blocks of the error log's ring.
@@ -33,6 +33,8 @@ class EngineParameters:
     write_phase: int
     read_latency: int
     write_latency: int
+    cas_latency: int
+    cas_write_latency: int
     ranks: int = 1
     program_depth: int = 4096
     log_blocks: int = 256
@@ -45,14 +47,13 @@ class EngineParameters:
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ProgramError(f"{name} is {value}; it must be a power of two")
-        if self.backlog < 2 * YIELD_READS:
-            raise ProgramError(f"backlog is {self.backlog}; it must be at least {2 * YIELD_READS}")
 
     def constants(self) -> dict[str, int]:
         """Values of the registers that are constants of the build, by name."""
-        names = ("tck_ps", "nphases", "read_phase", "write_phase", "program_depth", "log_blocks", "buffer_bursts")
+        names = ("tck_ps", "nphases", "read_phase", "write_phase", "cas_latency", "cas_write_latency")
+        sizes = ("program_depth", "log_blocks", "buffer_bursts", "row_counters")
         shape = ("banks", "rows", "columns", "data_width", "burst_length")
         return {
-            **{name: getattr(self, name) for name in (*names, "row_counters")},
+            **{name: getattr(self, name) for name in (*names, *sizes)},
             **{name: getattr(self.geometry, name) for name in shape},
         }

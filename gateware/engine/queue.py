@@ -1,0 +1,29 @@
+"""A short FIFO of records, in distributed RAM."""
+
+from migen import Module, Record, Signal
+from migen.genlib.fifo import SyncFIFO
+
+
+class Queue(Module):
+    """A record put into an empty queue is at its head one clock later.
+
+    Attributes:
+        tail, put: in, a record comes; not without `room`.
+        head: out, the record that came first, valid while `waiting`.  take: in, it goes.
+    """
+
+    def __init__(self, layout: list[tuple[str, int]], depth: int) -> None:
+        self.tail, self.put, self.room = Record(layout), Signal(), Signal()
+        self.head, self.waiting, self.take = Record(layout), Signal(), Signal()
+
+        # # #
+
+        self.submodules.fifo = fifo = SyncFIFO(len(self.tail.raw_bits()), depth)
+        self.comb += [
+            fifo.din.eq(self.tail.raw_bits()),
+            fifo.we.eq(self.put),
+            self.room.eq(fifo.writable),
+            self.head.raw_bits().eq(fifo.dout),
+            self.waiting.eq(fifo.readable),
+            fifo.re.eq(self.take),
+        ]
