@@ -1,0 +1,224 @@
+"""Builds a board's gateware: ``python -m gateware.build BOARD``.
+
+For an ECP5 that is a bitstream, made with yosys, nextpnr and Trellis: those on PATH, or else YoWASP's from PyPI. For a
+Xilinx FPGA it is Verilog, constraints and Tcl, which Vivado turns into a bitstream where it is installed; yosys
+elaborates the design in any case, as a check. What comes out is in build/gateware/BOARD:
+
+    BOARD.bit       the bitstream
+    BOARD.v, ...    Verilog, constraints, scripts; build.log has what the tools said
+    report.json     clocks (asked for and achieved, MHz) and resources (used and available)
+    csr.json        where every register is, as LiteX writes it
+    board.json      what the host must know besides: engine, DRAM initialisation, supply
+    doc/            the registers' documentation
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from litex.soc.integration.export import get_csr_json
+
+from gateware.boards import BOARDS
+from gateware.boards.base import Board
+from gateware.description import board_description, registers_document
+from profiles.errors import BoardError, EdenError
+
+OUTPUT = Path("build/gateware")
+OPEN_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
+ECP5_CELLS = {"luts": "TRELLIS_COMB", "flip_flops": "TRELLIS_FF", "block_rams": "DP16KD"}
+XILINX_CELLS = {"luts": "LUT", "flip_flops": "FD", "block_rams": "RAMB", "distributed_rams": "RAM"}
+
+
+def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
+    """Build into `OUTPUT`; returns what report.json holds.
+
+    Raises:
+        BoardError: a tool is missing or failed (its words are in build.log), or a clock is missed.
+    """
+    folder = (OUTPUT / board.name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    soc = board.soc(sys_clk_freq)
+    toolchain = soc.platform.toolchain
+    ecp5 = soc.platform.device.startswith("LFE5")
+    if ecp5:
+        toolchain._pnr_opts += "--report nextpnr.json "  # nextpnr's own figures; LiteX has no other way to ask for them
+    soc.build(build_dir=str(folder), build_name=board.name, run=False)
+    (folder / "csr.json").write_text(get_csr_json(soc.csr.regions, soc.constants, soc.bus.regions))
+    _write_json(folder / "board.json", board_description(soc, board))
+    (folder / "doc").mkdir(exist_ok=True)
+    (folder / "doc" / "registers.md").write_text(registers_document(soc))
+
+    tools = Tools(folder)
+    if ecp5:
+        tools.run("bash", f"build_{board.name}.sh")
+        figures = ecp5_figures(json.loads((folder / "nextpnr.json").read_text()))
+    else:
+        figures = xilinx_figures(tools.elaborate(board.name, soc.platform.device))
+        if shutil.which("vivado"):
+            tools.run("bash", f"build_{board.name}.sh")
+    report = {"board": board.name, "sys_clk_mhz": sys_clk_freq / 1e6, **figures}
+    _write_json(folder / "report.json", report)
+    check_clocks(report)
+    return report
+
+
+class Tools:
+    """The FPGA tools, run in a build folder with what they say in its build.log.
+
+    Raises:
+        BoardError: an open tool is neither on PATH nor installed from PyPI.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._log = folder, folder / "build.log"
+        self._log.unlink(missing_ok=True)
+        wrappers = folder.parent / "bin"
+        wrappers.mkdir(exist_ok=True)
+        for tool in OPEN_TOOLS:
+            if not shutil.which(tool):
+                _wrap_yowasp(tool, wrappers / tool)
+        self._environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{wrappers}"}
+
+    def run(self, *command: str) -> None:
+        """Run one tool.
+
+        Raises:
+            BoardError: it failed.
+        """
+        with self._log.open("a") as log:
+            done = subprocess.run(command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, check=False)
+        if done.returncode:
+            raise BoardError(f"'{' '.join(command)}' ended with status {done.returncode}; see {self._log}")
+
+    def elaborate(self, name: str, device: str) -> dict[str, Any]:
+        """Let yosys synthesise ``name``.v for a Xilinx device; returns its statistics."""
+        family = "xc7" if device.startswith("xc7") else "xcup"
+        script = f"synth_xilinx -family {family} -top {name}; tee -q -o yosys.json stat -json"
+        self.run("yosys", "-q", "-p", script, f"{name}.v")
+        statistics: dict[str, Any] = json.loads((self._folder / "yosys.json").read_text())
+        return statistics
+
+
+def _wrap_yowasp(tool: str, wrapper: Path) -> None:
+    """LiteX calls the tools by name; YoWASP's programs beside this Python have other names."""
+    program = Path(sys.executable).parent / f"yowasp-{tool}"
+    if not program.exists():
+        raise BoardError(f"{tool} is not on PATH and {program} is missing; pip install -r requirements-gateware.txt")
+    wrapper.write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
+    wrapper.chmod(0o755)
+
+
+def ecp5_figures(nextpnr: dict[str, Any]) -> dict[str, Any]:
+    """Clocks and resources out of nextpnr's report."""
+    clocks = {
+        name.removeprefix("$glbnet$"): {"asked_mhz": clock["constraint"], "achieved_mhz": round(clock["achieved"], 2)}
+        for name, clock in nextpnr["fmax"].items()
+    }
+    resources = {name: nextpnr["utilization"][cell] for name, cell in ECP5_CELLS.items()}
+    return {"clocks": clocks, "resources": resources}
+
+
+def xilinx_figures(yosys: dict[str, Any]) -> dict[str, Any]:
+    """Resources out of yosys' statistics; what Vivado makes of the design may differ by a good part."""
+    cells = yosys["design"]["num_cells_by_type"]
+    resources = {
+        name: {"used": sum(count for cell, count in cells.items() if _is_a(cell, prefix))}
+        for name, prefix in XILINX_CELLS.items()
+    }
+    return {"clocks": {}, "resources": resources}
+
+
+def _is_a(cell: str, prefix: str) -> bool:
+    return cell.startswith(prefix) and not (prefix == "RAM" and cell.startswith("RAMB"))
+
+
+def check_clocks(report: dict[str, Any]) -> None:
+    """Every clock must be as fast as it was asked to be.
+
+    Raises:
+        BoardError: one is not.
+    """
+    for name, clock in report["clocks"].items():
+        if clock["achieved_mhz"] < clock["asked_mhz"]:
+            raise BoardError(
+                f"{report['board']}: {name} reaches {clock['achieved_mhz']:.1f} MHz of {clock['asked_mhz']:.1f} MHz; "
+                f"build with a lower SYS_CLK_MHZ than {report['sys_clk_mhz']:g}"
+            )
+
+
+def load(board: Board) -> None:
+    """Load the bitstream with openFPGALoader.
+
+    Raises:
+        BoardError: there is no bitstream, openFPGALoader does not know the board, or it failed.
+    """
+    bitstream = OUTPUT / board.name / f"{board.name}.bit"
+    if not bitstream.exists():
+        raise BoardError(f"{bitstream} is missing; make gateware BOARD={board.name}")
+    if not board.loader:
+        raise BoardError(f"openFPGALoader does not know {board.name}; load {bitstream} with Vivado")
+    program = shutil.which("openFPGALoader") or str(Path(sys.executable).parent / "openfpgaloader-cli")
+    if subprocess.run([program, *board.loader, str(bitstream)], check=False).returncode:
+        raise BoardError(f"openFPGALoader could not load {bitstream}; see above (it needs libftdi1 and USB access)")
+
+
+def boards_document() -> str:
+    """The boards as a Markdown table; tRCD at each board's own clock."""
+    lines = [
+        "| board | what it is | system clock | tCK | tRCD it can make | host link | DRAM supply |",
+        "|" + "---|" * 7,
+    ]
+    for board in BOARDS.values():
+        trcd = ", ".join(f"{trcd_ps / 1000:g}" for trcd_ps in board.trcd_ps(board.sys_clk_freq))
+        lines.append(
+            f"| {board.name} | {board.title} | {board.sys_clk_freq / 1e6:g} MHz "
+            f"| {board.tck_ps(board.sys_clk_freq) / 1000:g} ns | {trcd} ns "
+            f"| {board.bridges} | {board.rail.nominal_mv} mV, {board.rail.control} |"
+        )
+    return "\n".join(lines)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _summary(report: dict[str, Any]) -> str:
+    clocks = [f"{n} {c['achieved_mhz']:g} of {c['asked_mhz']:g} MHz" for n, c in report["clocks"].items()]
+    resources = [
+        f"{n} {r['used']}" + f" of {r['available']}" * ("available" in r) for n, r in report["resources"].items()
+    ]
+    return f"{report['board']}: " + "; ".join(clocks + resources)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m gateware.build", description="Build a board's gateware.")
+    parser.add_argument("board", nargs="?", choices=BOARDS)
+    parser.add_argument("--list", action="store_true", help="the boards as a Markdown table")
+    parser.add_argument("--load", action="store_true", help="load the bitstream that was built before")
+    parser.add_argument("--sys-clk-mhz", type=float, help="system clock; each has tRCD points of its own")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if arguments.list:
+        print(boards_document())
+        return
+    if not arguments.board:
+        parser.error("name a board, or --list")
+    board = BOARDS[arguments.board]
+    try:
+        if arguments.load:
+            load(board)
+        else:
+            print(_summary(build(board, (arguments.sys_clk_mhz or board.sys_clk_freq / 1e6) * 1e6)))
+    except EdenError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

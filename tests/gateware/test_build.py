@@ -1,0 +1,91 @@
+"""The build tells what the tools told it, and fails where they failed or a clock is missed."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from gateware import build
+from gateware.boards import BOARDS
+from gateware.build import Tools, check_clocks, ecp5_figures, xilinx_figures
+from profiles.errors import BoardError
+
+NEXTPNR = {
+    "fmax": {
+        "$glbnet$sys_clk": {"achieved": 81.234, "constraint": 75.0},
+        "eth_rx$TRELLIS_IO_IN": {"achieved": 130.0, "constraint": 125},
+    },
+    "utilization": {
+        "TRELLIS_COMB": {"used": 9000, "available": 83640},
+        "TRELLIS_FF": {"used": 5000, "available": 83640},
+        "DP16KD": {"used": 5, "available": 208},
+        "DCCA": {"used": 3, "available": 56},
+    },
+}
+
+
+def report(**figures: object) -> dict[str, object]:
+    return {"board": "ecpix5", "sys_clk_mhz": 75.0, **figures}
+
+
+def test_nextpnrs_figures_are_passed_on() -> None:
+    figures = ecp5_figures(NEXTPNR)
+    assert figures["clocks"]["sys_clk"] == {"asked_mhz": 75.0, "achieved_mhz": 81.23}
+    assert figures["resources"]["luts"] == {"used": 9000, "available": 83640}
+    assert figures["resources"]["block_rams"] == {"used": 5, "available": 208}
+    check_clocks(report(**figures))
+
+
+@pytest.mark.parametrize("clock", list(NEXTPNR["fmax"]))
+def test_any_clock_that_is_missed_fails_the_build(clock: str) -> None:
+    slow = json.loads(json.dumps(NEXTPNR))
+    slow["fmax"][clock]["achieved"] = 74.9
+    with pytest.raises(BoardError, match=r"reaches 74.9 MHz of .* lower SYS_CLK_MHZ"):
+        check_clocks(report(**ecp5_figures(slow)))
+
+
+def test_xilinx_cells_are_counted_by_kind() -> None:
+    cells = {"LUT6": 10, "LUT2": 5, "FDRE": 7, "FDSE": 1, "RAMB36E1": 3, "RAMB18E1": 2, "RAM32M": 4, "CARRY4": 9}
+    figures = xilinx_figures({"design": {"num_cells_by_type": cells}})
+    assert {name: count["used"] for name, count in figures["resources"].items()} == {
+        "luts": 15,
+        "flip_flops": 8,
+        "block_rams": 5,
+        "distributed_rams": 4,
+    }
+
+
+def test_a_tool_that_fails_is_said_and_its_words_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "board"
+    folder.mkdir()
+    with pytest.raises(BoardError, match=r"status 3; see .*build.log"):
+        Tools(folder).run("bash", "-c", "echo what went wrong; exit 3")
+    assert (folder / "build.log").read_text() == "what went wrong\n"
+
+
+def test_litex_finds_the_open_tools_by_its_names_for_them(tmp_path: Path) -> None:
+    folder = tmp_path / "board"
+    folder.mkdir()
+    Tools(folder).run("bash", "-c", "for tool in yosys nextpnr-ecp5 ecppack; do command -v $tool || exit 1; done")
+    for line in (folder / "build.log").read_text().splitlines():
+        assert Path(line).stat().st_mode & stat.S_IXUSR
+
+
+def test_tools_that_are_missing_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "board"
+    folder.mkdir()
+    monkeypatch.setattr(build.shutil, "which", lambda tool: None)
+    monkeypatch.setattr(build.sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(BoardError, match=r"pip install -r requirements-gateware.txt"):
+        Tools(folder)
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "OUTPUT", tmp_path)
+    with pytest.raises(BoardError, match="make gateware BOARD=ecpix5"):
+        build.load(BOARDS["ecpix5"])
+    (tmp_path / "zcu104").mkdir()
+    (tmp_path / "zcu104" / "zcu104.bit").touch()
+    with pytest.raises(BoardError, match="Vivado"):
+        build.load(BOARDS["zcu104"])
