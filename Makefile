@@ -3,12 +3,14 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 PLAN   ?= plans/default.toml
 NAME   ?= all
+BOARD  ?= ecpix5
 
-BIN       := .venv/bin
-INSTALLED := .venv/installed
+BIN        := .venv/bin
+INSTALLED  := .venv/installed
+FPGA_TOOLS := .venv/fpga-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check prove bench clean
+.PHONY: help install run test check prove bench sim gateware load clean
 
 help:      ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -32,14 +34,27 @@ check: $(INSTALLED)    ## format, lint, types, import rule
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check            ## check, then every test that CI runs
+test: check sim        ## check, then every test that CI runs
 	$(BIN)/pytest -n 2 --dist worksteal
 
 prove: $(INSTALLED)    ## what takes longer: thousands of injected faults
 	$(BIN)/pytest -m prove
 
-bench: $(INSTALLED)    ## benchmarks as JSON lines, kept under build/bench (NAME=mock, injection, all)
+bench: $(INSTALLED)    ## benchmarks as JSON lines, kept under build/bench (NAME=mock, injection, gateware, all)
 	$(BIN)/python -m tests.bench $(NAME)
+
+sim: $(INSTALLED)      ## build the simulated boards (--board sim:...): the gateware in Verilator
+	$(BIN)/python -m gateware.sim.build
+
+$(FPGA_TOOLS): requirements-gateware.txt $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-gateware.txt
+	touch $@
+
+gateware: $(FPGA_TOOLS)  ## build a board's gateware: a bitstream with open tools, or what Vivado needs (BOARD=, SYS_CLK_MHZ=)
+	$(BIN)/python -m gateware.build $(BOARD) $(if $(SYS_CLK_MHZ),--sys-clk-mhz $(SYS_CLK_MHZ))
+
+load: $(FPGA_TOOLS)    ## load that bitstream onto the board (BOARD=...)
+	$(BIN)/python -m gateware.build $(BOARD) --load
 
 clean:                 ## remove build products (not .venv)
 	rm -rf build *.egg-info

@@ -22,7 +22,16 @@ from profiles.errors import BoardError, LinkError, ProgramError
 from profiles.geometry import CellArray, Geometry
 from profiles.schema import ModuleIdentity
 
-_BUILD = ("nphases", "read_phase", "write_phase", "log_blocks", "buffer_bursts", "program_depth", "tck_ps")
+_BUILD = (
+    "nphases",
+    "read_phase",
+    "write_phase",
+    "log_blocks",
+    "buffer_bursts",
+    "program_depth",
+    "tck_ps",
+    "cas_write_latency",
+)
 SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
 
 
@@ -109,7 +118,7 @@ class Board:
         self.build = EngineBuild(
             **{name: self._constants[name] for name in ("nphases", "read_phase", "write_phase", "log_blocks")},
             geometry=self.geometry,
-            timings=Timings.of(jedec, self._constants["tck_ps"]),
+            timings=Timings.of(jedec, self._constants["tck_ps"], self._constants["cas_write_latency"]),
         )
         self.buffer_bursts = self._constants["buffer_bursts"]
         self._burst_words = self.geometry.burst_bits // 32

@@ -1,10 +1,14 @@
 """Opens boards by their ``--board`` specification."""
 
+from typing import Protocol
+
 from gateware.engine.parameters import EngineParameters
 from host.board import Board
+from host.bus import Bus
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
 from host.mock import MockBoard
 from host.rail import Measurement, Rail
+from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K, Timings
 from profiles.errors import BoardError
 from profiles.geometry import Geometry
@@ -30,16 +34,32 @@ def mock_build(
         write_phase=cwl_clocks * nphases - 6,
         read_latency=cl_clocks + 6,
         write_latency=cwl_clocks - 1,
+        cas_latency=7,
+        cas_write_latency=6,
         log_blocks=log_blocks,
         buffer_bursts=buffer_bursts,
         row_counters=min(4096, geometry.rows),
     )
 
 
-class MockSupply:
-    """The bench supply of a mock board."""
+class SoftwareBoard(Bus, Protocol):
+    """A board in software, mock or simulated: a bus, and the world around the board."""
 
-    def __init__(self, board: MockBoard) -> None:
+    @property
+    def environment(self) -> tuple[int, float]:
+        """Supply in microvolts and temperature in degrees Celsius."""
+
+    def set_environment(self, vdd_uv: int, temperature_c: float) -> None:
+        """Change both."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw reads from here on as epoch ``epoch`` does."""
+
+
+class MockSupply:
+    """The bench supply of a board in software."""
+
+    def __init__(self, board: SoftwareBoard) -> None:
         self._board = board
 
     def set_millivolts(self, millivolts: int) -> None:
@@ -50,9 +70,9 @@ class MockSupply:
 
 
 class MockEnvironment:
-    """The surroundings of a mock board."""
+    """The surroundings of a board in software."""
 
-    def __init__(self, board: MockBoard) -> None:
+    def __init__(self, board: SoftwareBoard) -> None:
         self._board = board
 
     def begin_epoch(self, epoch: int) -> None:
@@ -64,33 +84,45 @@ class MockEnvironment:
 
 def open_mock(vendor: str, seed: int, geometry: Geometry = MOCK_GEOMETRY) -> Board:
     """A mock board with a DDR3L module of ``vendor`` ("A", "B" or "C")."""
-    mock = MockBoard(mock_build(geometry), PRESETS[vendor], seed)
-    mock.set_environment(1_350_000, REFERENCE_TEMPERATURE_C)
+    return _software_board("mock", MockBoard(mock_build(geometry), PRESETS[vendor], seed), geometry, vendor, seed)
+
+
+def open_simulation(vendor: str, seed: int) -> Board:
+    """The simulated KC705 with the module that the mock has."""
+    bus = SimulatedBoard("kc705", PRESETS[vendor], seed, DDR3_1600K)
+    return _software_board("sim", bus, bus.build.geometry, vendor, seed)
+
+
+def _software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: str, seed: int) -> Board:
+    bus.set_environment(1_350_000, REFERENCE_TEMPERATURE_C)
     module = ModuleIdentity(
-        manufacturer=f"mock vendor {vendor}",
-        part_number="MOCK-DDR3L-SODIMM",
+        manufacturer=f"{kind} vendor {vendor}",
+        part_number=f"{kind.upper()}-DDR3L-SODIMM",
         serial_number=f"{seed:08X}",
         dram_type="DDR3L",
         nominal_vdd_mv=1350,
-        nominal_trcd_ps=Timings.of(DDR3_1600K, MOCK_TCK_PS).nominal_trcd_ps,
+        nominal_trcd_ps=Timings.of(DDR3_1600K, MOCK_TCK_PS, 6).nominal_trcd_ps,
     )
-    rail = Rail(MockSupply(mock), module.dram_type, module.nominal_vdd_mv)
-    name = f"mock:{vendor}:{seed}"
-    return Board(mock, rail, MockEnvironment(mock), module, DDR3_1600K, geometry.chip_width, name, seed)
+    rail = Rail(MockSupply(bus), module.dram_type, module.nominal_vdd_mv)
+    name = f"{kind}:{vendor}:{seed}"
+    return Board(bus, rail, MockEnvironment(bus), module, DDR3_1600K, geometry.chip_width, name, seed)
+
+
+_KINDS = {"mock": open_mock, "sim": open_simulation}
 
 
 def open_board(specification: str) -> Board:
-    """Open a board: ``mock:VENDOR[:SEED]`` with VENDOR A, B or C.
+    """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C.
 
     Raises:
-        BoardError: the specification names no board.
+        BoardError: the specification names no board, or the simulated board is not built.
     """
     kind, *details = specification.split(":")
-    try:
-        if kind == "mock" and 1 <= len(details) <= 2 and details[0] in PRESETS:
-            seed = int(details[1]) if len(details) == 2 else 1
-            if 0 <= seed < 1 << 32:
-                return open_mock(details[0], seed)
-    except ValueError:
-        pass
-    raise BoardError(f"'{specification}' names no board; use mock:A, mock:B or mock:C, with a seed as in mock:A:7")
+    if kind in _KINDS and 1 <= len(details) <= 2 and details[0] in PRESETS:
+        seed = details[1] if len(details) == 2 else "1"
+        if seed.isdecimal() and int(seed) < 1 << 32:
+            return _KINDS[kind](details[0], int(seed))
+    raise BoardError(
+        f"'{specification}' names no board; use mock:A, mock:B or mock:C, or sim:A .. sim:C for the simulated "
+        "gateware, with a seed as in mock:A:7"
+    )

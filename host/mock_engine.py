@@ -378,10 +378,9 @@ def _set_pointer(engine: Engine, pointer: int, which: int, low: int, high: int) 
         digit[START], digit[STEP_BY] = low & 0xFFFFF, (low >> 20 | (high & 0xFF) << 12) & 0xFFFFF
         digit[COUNT] = high >> 8
     else:
-        for k in range(3):
-            if low >> (2 * k) & 3 == 3:
-                _fault(engine, _F_INSTRUCTION)
-                return
+        if 1 << (low & 3) | 1 << (low >> 2 & 3) | 1 << (low >> 4 & 3) != 0b111:
+            _fault(engine, _F_INSTRUCTION)
+            return
         for k in range(3):
             engine.order[pointer, k] = low >> (2 * k) & 3
     for k in range(3):
@@ -403,7 +402,7 @@ def _set(engine: Engine, setting: int, low: int, high: int) -> None:
     elif setting == _S_CURSOR:
         s[BUFFER_CURSOR] = low
     elif setting == _S_REFRESH:
-        if low and high >= low:
+        if low and (high == 0 or high >= low):
             _fault(engine, _F_INSTRUCTION)
             return
         s[REFRESH_INTERVAL], s[REFRESH_CLOCKS] = low, high

@@ -170,7 +170,7 @@ def _pipeline(build: EngineBuild, data: Slot, trcd: int, banks: int, single: boo
     phase = build.read_phase if data.command == Command.RD else build.write_phase
     act = (phase - trcd) % n
     recovery = t.trtp if data.command == Command.RD else t.write_latency + burst + t.twr
-    spacing = -(-max(t.trrd, -(-t.tfaw // 4), burst, 3) // n)
+    spacing = -(-max(t.trrd, -(-t.tfaw // 4), t.tccd, 3) // n)
     while True:
         window, begins = _starts(trcd, n, spacing)
         begins = begins[:1] if single else begins
@@ -278,7 +278,7 @@ def _row_stream(build: EngineBuild, traversal: Traversal, data: Slot) -> _RowStr
     t, n, burst = build.timings, build.nphases, build.geometry.burst_length // 2
     phase = build.read_phase if data.command == Command.RD else build.write_phase
     recovery = t.trtp if data.command == Command.RD else t.write_latency + burst + t.twr
-    period = -(-burst // n)
+    period = -(-t.tccd // n)
     turn = period * n
 
     def is_free(clock: int) -> bool:

@@ -11,11 +11,12 @@ from gateware import isa, registers
 from gateware.engine.parameters import EngineParameters
 from gateware.errorlog import BLOCK_WORDS
 from gateware.isa import Command, Digit, Instruction, Opcode, Pointer, Setting, Slot, issue, set_
-from gateware.registers import CSR_BASE, RESUME, START, Fault, State
+from gateware.registers import CSR_BASE, RESUME, START, STOP, Fault, State
 from host.bus import Bus
 from profiles.pattern import PatternKind
 
 END = Instruction(Opcode.END)
+_PATIENCE = 40  # looks at a running engine; a simulated one goes on for up to 50,000 clocks in each
 OFFSETS, BASES = registers.register_offsets(), registers.memory_bases()
 
 
@@ -48,14 +49,26 @@ class EngineBench:
 
     def run(self, program: list[Instruction]) -> tuple[Fault, np.ndarray]:
         """Run to the end; the fault, and every block of the log."""
-        self.load(program)
+        return self.run_chunks([program])
+
+    def run_chunks(self, chunks: list[list[Instruction]], stop: bool = False) -> tuple[Fault, np.ndarray]:
+        """As `run`, in chunks that end with END and `more`; ``stop``: asking for a halt at every look at the board."""
+        self.load(chunks[0])
         self.put("control", START)
         blocks: list[np.ndarray] = []
-        while (state := self.get("state")) in (State.RUNNING, State.HALTED):
+        following, patience = iter(chunks[1:]), _PATIENCE
+        while (state := self.get("state")) in (State.RUNNING, State.HALTED, State.CHUNK):
             self.drain(blocks)
+            patience = patience - 1 if state == State.RUNNING else _PATIENCE
+            assert patience, f"the engine does not end; it stands at clock {self.get('clocks')}"
             if state == State.HALTED:
                 self.halts += 1
+            if state == State.CHUNK:
+                self.load(next(following))
+            if state != State.RUNNING:
                 self.put("control", RESUME)
+            if stop:
+                self.put("control", STOP)
         self.drain(blocks)
         return Fault(self.get("fault")), np.array(blocks, np.uint32).reshape(-1, BLOCK_WORDS)
 

@@ -24,7 +24,7 @@ PATTERN = Pattern.parse("0x00")
 
 
 def build(nphases: int, tck_ps: int = 2000, geometry: Geometry = GEOMETRY, log_blocks: int = 256) -> EngineBuild:
-    return EngineBuild(nphases, nphases // 2 - 1, nphases - 1, log_blocks, geometry, Timings.of(DDR3_1600K, tck_ps))
+    return EngineBuild(nphases, nphases // 2 - 1, nphases - 1, log_blocks, geometry, Timings.of(DDR3_1600K, tck_ps, 8))
 
 
 def phases(engine_build: EngineBuild) -> tuple[int, int, int]:
@@ -205,7 +205,7 @@ def test_the_order_must_suit_the_access_mode() -> None:
 
 # ---- the monitor itself ----------------------------------------------------------------------------------------------
 
-_T = Timings.of(DDR3_1600K, 2000)
+_T = Timings.of(DDR3_1600K, 2000, 8)
 _GOOD = [
     Issued(3, Command.ACT, 0),
     Issued(8, Command.ACT, 1),

@@ -1,0 +1,141 @@
+"""Benchmark: how much of what JEDEC allows the gateware reaches, in clocks of the simulated KC705, so exact.
+
+What a burst costs is counted in clocks that pass on the board, not in program time, which stands still while the engine
+waits: two runs that differ in nothing but the number of bursts, and their difference. Refresh is withheld. Errors are
+cells that an earlier write at too low a voltage left wrong; the log has room for them all.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gateware.errorlog import BLOCK_WORDS
+from gateware.isa import Instruction
+from gateware.registers import CSR_BASE
+from gateware.sim.build import build as build_library
+from host import programs
+from host.board import Board
+from host.boards import open_simulation
+from host.programs import Traversal
+from profiles.pattern import Pattern
+
+BANKS, BURSTS, ROWS = tuple(range(8)), 128, 4
+PATTERN, COMPLEMENT = Pattern.parse("0x33"), Pattern.parse("0xCC")
+DAMAGING_VDD_MV, DAMAGING_TRCD = 1000, 4  # a write there leaves about 1e-3 of the cells wrong
+BER_LOW, BER_HIGH = 5e-4, 2e-3
+CLOSED, CLOSED_WHOLE_CLOCKS, OPEN = 1.05, 2 * 1.05, 0.97
+CLOCKS_PER_S, ACCESSES_PER_S, INSTRUCTIONS, LOG_BYTES = 400e3, 100e3, 64, 4.5
+
+
+def figures() -> Iterator[dict[str, Any]]:
+    """Builds the simulated KC705 first if it is not built."""
+    build_library("kc705")
+    yield from _closed_rows()
+    yield from _open_rows()
+    yield from _program_sizes()
+    yield from _simulator()
+
+
+def _figure(
+    name: str, value: float, unit: str, bound: float | None, goal: float | None, at_most: bool = False
+) -> dict[str, Any]:
+    ratio = None if bound is None else value / bound
+    reached = value if ratio is None else ratio
+    met = None if goal is None else (reached <= goal if at_most else reached >= goal)
+    head = {"bench": "gateware", "name": name, "value": value, "unit": unit, "bound": bound, "ratio": ratio}
+    return {**head, "goal": goal, "met": met}
+
+
+def _run(program: list[Instruction], rows: int, linear: bool, damaged: bool) -> tuple[int, Board]:
+    """Clocks that ``program`` takes on a fresh board that holds `PATTERN`, all but some cells if ``damaged``."""
+    board = open_simulation("B", 1)
+    walk = Traversal(BANKS, 0, rows, 0, BURSTS, whole_rows=linear)
+    board.run(programs.fill(board.build, walk, COMPLEMENT, None))
+    if damaged:
+        board.rail.set(DAMAGING_VDD_MV)
+    board.run(programs.fill(board.build, walk, PATTERN, DAMAGING_TRCD if damaged else None))
+    board.rail.restore()
+    begun = board.bus.clocks
+    for _ in board.failing_bits(program):
+        pass
+    return board.bus.clocks - begun, board
+
+
+def _clocks_a_burst(trcd: int | None, write: bool = False, damaged: bool = False) -> tuple[float, Board]:
+    """System clocks a burst at ``trcd`` DRAM clocks (None: open rows); and a board that has just done it."""
+    clocks = []
+    for rows in (ROWS, 2 * ROWS):
+        walk = Traversal(BANKS, 0, rows, 0, BURSTS, whole_rows=trcd is None)
+        build = open_simulation("B", 1).build
+        make = programs.fill if write else programs.test
+        taken, board = _run(make(build, walk, PATTERN, trcd, refresh=False), rows, trcd is None, damaged)
+        clocks.append(taken)
+    if damaged:
+        result = board.result()
+        rate = int(result.errors.sum()) / (result.reads * board.geometry.burst_bits)
+        if not BER_LOW <= rate <= BER_HIGH:
+            raise AssertionError(f"the damaged cells give a BER of {rate:.2g}; choose another point of the preset")
+    return (clocks[1] - clocks[0]) / (ROWS * len(BANKS) * BURSTS), board
+
+
+def _closed_rows() -> Iterator[dict[str, Any]]:
+    """ACT–RD–PRE for every burst, over all banks."""
+    board = open_simulation("B", 1)
+    t, n = board.timings, board.build.nphases
+    burst = board.geometry.burst_length // 2
+    bound = max(t.trrd, -(-t.tfaw // 4), -(-(t.tras + t.trp) // len(BANKS)), burst)
+    clocks = -(-bound // n)  # RD stays on its phase
+    for trcd in range(1, 9):
+        value, _ = _clocks_a_burst(trcd)
+        goal = CLOSED if trcd % n else CLOSED_WHOLE_CLOCKS
+        yield _figure(f"act_rd_pre_trcd_{trcd}", value, "clocks/burst", clocks, goal, at_most=True)
+    clean, _ = _clocks_a_burst(7)
+    value, board = _clocks_a_burst(7, damaged=True)
+    yield _figure("act_rd_pre_ber_1e-3", value, "clocks/burst", clocks, CLOSED, at_most=True)
+    yield _figure("act_rd_pre_clocks_lost_to_errors", value - clean, "clocks/burst", None, 0.0, at_most=True)
+    bits = int(board.result().errors.sum())
+    size = board.register("log_produced") * BLOCK_WORDS * 4 / bits
+    yield _figure("log_bytes_per_failing_bit_ber_1e-3", size, "bytes", None, LOG_BYTES, at_most=True)
+
+
+def _open_rows() -> Iterator[dict[str, Any]]:
+    """Open rows at bus speed: the share of the data bus that is used."""
+    board = open_simulation("B", 1)
+    bound = board.geometry.burst_length // 2 / board.build.nphases
+    for name, write, damaged in (
+        ("linear_read", False, False),
+        ("linear_read_ber_1e-3", False, True),
+        ("linear_fill", True, False),
+    ):
+        value, _ = _clocks_a_burst(None, write, damaged)
+        yield _figure(name, 1 / value, "bursts/clock", 1 / bound, OPEN)
+
+
+def _program_sizes() -> Iterator[dict[str, Any]]:
+    """Instructions of a program for the whole module."""
+    board = open_simulation("B", 1)
+    g = board.geometry
+    for name, trcd in (*((f"trcd_{clocks}", clocks) for clocks in range(1, 9)), ("linear", None)):
+        walk = Traversal(BANKS, 0, g.rows, 0, g.bursts_per_row, whole_rows=trcd is None)
+        size = len(programs.test(board.build, walk, PATTERN, trcd))
+        yield _figure(f"program_{name}", size, "instructions", None, INSTRUCTIONS, at_most=True)
+
+
+def _simulator() -> Iterator[dict[str, Any]]:
+    """Speed of the simulation itself, by CPU time of this process."""
+    board = open_simulation("B", 1)
+    walk = Traversal(BANKS, 0, 4 * ROWS, 0, BURSTS)
+    program = programs.test(board.build, walk, PATTERN, 5)
+    board.run(programs.fill(board.build, walk, PATTERN, 5))
+    for name, work in (
+        ("idle", lambda: board.bus.run(200_000)),
+        ("scanning", lambda: list(board.failing_bits(program))),
+    ):
+        clocks, begun = board.bus.clocks, time.process_time()
+        work()
+        speed = (board.bus.clocks - clocks) / (time.process_time() - begun)
+        yield _figure(f"simulator_{name}", speed, "clocks/CPU-s", None, CLOCKS_PER_S)
+    accesses, begun = 50_000, time.process_time()
+    for _ in range(accesses // 50):
+        board.bus.read(CSR_BASE, 50)
+    yield _figure("simulator_csr", accesses / (time.process_time() - begun), "accesses/CPU-s", None, ACCESSES_PER_S)

@@ -1,0 +1,150 @@
+"""Mock and simulated board: the same programs give the same logs, counters, clocks and memory contents, bit for bit."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from gateware import isa
+from gateware.isa import Instruction
+from gateware.registers import Fault
+from host import programs
+from host.chip_presets import PRESETS
+from host.mock import MockBoard
+from host.programs import EngineBuild, Traversal
+from host.simulation import SimulatedBoard
+from host.timings import DDR3_1600K, DDR4_1600K, Timings
+from profiles.pattern import Pattern
+from tests.host.engine_bench import BASES, EngineBench, random_programs
+
+SEED = 5
+SPEED = {"small4": DDR3_1600K, "small2": DDR3_1600K, "small_ddr4": DDR4_1600K}
+CONFIGURATIONS = tuple(SPEED)
+# a cliff of vendor B's: a few per cent of the bits read wrong at tRCD of some clocks
+VDD_UV = 1_100_000
+
+
+def pair(configuration: str) -> tuple[EngineBench, EngineBench]:
+    """The simulated board of a configuration, and the mock of the same build and the same chips."""
+    simulated = SimulatedBoard(configuration, PRESETS["B"], SEED, SPEED[configuration])
+    mocked = MockBoard(simulated.build, PRESETS["B"], SEED)
+    boards = (simulated, mocked)
+    for board in boards:
+        board.set_environment(VDD_UV, 20.0)
+        board.begin_epoch(3)
+    return EngineBench(simulated, simulated.build), EngineBench(mocked, simulated.build)
+
+
+def engine_build(bench: EngineBench, configuration: str) -> EngineBuild:
+    build = bench.build
+    timings = Timings.of(SPEED[configuration], build.tck_ps, build.cas_write_latency)
+    return EngineBuild(build.nphases, build.read_phase, build.write_phase, build.log_blocks, build.geometry, timings)
+
+
+def compare(
+    run: Callable[[EngineBench], tuple[Fault, np.ndarray]], simulated: EngineBench, mocked: EngineBench
+) -> Fault:
+    """Run on both, and find everything equal; returns the fault."""
+    fault, log = run(simulated)
+    expected_fault, expected_log = run(mocked)
+    assert fault == expected_fault
+    names = ["clocks", "reads_compared", "refreshes", "captured", "log_produced"]
+    names += ["fault_pc"] if fault else ["capture_check"]
+    assert {name: simulated.get(name) for name in names} == {name: mocked.get(name) for name in names}
+    np.testing.assert_array_equal(log, expected_log)
+    g = simulated.geometry
+    places = {"bank_errors": g.banks, "row_errors": simulated.build.row_counters}
+    places |= {"bitline_errors": g.row_bits, "dq_errors": g.data_width}
+    for name, count in places.items():
+        np.testing.assert_array_equal(simulated.counters(name, count), mocked.counters(name, count), err_msg=name)
+    return fault
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(data=st.data())
+def test_random_programs(configuration: str, data: st.DataObject) -> None:
+    simulated, mocked = pair(configuration)
+    try:
+        programs = st.lists(random_programs(simulated.build), min_size=1, max_size=3)
+        for program in data.draw(programs):
+            compare(lambda bench, program=program: bench.run(program), simulated, mocked)
+    finally:
+        simulated.bus.close()
+
+
+TRAVERSALS = (
+    Traversal(tuple(range(8)), 0, 6, 0, 8),
+    Traversal((3, 0, 5), 7, 5, 2, 5),
+    Traversal((6,), 60, 4, 0, 8),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize("trcd", [1, 2, 3, 4, 5, 8, None])
+def test_scans_of_a_region(configuration: str, trcd: int | None) -> None:
+    """Fills and tests as the host writes them: pipelined over banks, halting where the small log is full, refreshed."""
+    simulated, mocked = pair(configuration)
+    build = engine_build(simulated, configuration)
+    simulated.bus.dram.allow_trcd(min(trcd or build.timings.trcd, build.timings.trcd))
+    for number, traversal in enumerate(TRAVERSALS):
+        walk = replace(traversal, whole_rows=trcd is None)
+        pattern = Pattern.parse(("random:9", "checker/invert", "0xAA")[number])
+        counters = (isa.COUNT_LOG, 15, isa.COUNT_LOG)[number]
+        wrong = Pattern.parse(("random:8", "walking", "0xAB")[number])  # so that even a flawless DRAM fails often
+        refresh = number != 1
+        for program in (
+            programs.fill(build, walk, pattern, trcd, refresh),
+            programs.test(build, walk, pattern, trcd, refresh, counters),
+            programs.test(build, walk, wrong, trcd, refresh, counters),
+        ):
+            assert compare(lambda bench, program=program: bench.run(program), simulated, mocked) == Fault.NONE
+    assert simulated.halts > 0  # the log of these boards is small
+    assert simulated.bus.violations() == {}
+    simulated.bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_a_stop_and_chunks_do_not_show(configuration: str) -> None:
+    """The host halts one board wherever it likes and feeds the program in chunks; log and counters stay the same."""
+    simulated, mocked = pair(configuration)
+    build = engine_build(simulated, configuration)
+    traversal, pattern = TRAVERSALS[0], Pattern.parse("random:2")
+    simulated.bus.dram.allow_trcd(min(5, build.timings.trcd))
+    for bench in (simulated, mocked):
+        bench.run(programs.fill(build, traversal, pattern, None))
+    program = programs.test(build, traversal, Pattern.parse("column_stripe"), 5)
+    cut = next(k for k, i in enumerate(program) if i.opcode == isa.Opcode.ISSUE)
+    chunks = [[*program[:cut], Instruction(isa.Opcode.END, more=True)], program[cut:]]
+    compare(lambda bench: bench.run_chunks(chunks, stop=bench is simulated), simulated, mocked)
+    assert simulated.bus.violations() == {}
+    simulated.bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_bulk_data(configuration: str) -> None:
+    """Tensors go through the write buffer to the DRAM and come back through captures, at the operating point."""
+    simulated, mocked = pair(configuration)
+    build, g = engine_build(simulated, configuration), simulated.geometry
+    trcd = max(1, 8000 // build.timings.tck_ps)
+    pieces = programs.pieces(g, 5 * g.burst_bits, simulated.build.buffer_bursts)
+    for bench in (simulated, mocked):
+        bench.put("buffer_length", bench.build.buffer_bursts)
+        bench.put("buffer_check", zlib.crc32(bench.buffer.tobytes()))
+    for write in (True, False):
+        program = programs.transfer(build, pieces, write, trcd)
+        assert compare(lambda bench, program=program: bench.run(program), simulated, mocked) == Fault.NONE
+    got = [bench.bus.read(BASES["capture"], bench.buffer.size) for bench in (simulated, mocked)]
+    np.testing.assert_array_equal(*got)
+    assert np.any(got[0] != simulated.buffer.reshape(-1))
+    simulated.put("buffer_check", 1)
+    assert simulated.run(program)[0] == Fault.BAD_CHECK
+    simulated.bus.close()
