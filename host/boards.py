@@ -84,20 +84,21 @@ class MockEnvironment:
 
 def open_mock(vendor: str, seed: int, geometry: Geometry = MOCK_GEOMETRY) -> Board:
     """A mock board with a DDR3L module of ``vendor`` ("A", "B" or "C")."""
-    return _software_board("mock", MockBoard(mock_build(geometry), PRESETS[vendor], seed), geometry, vendor, seed)
+    return software_board("mock", MockBoard(mock_build(geometry), PRESETS[vendor], seed), geometry, vendor, seed)
 
 
 def open_simulation(vendor: str, seed: int) -> Board:
     """The simulated KC705 with the module that the mock has."""
     bus = SimulatedBoard("kc705", PRESETS[vendor], seed, DDR3_1600K)
-    return _software_board("sim", bus, bus.build.geometry, vendor, seed)
+    return software_board("sim", bus, bus.build.geometry, vendor, seed)
 
 
-def _software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: str, seed: int) -> Board:
+def software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: str, seed: int) -> Board:
+    """A board around ``bus``, with the module of ``vendor`` and ``seed``: the same one for every ``kind`` of board."""
     bus.set_environment(1_350_000, REFERENCE_TEMPERATURE_C)
     module = ModuleIdentity(
-        manufacturer=f"{kind} vendor {vendor}",
-        part_number=f"{kind.upper()}-DDR3L-SODIMM",
+        manufacturer=f"vendor {vendor} (model)",
+        part_number="MODEL-DDR3L-SODIMM",
         serial_number=f"{seed:08X}",
         dram_type="DDR3L",
         nominal_vdd_mv=1350,
