@@ -51,9 +51,10 @@ class EngineParameters:
     def constants(self) -> dict[str, int]:
         """Values of the registers that are constants of the build, by name."""
         names = ("tck_ps", "nphases", "read_phase", "write_phase", "cas_latency", "cas_write_latency")
-        sizes = ("program_depth", "log_blocks", "buffer_bursts", "row_counters")
+        sizes = ("program_depth", "log_blocks", "buffer_bursts")
         shape = ("banks", "rows", "columns", "data_width", "burst_length")
         return {
             **{name: getattr(self, name) for name in (*names, *sizes)},
+            "row_counters": min(self.row_counters, self.geometry.rows),
             **{name: getattr(self.geometry, name) for name in shape},
         }

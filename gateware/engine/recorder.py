@@ -92,7 +92,7 @@ class Recorder(Module):
         backlog: out, failing bursts that wait. At most 40 more are past that, on their way to the log.
         free_blocks: out, blocks neither open nor waiting for the host (32 bits); exact while not busy, from the second
             clock after `log_consumed` changed.
-        overflow: out, latched until `begin`; ring or backlog was full and bursts are lost. Nothing is logged from then.
+        overflow: out, latched until `begin`; ring or backlog was full, and bursts are lost.
         windows: a `WindowPort` for each of log, bank_errors, row_errors, bitline_errors and dq_errors.
     """
 
