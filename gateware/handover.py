@@ -51,7 +51,7 @@ class HandoverRefresher(LiteXModule):
         ]
 
         # The multiplexer answers with ready as long as it sends the refresher's commands and no others.
-        self.drained = WaitTimer(settings.phy.read_latency + 1)
+        self.drained = WaitTimer(max(settings.phy.read_latency + 1, timing.tRAS))
         self.comb += self.drained.wait.eq(cmd.ready)
 
         self.fsm = fsm = FSM(reset_state="IDLE")
@@ -60,7 +60,8 @@ class HandoverRefresher(LiteXModule):
         fsm.act(
             "WAIT-BANK-MACHINES",
             cmd.valid.eq(1),
-            If(cmd.ready, sequencer.start.eq(1), NextState("DO-REFRESH")),
+            # LiteDRAM's bank machines grant a refresh before tRAS of a row that has just been opened is over
+            If(self.drained.done, sequencer.start.eq(1), NextState("DO-REFRESH")),
         )
         if timing.tZQCS is None:
             fsm.act("DO-REFRESH", cmd.valid.eq(1), If(sequencer.done, after_refresh))

@@ -15,7 +15,8 @@ import numba
 _ROOT = Path(__file__).parent.parent
 _SOURCES = (
     *("gateware/errorlog.py", "gateware/isa.py", "gateware/registers.py", "profiles/pattern.py", "host/chip.py"),
-    *("host/compiled.py", "host/crc.py", "host/errorlog.py", "host/mock_engine.py", "host/programs.py"),
+    *("host/compiled.py", "host/crc.py", "host/errorlog.py", "host/jedec_monitor.py", "host/mock_engine.py"),
+    *("host/programs.py", "host/simulated_dram.py"),
 )
 
 

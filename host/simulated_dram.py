@@ -313,7 +313,7 @@ def _command(state: int, pins: int, bank: int, address: int, clock: int, burst: 
 @cache
 def command_function() -> Any:
     """`_command` compiled for C; ``.address`` is its address."""
-    options = {"cache": True, "_nrt": False, "error_model": "numpy"}
+    options: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
     return numba.cfunc(types.int64(*[types.int64] * 7), **options)(_command)
 
 

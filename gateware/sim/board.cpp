@@ -1,7 +1,6 @@
 // C interface of a Verilated board: clocks, Wishbone accesses, serial bytes, and the way from its DRAM pins to C.
 
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <memory>
 

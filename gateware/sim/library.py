@@ -17,7 +17,9 @@ def digest() -> str:
     Raises:
         BoardError: a tool that makes it is not installed.
     """
-    sources = [path for kind in ("py", "sv", "cpp") for path in (_ROOT / "gateware").rglob(f"*.{kind}")]
+    gateware = _ROOT / "gateware"
+    sources = {path for kind in ("py", "sv", "cpp") for path in gateware.rglob(f"*.{kind}")}
+    sources -= set((gateware / "boards").glob("*.py")) - {gateware / "boards" / "base.py"}  # real boards are not in it
     content = hashlib.sha256()
     for path in sorted([*sources, _ROOT / "profiles" / "geometry.py", _ROOT / "profiles" / "pattern.py"]):
         content.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())

@@ -56,11 +56,12 @@ class EngineBench:
         self.load(chunks[0])
         self.put("control", START)
         blocks: list[np.ndarray] = []
-        following, patience = iter(chunks[1:]), _PATIENCE
+        following, clocks, patience = iter(chunks[1:]), -1, _PATIENCE
         while (state := self.get("state")) in (State.RUNNING, State.HALTED, State.CHUNK):
             self.drain(blocks)
-            patience = patience - 1 if state == State.RUNNING else _PATIENCE
-            assert patience, f"the engine does not end; it stands at clock {self.get('clocks')}"
+            patience = patience - 1 if self.get("clocks") == clocks else _PATIENCE
+            clocks = self.get("clocks")
+            assert patience or state != State.RUNNING, f"the engine does not end; it stands at clock {clocks}"
             if state == State.HALTED:
                 self.halts += 1
             if state == State.CHUNK:
