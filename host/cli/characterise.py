@@ -24,7 +24,7 @@ profile_app = typer.Typer(no_args_is_help=True, help="Look at an error profile, 
 
 def scan(
     plan: PlanPath,
-    board: Annotated[str | None, typer.Option(help="Board, e.g. mock:B:1; instead of the plan's.")] = None,
+    board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Profile folder; instead of OUTPUT/profile of the plan.")] = None,
 ) -> None:
     """Sweep VDD x tRCD x pattern over a board and write an error profile.

@@ -141,7 +141,7 @@ def map_(
 def infer(
     network: NetworkPath,
     mapping: Annotated[Path, typer.Argument(help="Mapping, as `eden map` writes it.")],
-    board: Annotated[str, typer.Option(help="Board, e.g. mock:B:1.")],
+    board: Annotated[str, typer.Option(help="Board, e.g. mock:C:7.")],
     profile: Annotated[Path | None, typer.Option(help="Profile of this module: also print what it predicts.")] = None,
 ) -> None:
     """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM."""

@@ -35,7 +35,7 @@ PREDICTION_DRAWS = 20
 
 def run(
     plan: PlanPath,
-    board: Annotated[str | None, typer.Option(help="Board, e.g. mock:B:1; instead of the plan's.")] = None,
+    board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; instead of the plan's.")] = None,
 ) -> None:
     """All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report.

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from gateware import isa
 from gateware.isa import Instruction
 from gateware.registers import Fault
 from host import programs
+from host.boards import open_board
 from host.chip_presets import PRESETS
 from host.mock import MockBoard
+from host.plan import ScanPlan, load_toml
 from host.programs import EngineBuild, Traversal
+from host.scan import scan
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K, DDR4_1600K, Timings
 from profiles.pattern import Pattern
@@ -148,3 +152,47 @@ def test_bulk_data(configuration: str) -> None:
     simulated.put("buffer_check", 1)
     assert simulated.run(program)[0] == Fault.BAD_CHECK
     simulated.bus.close()
+
+
+SCAN = """
+banks = [0, 3, 5]
+patterns = ["random:3/invert"]
+rounds = 2
+write = ["nominal", "operating_point"]
+rows = { start = 9, count = 2 }
+[[grid]]
+trcd_ps = 10_000
+vdd_mv = [1030]
+[[grid]]
+trcd_ps = 6000
+vdd_mv = [1350]
+"""
+
+
+@pytest.mark.slow
+def test_a_scan_gives_the_same_profile(tmp_path: Path) -> None:
+    """`eden scan` of one module on the mock and on the simulated KC705, one of them interrupted and resumed."""
+    (tmp_path / "plan.toml").write_text(SCAN)
+    plan = load_toml(tmp_path / "plan.toml", ScanPlan)
+    mocked, simulated = open_board("mock:B:4"), open_board("sim:B:4")
+    expected = scan(mocked, plan, tmp_path / "mock")
+
+    class _CutError(Exception):
+        pass
+
+    def cut(done: int, _total: int) -> None:
+        if done == 2:
+            raise _CutError
+
+    with pytest.raises(_CutError):
+        scan(simulated, plan, tmp_path / "sim", cut)
+    profile = scan(simulated, plan, tmp_path / "sim")
+    simulated.close()
+    assert profile.header.module == expected.header.module
+    untimed = {"started", "duration_s"}
+    for index, (point, right) in enumerate(zip(profile.points, expected.points, strict=True)):
+        assert point.model_dump(exclude=untimed) == right.model_dump(exclude=untimed)
+        cells, right_cells = profile.cells(index), expected.cells(index)
+        for column, values in vars(right_cells).items():
+            np.testing.assert_array_equal(getattr(cells, column), values, err_msg=column)
+        assert right_cells.cell.size > 1000
