@@ -32,7 +32,6 @@ from profiles.errors import BoardError, EdenError
 OUTPUT = Path("build/gateware")
 OPEN_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
 ECP5_CELLS = {"luts": "TRELLIS_COMB", "flip_flops": "TRELLIS_FF", "block_rams": "DP16KD"}
-XILINX_CELLS = {"luts": "LUT", "flip_flops": "FD", "block_rams": "RAMB", "distributed_rams": "RAM"}
 
 
 def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
@@ -47,7 +46,8 @@ def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
     toolchain = soc.platform.toolchain
     ecp5 = soc.platform.device.startswith("LFE5")
     if ecp5:
-        toolchain._pnr_opts += "--report nextpnr.json "  # nextpnr's own figures; LiteX has no other way to ask for them
+        # LiteX has no other way to ask for nextpnr's own figures, and for the router that is not lost in a full design.
+        toolchain._pnr_opts += "--report nextpnr.json --router router2 "
     soc.build(build_dir=str(folder), build_name=board.name, run=False)
     (folder / "csr.json").write_text(get_csr_json(soc.csr.regions, soc.constants, soc.bus.regions))
     _write_json(folder / "board.json", board_description(soc, board))
@@ -120,22 +120,21 @@ def ecp5_figures(nextpnr: dict[str, Any]) -> dict[str, Any]:
         name.removeprefix("$glbnet$"): {"asked_mhz": clock["constraint"], "achieved_mhz": round(clock["achieved"], 2)}
         for name, clock in nextpnr["fmax"].items()
     }
-    resources = {name: nextpnr["utilization"][cell] for name, cell in ECP5_CELLS.items()}
+    cells = {name: nextpnr["utilization"][cell] for name, cell in ECP5_CELLS.items()}
+    resources = {name: {"used": cell["used"], "available": cell["available"]} for name, cell in cells.items()}
     return {"clocks": clocks, "resources": resources}
 
 
 def xilinx_figures(yosys: dict[str, Any]) -> dict[str, Any]:
-    """Resources out of yosys' statistics; what Vivado makes of the design may differ by a good part."""
+    """Resources out of yosys' statistics, block RAM in units of 36 Kb; Vivado may need more or less."""
     cells = yosys["design"]["num_cells_by_type"]
-    resources = {
-        name: {"used": sum(count for cell, count in cells.items() if _is_a(cell, prefix))}
-        for name, prefix in XILINX_CELLS.items()
-    }
-    return {"clocks": {}, "resources": resources}
 
+    def count(prefix: str) -> int:
+        return sum(number for cell, number in cells.items() if cell.startswith(prefix))
 
-def _is_a(cell: str, prefix: str) -> bool:
-    return cell.startswith(prefix) and not (prefix == "RAM" and cell.startswith("RAMB"))
+    block_rams = count("RAMB36") + count("RAMB18") / 2
+    used = {"luts": count("LUT"), "flip_flops": count("FD"), "block_rams": block_rams}
+    return {"clocks": {}, "resources": {name: {"used": number} for name, number in used.items()}}
 
 
 def check_clocks(report: dict[str, Any]) -> None:
@@ -188,11 +187,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _summary(report: dict[str, Any]) -> str:
+def summary(report: dict[str, Any]) -> str:
+    """A report in one line."""
     clocks = [f"{n} {c['achieved_mhz']:g} of {c['asked_mhz']:g} MHz" for n, c in report["clocks"].items()]
-    resources = [
-        f"{n} {r['used']}" + f" of {r['available']}" * ("available" in r) for n, r in report["resources"].items()
-    ]
+    resources = [f"{n} {' of '.join(map(str, r.values()))}" for n, r in report["resources"].items()]
     return f"{report['board']}: " + "; ".join(clocks + resources)
 
 
@@ -215,7 +213,7 @@ def main() -> None:
         if arguments.load:
             load(board)
         else:
-            print(_summary(build(board, (arguments.sys_clk_mhz or board.sys_clk_freq / 1e6) * 1e6)))
+            print(summary(build(board, (arguments.sys_clk_mhz or board.sys_clk_freq / 1e6) * 1e6)))
     except EdenError as error:
         sys.exit(f"error: {error}")
 

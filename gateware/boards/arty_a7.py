@@ -1,4 +1,6 @@
-"""Digilent Arty A7: Artix-7 35T, 256 MB of DDR3L."""
+"""Digilent Arty A7: Artix-7 100T (the engine does not fit the 35T), 256 MB of DDR3L."""
+
+from functools import partial
 
 from litedram.modules import MT41K128M16
 from litedram.phy import A7DDRPHY
@@ -35,17 +37,17 @@ def _peripherals(soc: EdenSoC) -> None:
 
 ARTY_A7 = Board(
     name="arty_a7",
-    title="Digilent Arty A7-35 (XC7A35T, 256 MB DDR3L x16)",
+    title="Digilent Arty A7-100 (XC7A100T, 256 MB DDR3L x16)",
     sys_clk_freq=100e6,
     nphases=4,
-    platform=digilent_arty.Platform,
+    platform=partial(digilent_arty.Platform, variant="a7-100"),
     clocks=_clocks,
     phy=_phy,
     module=MT41K128M16,
     chip_width=16,
     rail=DramRail(1350, "fixed on the board: feed it from a bench supply"),
-    sizes={"program_depth": 1024, "log_blocks": 16, "buffer_bursts": 512, "row_counters": 512, "backlog": 1024},
+    sizes={"program_depth": 2048, "log_blocks": 128, "buffer_bursts": 2048, "row_counters": 2048, "backlog": 1024},
     peripherals=_peripherals,
     bridges="serial (FT2232, 3 Mbaud), Etherbone at 192.168.1.50",
-    loader=("--board", "arty_a7_35t"),
+    loader=("--board", "arty_a7_100t"),
 )

@@ -3,18 +3,10 @@
 from functools import partial
 
 from litedram.modules import MT41K64M16
-from liteeth.phy.ecp5rgmii import LiteEthPHYRGMII
 from litex_boards.platforms import gsd_butterstick
 
 from gateware.boards.base import Board, DramRail
-from gateware.boards.ecp5 import Ecp5Clocks, ecp5_phy
-from gateware.soc import EdenSoC
-
-
-def _peripherals(soc: EdenSoC) -> None:
-    soc.ethphy = LiteEthPHYRGMII(soc.platform.request("eth_clocks"), soc.platform.request("eth"), rx_delay=0)
-    soc.add_etherbone(phy=soc.ethphy, data_width=32)
-
+from gateware.boards.ecp5 import Ecp5Clocks, add_etherbone, ecp5_phy
 
 BUTTERSTICK = Board(
     name="butterstick",
@@ -28,7 +20,7 @@ BUTTERSTICK = Board(
     chip_width=16,
     rail=DramRail(1350, "fixed on the board: feed it from a bench supply"),
     sizes={"program_depth": 1024, "log_blocks": 64, "buffer_bursts": 1024, "row_counters": 1024, "backlog": 1024},
-    peripherals=_peripherals,
+    peripherals=add_etherbone,
     bridges="Etherbone at 192.168.1.50",
     loader=("--dfu", "--vid", "0x1209", "--pid", "0x5af1", "--altsetting", "0"),
 )

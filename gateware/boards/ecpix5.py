@@ -3,18 +3,16 @@
 from functools import partial
 
 from litedram.modules import MT41K256M16
-from liteeth.phy.ecp5rgmii import LiteEthPHYRGMII
 from litex_boards.platforms import lambdaconcept_ecpix5
 
 from gateware.boards.base import Board, DramRail
-from gateware.boards.ecp5 import Ecp5Clocks, ecp5_phy
+from gateware.boards.ecp5 import Ecp5Clocks, add_etherbone, ecp5_phy
 from gateware.soc import EdenSoC
 
 
 def _peripherals(soc: EdenSoC) -> None:
     soc.add_serial_bridge(soc.platform.request("serial"), baudrate=3_000_000)
-    soc.ethphy = LiteEthPHYRGMII(soc.platform.request("eth_clocks"), soc.platform.request("eth"), rx_delay=0)
-    soc.add_etherbone(phy=soc.ethphy, data_width=32)
+    add_etherbone(soc)
 
 
 ECPIX5 = Board(

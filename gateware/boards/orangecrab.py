@@ -1,4 +1,4 @@
-"""OrangeCrab: ECP5-25F, 128 MB of DDR3L."""
+"""OrangeCrab: ECP5-85F (the engine does not fit the 25F), 128 MB of DDR3L."""
 
 from functools import partial
 
@@ -28,10 +28,10 @@ def _peripherals(soc: EdenSoC) -> None:
 
 ORANGECRAB = Board(
     name="orangecrab",
-    title="OrangeCrab r0.2 (LFE5U-25F, 128 MB DDR3L x16)",
+    title="OrangeCrab r0.2 with the larger FPGA (LFE5U-85F, 128 MB DDR3L x16)",
     sys_clk_freq=48e6,
     nphases=2,
-    platform=gsd_orangecrab.Platform,
+    platform=partial(gsd_orangecrab.Platform, device="85F"),
     clocks=partial(
         Ecp5Clocks,
         clock="clk48",
@@ -44,7 +44,7 @@ ORANGECRAB = Board(
     module=MT41K64M16,
     chip_width=16,
     rail=DramRail(1350, "fixed on the board: feed it from a bench supply"),
-    sizes={"program_depth": 512, "log_blocks": 8, "buffer_bursts": 512, "row_counters": 512, "backlog": 1024},
+    sizes={"program_depth": 1024, "log_blocks": 64, "buffer_bursts": 1024, "row_counters": 1024, "backlog": 1024},
     peripherals=_peripherals,
     bridges="serial on the Feather pins (1 Mbaud, an adapter of yours)",
     loader=("--board", "orangeCrab"),

@@ -16,7 +16,7 @@ from gateware.registers import Fault
 from profiles.errors import ProgramError
 
 PIPELINE_READS = 8  # no fewer than the READs between an item and what `flows` has counted
-QUIET_CLOCKS = 7  # that nothing is under way before the recorder's figures are taken as final
+QUIET_CLOCKS = 10  # that nothing is under way before the recorder's figures are taken as final
 
 
 class Sequencer(Module):

@@ -60,18 +60,13 @@ MUTATIONS = (
     ),
     Mutation("a pointer order may name a digit twice", _ADDRESSES, "| (sets_order & ~each_once)", ""),
     # banks and faults
-    Mutation("an open bank may be opened", _BANKS, "(command == int(Command.ACT)) & is_open, code", "0, code"),
-    Mutation("a closed bank may be read", _BANKS, "moves_data & ~is_open, code", "0, code"),
+    Mutation("an open bank may be opened", _BANKS, "decoded.uses_bank & decoded.activates & is_open", "0"),
+    Mutation("a closed bank may be read", _BANKS, "decoded.uses_bank & moves_data & ~is_open", "0"),
     Mutation("auto-precharge leaves a bank open", _BANKS, " | (moves_data & slot.auto_precharge)", ""),
-    Mutation(
-        "a read has a stale row",
-        _BANKS,
-        "row.eq(Array(self._rows)[slot.bank]),\n                    *same_clock,",
-        "row.eq(Array(self._rows)[slot.bank]),",
-    ),
+    Mutation("a read has a stale row", _BANKS, "self._decoded[j].activates & (self._slots[j].bank == slot.bank)", "0"),
     Mutation("the buffer's cursor stands still", _BANKS, "cursor.eq(cursor + 1)", "cursor.eq(cursor)"),
-    Mutation("a YIELD with a bank open passes", _BANKS, "self.item.check & (self._open != 0)", "0"),
-    Mutation("captures may overflow", _BANKS, "captures & self._capture_full", "0"),
+    Mutation("a YIELD with a bank open passes", _BANKS, "here.check & (self._open != 0)", "0"),
+    Mutation("captures may overflow", _BANKS, "decoded.captures & self._capture_full", "0"),
     Mutation("row counters begin at row 0", _BANKS, "data.row_base.eq(row_base)", "data.row_base.eq(0)"),
     # the DFI
     Mutation(
