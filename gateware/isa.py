@@ -17,7 +17,7 @@ Slots
 
 Loops
     ``loop_begin`` marks the first instruction of a loop and carries its ``count``; ``loop_end`` marks the last one.
-    Both may stand on one instruction. Loops nest `LOOP_DEPTH` deep.
+    Both may stand on one instruction. Loops nest `LOOP_DEPTH` deep; END closes those that are open.
 
 Addresses
     A slot takes its address from one of `POINTERS` address pointers or from the instruction's immediate field. A

@@ -501,7 +501,7 @@ def run(engine: Engine, chip: Chip, program: I64, budget: int) -> None:
             if s[BLOCK_OPEN] and not program[pc, MORE]:
                 _close_block(engine)
             s[STATE] = _CHUNK if program[pc, MORE] else _DONE
-            s[PC] = s[BEGUN] = 0
+            s[PC] = s[BEGUN] = s[LOOPS] = 0
             return
         else:
             _fault(engine, _F_INSTRUCTION)

@@ -90,6 +90,7 @@ class _Refusals(Module):
             ],
         ]
         setting, value = set_fields(self, i)
+        interval, trfc = value[:32], value[32:]
         each_once = reduce(or_, [1 << value[2 * k : 2 * k + 2] for k in _DIGITS]) == 0b111
         sets_order = reduce(or_, [setting == int(Setting.POINTER_ORDER) + 4 * p for p in range(isa.POINTERS)])
         self.comb += [
@@ -97,6 +98,7 @@ class _Refusals(Module):
                 ((setting > int(Setting.LOG_RESERVE)) & (setting < int(Setting.POINTER_BANK)))
                 | (setting >= int(Setting.POINTER_BANK) + 4 * isa.POINTERS)
                 | (sets_order & ~each_once)
+                | ((setting == int(Setting.REFRESH)) & (interval != 0) & ((trfc == 0) | (trfc >= interval)))
                 | ((setting == int(Setting.PATTERN)) & (value[:8] > max(PatternKind)))
             ),
             self.refused.eq((item.issue & bad_issue) | (item.set & bad_set)),

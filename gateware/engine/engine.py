@@ -116,7 +116,7 @@ class TestEngine(Module, AutoCSR):
         self.submodules.machine = machine = FSM(reset_state="IDLE")
         self.comb += [
             sequencer.stop_request.eq(self._command(registers.STOP)),
-            sequencer.length.eq(self._csrs["program_length"].storage),
+            sequencer.fetch.length.eq(self._csrs["program_length"].storage),
             sequencer.abort.eq(banks.abort | recorder.overflow | self._bad_check),
             self.addresses.abort.eq(sequencer.abort),
             failed.eq((banks.fault != 0) | recorder.overflow),
@@ -235,13 +235,13 @@ class TestEngine(Module, AutoCSR):
                 },
             ),
             data_path.capture_address.eq(checker.address),
-            program.read.eq(checking | self.sequencer.program_read),
-            program.line.eq(self.sequencer.program_address),
+            program.read.eq(checking | self.sequencer.fetch.read),
+            program.line.eq(self.sequencer.fetch.address),
             buffer.read.eq(checking | data_path.buffer_read),
             buffer.line.eq(data_path.buffer_address),
             If(checking, program.line.eq(checker.address >> 2), buffer.line.eq(checker.address >> lane_bits)),
             data_path.buffer_data.eq(buffer.data),
-            self.sequencer.instruction.eq(program.data),
+            self.sequencer.fetch.data.eq(program.data),
             self._program_good.eq(checker.crc == self._csrs["program_check"].storage),
             self._buffer_good.eq(checker.crc == self._csrs["buffer_check"].storage),
         ]

@@ -1,17 +1,17 @@
-"""Fetches instructions, keeps loops, time and refresh, and decides at each YIELD whether to go on.
+"""Executes instructions, keeps time and refresh, and decides at each YIELD whether to go on.
 
-One instruction a system clock, loops included: the next address is worked out while the present instruction is at the
-program memory's output. What must happen in order (addresses, bank states, faults) happens further down the pipeline;
-the sequencer sends an `Item` for each clock of program time, and holds the program by sending none.
+One instruction a system clock. What must happen in order (addresses, bank states, faults) happens further down the
+pipeline; the sequencer sends an `Item` for each clock of program time, and holds the program by sending none.
 """
 
-from migen import FSM, If, Module, NextState, ResetInserter, Signal
+from migen import FSM, If, Module, Mux, NextState, ResetInserter, Signal
 
 from gateware import isa
-from gateware.engine.fields import PC_BITS, Item, field, set_fields
+from gateware.engine.fetch import Fetch
+from gateware.engine.fields import Item, field, set_fields
 from gateware.engine.parameters import EngineParameters
 from gateware.errorlog import PAYLOAD_WORDS
-from gateware.isa import COMMON_FIELDS, END_FIELDS, INSTRUCTION_WORDS, LOOP_DEPTH, Opcode, Setting
+from gateware.isa import COMMON_FIELDS, END_FIELDS, Opcode, Setting
 from gateware.registers import Fault
 from profiles.errors import ProgramError
 
@@ -27,8 +27,7 @@ class Sequencer(Module):
         resume: in, pulse; go on after a halt, or with the next chunk.
         stop_request: in, pulse; halt at the next YIELD.
         abort: in, pulse; a fault was raised, send nothing more.
-        length: in, instructions of the program.
-        program_address, program_read: out, to the program memory; `instruction`: in, its output one clock later.
+        fetch: between it and the program memory; see `Fetch`.
         free_blocks, in_flight, backlog: in; room in the log, compared READs under way, failing bursts that wait.
         drained, banks_open: in; nothing is under way after the pipeline; a row is open.
         item: out, see `Item`.
@@ -40,9 +39,8 @@ class Sequencer(Module):
         if parameters.backlog < 2 * isa.YIELD_READS:
             raise ProgramError(f"backlog is {parameters.backlog}; it must be at least {2 * isa.YIELD_READS}")
         self.start, self.resume, self.stop_request, self.abort = Signal(), Signal(), Signal(), Signal()
-        self.length = Signal(PC_BITS)
-        self.program_address, self.program_read = Signal(PC_BITS), Signal()
-        self.instruction = Signal(32 * INSTRUCTION_WORDS)
+        self.submodules.fetch = Fetch()
+        self.instruction = self.fetch.instruction
         self.free_blocks, self.in_flight, self.backlog = Signal(32), Signal(16), Signal(16)
         self.drained, self.banks_open = Signal(), Signal()
         self.item = Item()
@@ -51,10 +49,9 @@ class Sequencer(Module):
 
         # # #
 
-        self._begin, self._advance, self._load_wait = Signal(), Signal(), Signal()
-        self._set_refresh, self._set_reserve, self._refresh = Signal(), Signal(), Signal()
+        self._set_refresh, self._set_reserve = Signal(), Signal()
         self._setting, self._value = set_fields(self, self.instruction)
-        self._add_program_counter()
+        self._add_wait()
         self._add_refresh_timer()
         self._add_flow_control(parameters)
         self._add_machine()
@@ -62,69 +59,62 @@ class Sequencer(Module):
     def _field(self, name: str) -> Signal:
         return field(self.instruction, COMMON_FIELDS[name])
 
-    def _add_program_counter(self) -> None:
-        """Where the program goes next, and the stack of loops: first instruction and passes left."""
-        self._pc, self._waiting = Signal(PC_BITS), Signal(COMMON_FIELDS["wait"].width)
-        depth, level, jumped = Signal(max=LOOP_DEPTH + 1), Signal(max=LOOP_DEPTH + 2), Signal()
-        firsts = [Signal(PC_BITS) for _ in range(LOOP_DEPTH)]
-        lefts = [Signal(32) for _ in range(LOOP_DEPTH)]
-        first, left, next_pc = Signal(PC_BITS), Signal(32), Signal(PC_BITS)
-        begins, again = Signal(), Signal()
-        ends = self._field("loop_end")
-        self._too_deep, self._ends_nothing = Signal(), Signal()
-        self.comb += [
-            begins.eq(self._field("loop_begin") & (self._field("count") != 0) & ~jumped),
-            level.eq(depth + begins),  # of the loop that this instruction belongs to, counted from 1
-            *[If(depth == k + 1, first.eq(firsts[k]), left.eq(lefts[k])) for k in range(LOOP_DEPTH)],
-            If(begins, first.eq(self._pc), left.eq(self._field("count"))),
-            again.eq(ends & (left > 1)),
-            next_pc.eq(self._pc + 1),
-            If(again, next_pc.eq(first)),
-            self._too_deep.eq(level > LOOP_DEPTH),
-            self._ends_nothing.eq(ends & (level == 0)),
-            self.program_read.eq(self._begin | self._advance),
-            self.program_address.eq(next_pc),
-            If(self._begin, self.program_address.eq(0)),
-        ]
+    def _add_wait(self) -> None:
+        """Clocks of program time that are left after an instruction's own."""
+        left = Signal(COMMON_FIELDS["wait"].width)
+        self._load_wait, self._waits, self._last_wait = Signal(), Signal(), Signal()
         self.sync += [
+            If(self._waits, left.eq(left - 1), self._waits.eq(~self._last_wait), self._last_wait.eq(left == 2)),
             If(
-                self._advance,
-                self._pc.eq(next_pc),
-                jumped.eq(again),
-                depth.eq(level - (ends & ~again)),
-                *[If(level == k + 1, firsts[k].eq(first), lefts[k].eq(left - ends)) for k in range(LOOP_DEPTH)],
+                self._load_wait,
+                left.eq(self._field("wait")),
+                self._waits.eq(1),
+                self._last_wait.eq(self.fetch.wait_is[1]),
             ),
-            If(self._load_wait, self._waiting.eq(self._field("wait"))),
-            If(self._waiting != 0, self._waiting.eq(self._waiting - 1)),
-            If(self._begin, self._pc.eq(0), jumped.eq(0), self._waiting.eq(0)),
-            If(self.start, depth.eq(0)),
+            If(self.fetch.begin, self._waits.eq(0)),
         ]
 
     def _add_refresh_timer(self) -> None:
         """Program time until the next refresh is due, and real time since the last one while the program is held."""
-        interval, self._trfc_left, trfc = Signal(32), Signal(32), Signal(32)
-        remembered, until = Signal((40, True)), Signal((40, True))
-        since, self._held = Signal(32), Signal()
-        self._due, self._bad_refresh, self._may_resume = Signal(), Signal(), Signal()
-        low, high = self._value[:32], self._value[32:]
+        armed, interval, trfc = Signal(), Signal(32), Signal(32)
+        remembered, next_one, near = Signal((40, True)), Signal((40, True)), Signal()
+        left, since = Signal(32), Signal(32)
+        self._due, self._begin_refresh, self._refresh, self._held = Signal(), Signal(), Signal(), Signal()
+        self._trfc_is_1, self._last_of_trfc, self._may_resume = Signal(), Signal(), Signal()
+        low, high, tick = self._value[:32], self._value[32:], self.item.tick
         self.comb += [
-            until.eq(remembered),
-            If(self._refresh, until.eq(remembered + interval)),
-            self._due.eq((interval != 0) & (until <= 1)),  # in a clock of program time: due when it is over
-            self._bad_refresh.eq((low != 0) & ((high == 0) | (high >= low))),
-            self.idle_refresh.eq(self._held & (interval != 0) & (since == interval) & ~self.banks_open),
-            self._may_resume.eq((interval == 0) | (since > trfc)),
+            next_one.eq(remembered + interval),
+            self._due.eq(armed & near),  # in a clock of program time: due when it is over
+            self.idle_refresh.eq(self._held & armed & (since == interval) & ~self.banks_open),
         ]
         self.sync += [
-            remembered.eq(until - self.item.tick),
-            If(self._set_refresh, interval.eq(low), trfc.eq(high), remembered.eq(low - self.item.tick)),
-            If(self.start, interval.eq(0)),
-            If(self._refresh, self._trfc_left.eq(trfc)).Else(self._trfc_left.eq(self._trfc_left - 1)),
+            remembered.eq(Mux(self._begin_refresh, next_one, remembered) - tick),
+            # the comparisons side by side, the late signals choose: until after this clock <= 1
+            near.eq(
+                Mux(
+                    self._begin_refresh,
+                    Mux(tick, next_one <= 2, next_one <= 1),
+                    Mux(tick, remembered <= 2, remembered <= 1),
+                )
+            ),
+            If(self._refresh, left.eq(trfc), self._last_of_trfc.eq(trfc == 2)).Else(
+                left.eq(left - 1), self._last_of_trfc.eq(left == 3)
+            ),
+            If(
+                self._set_refresh,
+                armed.eq(low != 0),
+                interval.eq(low),
+                trfc.eq(high),
+                self._trfc_is_1.eq(high == 1),
+                remembered.eq(low - tick),
+                near.eq(low <= 2),  # a SET takes a clock of program time
+            ),
+            If(self.start, armed.eq(0)),
+            self._may_resume.eq(~armed | ((since > trfc) & ~self.idle_refresh)),
             If(~self._held, since.eq(trfc + 1))
             .Elif(self.idle_refresh, since.eq(0))
             .Elif(since != interval, since.eq(since + 1)),
         ]
-        self._trfc = trfc
 
     def _add_flow_control(self, parameters: EngineParameters) -> None:
         """May a YIELD be passed? Reads under way count as if every bit failed; once all is quiet, room is exact."""
@@ -134,20 +124,22 @@ class Sequencer(Module):
         reads_per_block = PAYLOAD_WORDS // (2 + parameters.geometry.burst_bits // 32)
         claimed = (under_way >> (reads_per_block.bit_length() - 1)) + 2
         self._settling = Signal()
-        self.comb += [
-            self._full.eq(room < reserve),
-            self._bad_reserve.eq(reserve > parameters.log_blocks - 1),
-            self._quiet.eq(quiet == QUIET_CLOCKS),
-        ]
+        self.comb += self._quiet.eq(quiet == QUIET_CLOCKS)
         self.sync += [
             under_way.eq(self.backlog + self.in_flight + PIPELINE_READS),
             room.eq(self.free_blocks),
+            self._full.eq(room < reserve),
             self._flows.eq(
                 ((reserve == 0) | (room >= reserve + claimed)) & (under_way <= parameters.backlog - isa.YIELD_READS)
             ),
             If(~(self._settling & self.drained), quiet.eq(0)).Elif(~self._quiet, quiet.eq(quiet + 1)),
-            If(self._set_reserve, reserve.eq(self._value[:32]), self._flows.eq(0)),
-            If(self.start, reserve.eq(0)),
+            If(
+                self._set_reserve,
+                reserve.eq(self._value[:32]),
+                self._bad_reserve.eq(self._value[:32] > parameters.log_blocks - 1),
+                self._flows.eq(0),
+            ),
+            If(self.start, reserve.eq(0), self._bad_reserve.eq(0)),
         ]
 
     def _send(self, *flags: str) -> list:
@@ -161,13 +153,13 @@ class Sequencer(Module):
         """The last clock of an instruction."""
         return [
             If(self._field("opcode") == int(Opcode.END), NextState("END"))
-            .Elif(self._ends_nothing, NextState("LOOP_FAULT"))
-            .Else(self._advance.eq(1), NextState("RUN"))
+            .Elif(self.fetch.ends_nothing, NextState("LOOP_FAULT"))
+            .Else(self.fetch.advance.eq(1), NextState("RUN"))
         ]
 
     def _pass(self) -> list:
         """The instruction is done but for its wait."""
-        return [If(self._field("wait") == 0, *self._leave()).Else(self._load_wait.eq(1), NextState("RUN"))]
+        return [If(self.fetch.wait_is[0], *self._leave()).Else(self._load_wait.eq(1), NextState("RUN"))]
 
     def _add_machine(self) -> None:
         self.submodules.machine = machine = ResetInserter()(FSM(reset_state="IDLE"))
@@ -176,20 +168,21 @@ class Sequencer(Module):
         self.comb += [
             machine.reset.eq(self.abort),
             self.item.instruction.eq(self.instruction),
-            self.item.pc.eq(self._pc),
+            self.item.pc.eq(self.fetch.pc),
         ]
         machine.act("IDLE", If(self.start, NextState("BEGIN")))
-        machine.act("BEGIN", self._begin.eq(1), NextState("RUN"))
+        machine.act("BEGIN", self.fetch.begin.eq(1), NextState("FETCH"))
+        machine.act("FETCH", NextState("RUN"))
         machine.act(
             "RUN",
-            If(self._waiting != 0, *self._send("tick"), If(self._waiting == 1, *self._leave()))
-            .Elif(self._pc >= self.length, *self._fail(Fault.BAD_INSTRUCTION))
-            .Elif(self._too_deep, *self._fail(Fault.LOOP))
+            If(self._waits, *self._send("tick"), If(self._last_wait, *self._leave()))
+            .Elif(self.fetch.past_end, *self._fail(Fault.BAD_INSTRUCTION))
+            .Elif(self.fetch.too_deep, *self._fail(Fault.LOOP))
             .Else(*self._execute()),
         )
         machine.act("LOOP_FAULT", *self._fail(Fault.LOOP))
-        machine.act("REFRESH", self._refresh.eq(1), *self._send("tick", "refresh"), *self._refreshing(self._trfc == 1))
-        machine.act("REFRESHING", *self._send("tick"), *self._refreshing(self._trfc_left == 2))
+        machine.act("REFRESH", self._refresh.eq(1), *self._send("tick", "refresh"), *self._refreshing(self._trfc_is_1))
+        machine.act("REFRESHING", *self._send("tick"), *self._refreshing(self._last_of_trfc))
         machine.act(
             "SETTLE",
             self._settling.eq(1),
@@ -213,10 +206,9 @@ class Sequencer(Module):
     def _execute(self) -> list:
         """The first clock of an instruction."""
         opcode, setting = self._field("opcode"), self._setting
-        refresh = setting == int(Setting.REFRESH)
         set_ = [
             *self._send("set", "tick"),
-            self._set_refresh.eq(refresh),
+            self._set_refresh.eq(setting == int(Setting.REFRESH)),
             self._set_reserve.eq(setting == int(Setting.LOG_RESERVE)),
             *self._pass(),
         ]
@@ -231,7 +223,7 @@ class Sequencer(Module):
             If(opcode == int(Opcode.ISSUE), *self._send("issue", "tick"), *self._pass())
             .Elif(opcode == int(Opcode.YIELD), *yield_)
             .Elif(opcode == int(Opcode.END), *self._send("tick"), *self._pass())
-            .Elif((opcode == int(Opcode.SET)) & ~(refresh & self._bad_refresh), *set_)
+            .Elif(opcode == int(Opcode.SET), *set_)
             .Else(*self._fail(Fault.BAD_INSTRUCTION))
         ]
 
@@ -244,5 +236,7 @@ class Sequencer(Module):
     def _go_on(self) -> list:
         """The last clock of a YIELD or of one of its refreshes."""
         return [
-            If(self._due, NextState("REFRESH")).Elif(self._flows & ~self._stop, *self._pass()).Else(NextState("SETTLE"))
+            If(self._due, self._begin_refresh.eq(1), NextState("REFRESH"))
+            .Elif(self._flows & ~self._stop, *self._pass())
+            .Else(NextState("SETTLE"))
         ]
