@@ -28,7 +28,7 @@ _SEQUENCES = 256
 class SerialBridge(LiteXModule):
     """Executes the host's requests on the bus, one after the other.
 
-    A word takes about 6 clocks on the bus; the line is what takes time.
+    A word takes about 8 clocks on the bus; the line is what takes time.
 
     Args:
         phy: ``source`` and ``sink`` carry received bytes and bytes to send, as LiteX's ``RS232PHY``.
@@ -163,24 +163,29 @@ class SerialBridge(LiteXModule):
         fsm.act("FETCH", NextState("ACCESS"))
         failed = Signal()
         self.comb += [
-            failed.eq(bus.err | self.patience.done),
             self.patience.wait.eq(bus.stb),
-            bus.adr.eq(self._address[2:] + index),
+            bus.adr.eq(self._address[2:]),
             bus.sel.eq(0b1111),
             bus.we.eq(writes),
             bus.dat_w.eq(self._buffer.dat_r),
             self._failed.dat_w.eq(failed),
         ]
         fsm.act(
-            "ACCESS",
+            "ACCESS",  # the bus answers late in its clock, so that what it says is looked at in the next one
             bus.cyc.eq(1),
             bus.stb.eq(1),
-            self._buffer.dat_w.eq(bus.dat_r),
-            self._buffer.we.eq(bus.ack & reads),
+            NextValue(self._word, bus.dat_r),
+            NextValue(failed, bus.err | self.patience.done),
+            If(bus.ack | bus.err | self.patience.done, NextState("ANSWERED")),
+        )
+        fsm.act(
+            "ANSWERED",
+            self._buffer.dat_w.eq(self._word),
+            self._buffer.we.eq(~failed & reads),
             self._failed.we.eq(writes),
-            If(failed, *self._answer(Status.BUS_ERROR)).Elif(
-                bus.ack,
+            If(failed, *self._answer(Status.BUS_ERROR)).Else(
                 NextValue(index, index + 1),
+                NextValue(self._address, self._address + 4),
                 NextState("FETCH"),
                 If(index == self._count - 1, *self._answer(Status.OK, Mux(reads, self._count, 0))),
             ),

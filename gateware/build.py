@@ -46,9 +46,13 @@ def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
     toolchain = soc.platform.toolchain
     ecp5 = soc.platform.device.startswith("LFE5")
     if ecp5:
-        # LiteX has no other way to ask for nextpnr's own figures, and for the router that is not lost in a full design.
-        toolchain._pnr_opts += "--report nextpnr.json --router router2 "
-    soc.build(build_dir=str(folder), build_name=board.name, run=False)
+        # LiteX has no other way to say these. Nobody here relies on what a block RAM gives for an address that is being
+        # written: FIFOs do not read what is not yet there, counters hand on what they have just written, and what the
+        # host writes is read later. To define it would cost logic behind every block RAM, which is slow as it is.
+        toolchain._synth_opts += "-no-rw-check "
+        # nextpnr's own figures, and the router that is not lost in a full design
+        toolchain._pnr_opts += "--report nextpnr.json --detailed-timing-report --router router2 "
+    soc.build(build_dir=str(folder), build_name=board.name, run=False, **({"abc9": True} if ecp5 else {}))
     (folder / "csr.json").write_text(get_csr_json(soc.csr.regions, soc.constants, soc.bus.regions))
     _write_json(folder / "board.json", board_description(soc, board))
     (folder / "doc").mkdir(exist_ok=True)

@@ -341,6 +341,20 @@ def assemble(program: Iterable[Instruction]) -> npt.NDArray[np.uint32]:
     return np.array(words, dtype=np.uint32)
 
 
+def clocks(program: Iterable[Instruction]) -> int:
+    """System clocks of program time that the program takes, the refreshes of its YIELDs apart."""
+    passes, spent = [1], [0]  # of the loops that are open, the innermost last
+    for instruction in program:
+        if instruction.loop_begin:
+            passes.append(instruction.loop_begin)
+            spent.append(0)
+        spent[-1] += 1 + instruction.wait
+        if instruction.loop_end:
+            inner = passes.pop() * spent.pop()
+            spent[-1] += inner
+    return spent[0]
+
+
 def disassemble(words: npt.NDArray[np.uint32]) -> list[Instruction]:
     """The instructions of a program memory image; the inverse of `assemble`."""
     rows = words.reshape(-1, INSTRUCTION_WORDS)

@@ -1,4 +1,4 @@
-"""Decodes an instruction's slots and works out their addresses: pointers, then the bank order table. Three clocks."""
+"""Decodes an instruction's slots and works out their addresses: pointers, then the bank order table. Four clocks."""
 
 from functools import reduce
 from itertools import combinations
@@ -112,7 +112,7 @@ class Addresses(Module):
         start: in, pulse; a program starts.
         abort: in; a fault was raised further down, forget what is here.
         item: in, from the sequencer.
-        out: out, the same item three clocks later; a refused one has become a fault. commands: out, its slots.
+        out: out, the same item four clocks later; a refused one has become a fault. commands: out, its slots.
     """
 
     def __init__(self, parameters: EngineParameters) -> None:
@@ -123,23 +123,25 @@ class Addresses(Module):
         # # #
 
         here, found = Item(), [SlotCommand() for _ in range(isa.SLOTS)]
-        self._arrived = arrived = Item()  # the program memory is slow: nothing more in the clock of its output
+        arrived = Item()
+        self._accepted = accepted = Item()
         self.submodules.refusals = refusals = _Refusals(parameters, arrived)
         self.sync += [
             arrived.eq(self.item),
-            here.eq(arrived),
-            If(refusals.refused, *here.clear(), here.fault.eq(int(Fault.BAD_INSTRUCTION))),
+            accepted.eq(arrived),
+            If(refusals.refused, *accepted.clear(), accepted.fault.eq(int(Fault.BAD_INSTRUCTION))),
+            here.eq(accepted),
             self.out.eq(here),
-            If(self.abort, *arrived.clear(), *here.clear(), *self.out.clear()),
+            If(self.abort, *(statement for item in (arrived, accepted, here, self.out) for statement in item.clear())),
         ]
-        self._add_pointers(found, refusals.refused)
+        self._add_pointers(found)
         self._add_bank_order(here, found)
 
-    def _add_pointers(self, found: list[SlotCommand], refused: Signal) -> None:
+    def _add_pointers(self, found: list[SlotCommand]) -> None:
         """Select each slot's address, and advance the pointers that the instruction steps."""
-        i, item = self._arrived.instruction, self._arrived
+        i, item = self._accepted.instruction, self._accepted
         setting, value = set_fields(self, i)
-        active = ~refused & ~self.abort
+        active = ~self.abort
         pointers = []
         for p in range(isa.POINTERS):
             loads = [Signal() for _ in _POINTER_SETTINGS]

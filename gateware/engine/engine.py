@@ -117,7 +117,6 @@ class TestEngine(Module, AutoCSR):
         self.comb += [
             sequencer.stop_request.eq(self._command(registers.STOP)),
             sequencer.fetch.length.eq(self._csrs["program_length"].storage),
-            sequencer.abort.eq(banks.abort | recorder.overflow | self._bad_check),
             self.addresses.abort.eq(sequencer.abort),
             failed.eq((banks.fault != 0) | recorder.overflow),
             self.take.eq(self._chunk | reduce(or_, [machine.ongoing(state) for state in _NEEDS_DRAM])),
@@ -126,11 +125,15 @@ class TestEngine(Module, AutoCSR):
         check_buffer = If(buffer_length == 0, NextState("TAKE")).Else(
             self._check_buffer.eq(1), NextState("CHECK_BUFFER")
         )
-        machine.act("IDLE", If(start, self._start.eq(1), NextState("CLEARED")))
+        self.sync += [  # a clock late, for they go everywhere; banks stop what a fault must stop at once
+            self._start.eq(machine.ongoing("IDLE") & start),
+            sequencer.abort.eq(failed | self._bad_check),
+        ]
+        machine.act("IDLE", If(start, NextState("CLEARED")))
         machine.act("CLEARED", self._check_program.eq(1), NextState("CHECK_PROGRAM"))
-        machine.act("CHECK_PROGRAM", If(self._checker.done, If(self._program_good, check_buffer).Else(*check_failed)))
+        machine.act("CHECK_PROGRAM", If(self._checked, If(self._program_good, check_buffer).Else(*check_failed)))
         machine.act(
-            "CHECK_BUFFER", If(self._checker.done, If(self._buffer_good, NextState("TAKE")).Else(*check_failed))
+            "CHECK_BUFFER", If(self._checked, If(self._buffer_good, NextState("TAKE")).Else(*check_failed))
         )
         machine.act(
             "TAKE",
@@ -148,7 +151,7 @@ class TestEngine(Module, AutoCSR):
             .Else(sequencer.resume.eq(resume & sequencer.halted)),
         )
         machine.act("FINISH", If(self._settled, self._check_capture.eq(1), NextState("CHECK_CAPTURE")))
-        machine.act("CHECK_CAPTURE", If(self._checker.done, NextState("IDLE")))
+        machine.act("CHECK_CAPTURE", If(self._checked, NextState("IDLE")))
         machine.act("FAULT", If(self._settled, NextState("IDLE")))
         self._add_status(machine)
 
@@ -207,6 +210,7 @@ class TestEngine(Module, AutoCSR):
         self.submodules.checker = self._checker = checker = Checker((max(sizes) - 1).bit_length())
         self._check_program, self._check_buffer, self._check_capture = Signal(), Signal(), Signal()
         self._program_good, self._buffer_good, self._capture_check = Signal(), Signal(), Signal(32)
+        self._checked = Signal()  # the clock after the checker is done
         looking = Signal(2)  # 0 program, 1 write buffer, 2 capture buffer
         checking, lane = Signal(), Signal(max=max(INSTRUCTION_WORDS, burst_words))
         program_word, buffer_word = Signal(32), Signal(32)
@@ -242,6 +246,9 @@ class TestEngine(Module, AutoCSR):
             If(checking, program.line.eq(checker.address >> 2), buffer.line.eq(checker.address >> lane_bits)),
             data_path.buffer_data.eq(buffer.data),
             self.sequencer.fetch.data.eq(program.data),
+        ]
+        self.sync += [
+            self._checked.eq(checker.done),
             self._program_good.eq(checker.crc == self._csrs["program_check"].storage),
             self._buffer_good.eq(checker.crc == self._csrs["buffer_check"].storage),
         ]

@@ -47,7 +47,7 @@ class LaneMemory(Module):
 
 
 class BusWindow(Module):
-    """A Wishbone slave in front of a `WindowPort`; two clocks an access. Beyond its end it answers with an error.
+    """A Wishbone slave in front of a `WindowPort`; three clocks an access. Beyond its end it answers with an error.
 
     Args:
         window: what it shows.
@@ -59,19 +59,24 @@ class BusWindow(Module):
 
         # # #
 
-        busy, valid = Signal(), Signal()
-        offset = bus.adr[:22]  # the windows are 2^24 bytes apart
+        asked, answering, valid, good = Signal(), Signal(), Signal(), Signal()
+        address, data, writes = Signal(22), Signal(32), Signal()  # the windows are 2^24 bytes apart
         self.comb += [
-            window.address.eq(bus.adr),
-            window.read.eq(bus.cyc & bus.stb & ~bus.we & ~busy),
-            valid.eq((offset < window.words) & ((write is not None) | ~bus.we)),
+            window.address.eq(address),
+            window.read.eq(asked & ~writes),
+            valid.eq((address < window.words) & ((write is not None) | ~writes)),
             bus.dat_r.eq(window.data),
-            bus.ack.eq(busy & valid & bus.cyc & bus.stb),
-            bus.err.eq(busy & ~valid & bus.cyc & bus.stb),
+            bus.ack.eq(answering & good & bus.cyc & bus.stb),
+            bus.err.eq(answering & ~good & bus.cyc & bus.stb),
         ]
-        self.sync += busy.eq(bus.cyc & bus.stb & ~busy)
+        self.sync += [  # the bus comes late in its clock, and an answer has far to go
+            asked.eq(bus.cyc & bus.stb & ~asked & ~answering),
+            *[address.eq(bus.adr), data.eq(bus.dat_w), writes.eq(bus.we)],
+            answering.eq(asked),
+            good.eq(valid),
+        ]
         if write is not None:
-            self.comb += [write.eq(bus.cyc & bus.stb & bus.we & ~busy & valid), write_data.eq(bus.dat_w)]
+            self.comb += [write.eq(asked & writes & valid), write_data.eq(data)]
 
 
 class Checker(Module):

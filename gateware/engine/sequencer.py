@@ -15,8 +15,8 @@ from gateware.isa import COMMON_FIELDS, END_FIELDS, Opcode, Setting
 from gateware.registers import Fault
 from profiles.errors import ProgramError
 
-PIPELINE_READS = 8  # no fewer than the READs between an item and what `flows` has counted
-QUIET_CLOCKS = 10  # that nothing is under way before the recorder's figures are taken as final
+PIPELINE_READS = 9  # no fewer than the READs between an item and what `flows` has counted
+QUIET_CLOCKS = 11  # that nothing is under way before the recorder's figures are taken as final
 
 
 class Sequencer(Module):

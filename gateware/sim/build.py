@@ -15,7 +15,7 @@ from litex.soc.integration.export import get_csr_json
 
 from gateware.boards.base import Board
 from gateware.description import board_description
-from gateware.sim.configurations import CONFIGURATIONS, SERIAL_BAUDRATE
+from gateware.sim.configurations import BENCHMARKED, CONFIGURATIONS, SERIAL_BAUDRATE
 from gateware.sim.library import LIBRARY, folder
 from gateware.soc import EdenSoC
 from profiles.errors import BoardError
@@ -104,9 +104,9 @@ def _build(board: Board, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the simulated boards' shared libraries.")
-    parser.add_argument("--configuration", choices=CONFIGURATIONS, action="append", help="default: all")
+    parser.add_argument("--configuration", choices=CONFIGURATIONS, action="append", help="default: all but the benchmarks'")
     logging.disable(logging.WARNING)
-    for name in parser.parse_args().configuration or CONFIGURATIONS:
+    for name in parser.parse_args().configuration or [name for name in CONFIGURATIONS if name not in BENCHMARKED]:
         print(build(name))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from litedram.frontend.bist import LiteDRAMBISTChecker, LiteDRAMBISTGenerator
 from litedram.modules import MT8JTF12864, MT40A1G8, SDRAMModule
 from litex.build.generic_platform import GenericPlatform, Pins, Subsignal
 from litex.build.io import CRG
@@ -55,7 +56,7 @@ def _clocks(platform: GenericPlatform, _sys_clk_freq: float) -> Module:
     return CRG(platform.request("clock"), platform.request("reset"))
 
 
-def _peripherals(soc: EdenSoC, baudrate: int) -> None:
+def _peripherals(soc: EdenSoC, baudrate: int, bist: bool) -> None:
     host = wishbone.Interface(data_width=32, adr_width=30)
     soc.bus.add_master("host", host)
     soc.comb += [
@@ -63,10 +64,20 @@ def _peripherals(soc: EdenSoC, baudrate: int) -> None:
         soc.platform.request("bus_error").eq(soc.ctrl.bus_error),
     ]
     soc.add_serial_bridge(soc.platform.request("serial"), baudrate=baudrate)
+    if bist:
+        soc.bist_generator = LiteDRAMBISTGenerator(soc.sdram.crossbar.get_port())
+        soc.bist_checker = LiteDRAMBISTChecker(soc.sdram.crossbar.get_port())
 
 
 def _board(
-    name: str, title: str, module: type[SDRAMModule], data_width: int, nphases: int, sys_clk_freq: float, **sizes: int
+    name: str,
+    title: str,
+    module: type[SDRAMModule],
+    data_width: int,
+    nphases: int,
+    sys_clk_freq: float,
+    bist: bool = False,
+    **sizes: int,
 ) -> Board:
     def phy(_platform: GenericPlatform, _clocks: Module, sys_clk_freq: float) -> Module:
         geometry = module(sys_clk_freq, f"1:{nphases}").geom_settings
@@ -81,7 +92,7 @@ def _board(
         chip_width=8,
         rail=DramRail(1350, "simulated"),
         sizes=sizes,
-        peripherals=partial(_peripherals, baudrate=SERIAL_BAUDRATE),
+        peripherals=partial(_peripherals, baudrate=SERIAL_BAUDRATE, bist=bist),
         bridges="in the same process",
         loader=(),
     )
@@ -96,8 +107,10 @@ CONFIGURATIONS = {
     board.name: board
     for board in (
         _board("kc705", "simulated KC705", MT8JTF12864, 64, 4, 125e6),
+        _board("kc705_bist", "simulated KC705 with LiteDRAM's own self-test", MT8JTF12864, 64, 4, 125e6, bist=True),
         _board("small4", "simulated, DDR3, four phases", SmallDDR3, 16, 4, 125e6, **_SMALL),
         _board("small2", "simulated, DDR3, two phases", SmallDDR3, 16, 2, 75e6, **_SMALL),
         _board("small_ddr4", "simulated, DDR4, four phases", SmallDDR4, 16, 4, 200e6, **_SMALL),
     )
 }
+BENCHMARKED = ("kc705_bist",)  # only a benchmark needs them, and builds them itself

@@ -5,11 +5,16 @@ waits: two runs that differ in nothing but the number of bursts, and their diffe
 cells that an earlier write at too low a voltage left wrong; the log has room for them all.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from gateware import isa
+from gateware.boards import BOARDS
 from gateware.errorlog import BLOCK_WORDS
 from gateware.isa import Instruction
 from gateware.registers import CSR_BASE, START, State
@@ -18,9 +23,9 @@ from host import programs
 from host.board import Board
 from host.boards import software_board
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C, Preset
-from host.programs import Traversal
+from host.programs import EngineBuild, Traversal
 from host.simulation import SimulatedBoard
-from host.timings import DDR3_1600K
+from host.timings import DDR3_1600K, DDR4_1600K, Timings
 from profiles.pattern import Pattern
 from tests.host.engine_bench import EngineBench
 
@@ -37,10 +42,13 @@ CLOCKS_PER_S, ACCESSES_PER_S, INSTRUCTIONS, LOG_BYTES = 400e3, 100e3, 64, 4.5
 
 def figures() -> Iterator[dict[str, Any]]:
     """Builds the simulated KC705 first if it is not built."""
+    logging.disable(logging.WARNING)  # LiteX tells at length what it puts together
     build_library("kc705")
     yield from _closed_rows()
     yield from _open_rows()
+    yield from _self_test()
     yield from _program_sizes()
+    yield from _whole_modules()
     yield from _simulator()
 
 
@@ -127,6 +135,55 @@ def _open_rows() -> Iterator[dict[str, Any]]:
     ):
         value, _ = _clocks_a_burst(None, write, damaged)
         yield _figure(name, 1 / value, "bursts/clock", 1 / bound, OPEN)
+
+
+def _self_test() -> Iterator[dict[str, Any]]:
+    """LiteDRAM's own self-test in the same system on chip, over as many bursts; the engine must beat it."""
+    build_library("kc705_bist")
+    bus = SimulatedBoard("kc705_bist", FLAWLESS, SEED, DDR3_1600K)
+    bus.set_environment(1_350_000, REFERENCE_TEMPERATURE_C)
+    engine = _board(FLAWLESS)
+    bound = engine.geometry.burst_length // 2 / engine.build.nphases
+    ours = {"bist_generator": 1 / _clocks_a_burst(None, write=True)[0], "bist_checker": 1 / _clocks_a_burst(None)[0]}
+    for core, engine_rate in ours.items():
+        ticks = [_self_test_ticks(bus, core, bursts) for bursts in (ROWS * BURSTS, 9 * ROWS * BURSTS)]
+        rate = 8 * ROWS * BURSTS / (ticks[1] - ticks[0])
+        yield _figure(f"litedram_{core}", rate, "bursts/clock", 1 / bound, None)
+        name = {"bist_generator": "linear_fill", "bist_checker": "linear_read"}[core]
+        yield _figure(f"{name}_over_litedram", engine_rate, "bursts/clock", rate, 1.0)
+
+
+def _self_test_ticks(bus: SimulatedBoard, core: str, bursts: int) -> int:
+    """Clocks that LiteDRAM's generator or checker takes for ``bursts`` bursts from the start of the module.
+
+    Its counter runs while it works, its refreshes included, of which there are few: one in 975 clocks.
+    """
+    length = bursts * bus.build.geometry.burst_bits // 8
+    for register, value in (("reset", 1), ("base", 0), ("end", 2 * length), ("length", length), ("start", 1)):
+        bus.write(bus.registers[f"{core}_{register}"], np.array([value], np.uint32))
+    while not bus.read(bus.registers[f"{core}_done"], 1)[0]:
+        bus.run(1000)
+    if core == "bist_checker" and bus.read(bus.registers[f"{core}_errors"], 1)[0]:
+        raise AssertionError("LiteDRAM's self-test found errors; its speed says nothing then")
+    return int(bus.read(bus.registers[f"{core}_ticks"], 1)[0])
+
+
+def _whole_modules() -> Iterator[dict[str, Any]]:
+    """What one pass over every burst of each real board's module takes at its clock, refreshes included."""
+    for board in BOARDS.values():
+        parameters = board.soc(board.sys_clk_freq).parameters
+        jedec = {"DDR3": DDR3_1600K, "DDR4": DDR4_1600K}[board.module.memtype]
+        timings = Timings.of(jedec, parameters.tck_ps, parameters.cas_write_latency)
+        build = EngineBuild(
+            *(parameters.nphases, parameters.read_phase, parameters.write_phase, parameters.log_blocks),
+            *(parameters.geometry, timings),
+        )
+        g = parameters.geometry
+        for name, trcd in (("act_rd_pre", 1), ("linear", None)):
+            walk = Traversal(tuple(range(g.banks)), 0, g.rows, 0, g.bursts_per_row, whole_rows=trcd is None)
+            clocks = isa.clocks(programs.test(build, walk, PATTERN, trcd))
+            seconds = clocks * parameters.nphases * parameters.tck_ps * 1e-12 / (1 - timings.trfc / timings.trefi)
+            yield _figure(f"whole_module_{board.name}_{name}", seconds, "s", None, None)
 
 
 def _program_sizes() -> Iterator[dict[str, Any]]:

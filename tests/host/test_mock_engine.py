@@ -9,6 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateware import registers
+from gateware import isa
 from gateware.errorlog import BLOCK_WORDS
 from gateware.isa import Command, Digit, Instruction, Opcode, Pointer, Setting, Slot, issue, set_
 from gateware.registers import CSR_BASE, RESUME, START, STOP, Fault, State
@@ -59,6 +60,8 @@ def test_random_programs_match_the_reference(nphases: int, data: st.DataObject) 
         assert mocked.get("captured") == len(reference.captured)
         if fault:
             assert mocked.get("fault_pc") == reference.pc
+        elif not reference.refreshes:
+            assert isa.clocks(program) == reference.clocks
         check_results(mocked, reference, fault)
     if not fault:
         content = mocked.content()
