@@ -10,6 +10,7 @@ from litex.soc.cores.clock import ECP5PLL
 from migen import ClockDomain, ClockDomainsRenamer, ClockSignal, If, Instance, ResetSignal, Signal
 from migen.genlib.resetsync import AsyncResetSynchronizer
 
+from gateware.register_slice import RegisterSlice
 from gateware.soc import EdenSoC
 
 MAC_ADDRESS, IP_ADDRESS, ETHERBONE_PORT = 0x10E2D5000000, "192.168.1.50", 1234  # LiteX's own defaults
@@ -101,5 +102,7 @@ def add_etherbone(soc: EdenSoC) -> None:
     soc.cd_sys_bus = ClockDomain("sys_bus")  # the system clock, by a name that is not renamed inside the stack
     soc.comb += [soc.cd_sys_bus.clk.eq(ClockSignal("sys")), soc.cd_sys_bus.rst.eq(ResetSignal("sys"))]
     soc.etherbone = LiteEthEtherbone(core.udp, ETHERBONE_PORT, buffer_depth=256, cd="sys_bus")
-    soc.bus.add_master("etherbone", soc.etherbone.wishbone.bus)
+    soc.etherbone_slice = RegisterSlice()
+    soc.comb += soc.etherbone.wishbone.bus.connect(soc.etherbone_slice.master)
+    soc.bus.add_master("etherbone", soc.etherbone_slice.bus)
     soc.platform.add_period_constraint(soc.ethphy.crg.cd_eth_rx.clk, 1e9 / soc.ethphy.rx_clk_freq)

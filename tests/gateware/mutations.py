@@ -13,7 +13,8 @@ class Mutation:
     wrong: str
 
 
-_SEQUENCER, _ADDRESSES = "gateware/engine/sequencer.py", "gateware/engine/addresses.py"
+_FETCH, _SEQUENCER = "gateware/engine/fetch.py", "gateware/engine/sequencer.py"
+_ADDRESSES = "gateware/engine/addresses.py"
 _BANKS, _DATA_PATH = "gateware/engine/banks.py", "gateware/engine/data_path.py"
 _PATTERNS, _ENGINE = "gateware/engine/patterns.py", "gateware/engine/engine.py"
 _LOG, _COUNTERS, _RECORDER = (
@@ -25,24 +26,25 @@ _MEMORIES, _CRC = "gateware/engine/memories.py", "gateware/engine/crc.py"
 
 MUTATIONS = (
     # time and flow
-    Mutation("a wait is a clock too long", _SEQUENCER, "If(self._waiting == 1, *", "If(self._waiting == 0, *"),
     Mutation(
-        "a loop makes one pass too many", _SEQUENCER, "again.eq(ends & (left > 1))", "again.eq(ends & (left > 0))"
+        "a wait is a clock too long", _SEQUENCER, "self._last_wait.eq(left == 2)", "self._last_wait.eq(left == 1)"
     ),
-    Mutation("an inner loop keeps its level", _SEQUENCER, "depth.eq(level - (ends & ~again))", "depth.eq(level)"),
-    Mutation("refresh is due a clock late", _SEQUENCER, "(until <= 1)", "(until <= 0)"),
-    Mutation("a refresh forgets its interval", _SEQUENCER, "until.eq(remembered + interval)", "until.eq(interval)"),
-    Mutation("tRFC is a clock short", _SEQUENCER, "self._trfc_left == 2", "self._trfc_left == 3"),
+    Mutation("a loop makes one pass too many", _FETCH, "repeats[k].eq(lefts[k] > 2)", "repeats[k].eq(lefts[k] > 1)"),
+    Mutation("an inner loop keeps its level", _FETCH, " - (self._ends & ~self._again))", ")"),
+    Mutation("a loop goes back to another one's beginning", _FETCH, "entered.adr.eq(depth)", "entered.adr.eq(0)"),
+    Mutation("refresh is due a clock late", _SEQUENCER, "remembered <= 2, remembered <= 1", "remembered <= 1, 0"),
+    Mutation(
+        "a refresh forgets its interval", _SEQUENCER, "next_one.eq(remembered + interval)", "next_one.eq(interval)"
+    ),
+    Mutation(
+        "tRFC is a clock short", _SEQUENCER, "self._last_of_trfc.eq(left == 3)", "self._last_of_trfc.eq(left == 4)"
+    ),
     Mutation("a full log does not halt", _SEQUENCER, "self._full.eq(room < reserve)", "self._full.eq(0)"),
     Mutation(
-        "a program runs past its end", _SEQUENCER, ".Elif(self._pc >= self.length,", ".Elif(self._pc > self.length,"
+        "a program runs past its end", _FETCH, "self._following == self.length", "self._following == self.length + 1"
     ),
-    Mutation(
-        "a chunk forgets its loops' clock",
-        _SEQUENCER,
-        "If(self._begin, self._pc.eq(0)",
-        "If(self._begin, self._pc.eq(1)",
-    ),
+    Mutation("a chunk begins inside the last one's loops", _FETCH, "If(self.begin, depth.eq(0)),", ""),
+    Mutation("a program begins with its second instruction", _FETCH, "self.address.eq(0)", "self.address.eq(1)"),
     # addresses
     Mutation("a pointer wraps a step late", _ADDRESSES, "index + 1 >= count", "index >= count"),
     Mutation(

@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateware import isa
-from gateware.isa import Instruction
+from gateware.isa import Instruction, issue
 from gateware.registers import Fault
 from host import programs
 from host.boards import open_board
@@ -23,7 +23,7 @@ from host.scan import scan
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K, DDR4_1600K, Timings
 from profiles.pattern import Pattern
-from tests.host.engine_bench import BASES, EngineBench, random_programs
+from tests.host.engine_bench import BASES, END, EngineBench, random_programs
 
 SEED = 5
 SPEED = {"small4": DDR3_1600K, "small2": DDR3_1600K, "small_ddr4": DDR4_1600K}
@@ -111,6 +111,25 @@ def test_scans_of_a_region(configuration: str, trcd: int | None) -> None:
             assert compare(lambda bench, program=program: bench.run(program), simulated, mocked) == Fault.NONE
     assert simulated.halts > 0  # the log of these boards is small
     assert simulated.bus.violations() == {}
+    simulated.bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_where_loops_and_programs_end(configuration: str) -> None:
+    """Loops too deep or never begun, a program without END, and loops that a chunk leaves open."""
+    simulated, mocked = pair(configuration)
+    begin, end = issue(loop_begin=2), issue(loop_end=True)
+    deepest = [*[begin] * isa.LOOP_DEPTH, *[end] * isa.LOOP_DEPTH]
+    more = Instruction(isa.Opcode.END, more=True)
+    for chunks, fault in (
+        ([[*deepest, issue(wait=1, loop_begin=3, loop_end=True), END]], Fault.NONE),
+        ([[begin, *deepest, end, END]], Fault.LOOP),
+        ([[issue(), end, END]], Fault.LOOP),
+        ([[issue(), issue(wait=2)]], Fault.BAD_INSTRUCTION),
+        ([[begin, begin, begin, more], [*deepest, END]], Fault.NONE),
+    ):
+        assert compare(lambda bench, chunks=chunks: bench.run_chunks(chunks), simulated, mocked) == fault
     simulated.bus.close()
 
 
