@@ -38,14 +38,16 @@ class Fetch(Module):
         self._begins, self._ends, self._again = Signal(), Signal(), Signal()  # a loop; its next pass follows
         self._count_over = {passes: Signal() for passes in (1, 2)}  # the instruction's count is more than that
         self._kept_instruction = Signal(32 * INSTRUCTION_WORDS)  # the innermost loop's first one,
+        self._kept_wait_is = {clocks: Signal() for clocks in self.wait_is}  # what is known of it,
         self._kept_following = Signal(PC_BITS)  # and the number after it
         self._add_instruction()
         self._add_address()
         self._add_loops()
 
     def _add_instruction(self) -> None:
+        """What is looked up in the next instruction is looked up in what the memory holds out, before the choice."""
         upcoming = Signal(32 * INSTRUCTION_WORDS)
-        count = field(upcoming, COMMON_FIELDS["count"])
+        count, wait = (field(self.data, COMMON_FIELDS[name]) for name in ("count", "wait"))
         self.comb += [
             upcoming.eq(self.data),
             If(self._again, upcoming.eq(Mux(self._begins, self.instruction, self._kept_instruction))),
@@ -53,9 +55,13 @@ class Fetch(Module):
         self.sync += If(
             self.advance | self._begun,
             self.instruction.eq(upcoming),
-            *[each.eq(field(upcoming, COMMON_FIELDS["wait"]) == clocks) for clocks, each in self.wait_is.items()],
-            self._begins.eq(field(upcoming, COMMON_FIELDS["loop_begin"]) & (count != 0) & ~self._again),
-            *[over.eq(count > passes) for passes, over in self._count_over.items()],
+            If(
+                self._again,
+                If(~self._begins, *[each.eq(self._kept_wait_is[clocks]) for clocks, each in self.wait_is.items()]),
+            ).Else(*[each.eq(wait == clocks) for clocks, each in self.wait_is.items()]),
+            self._begins.eq(field(self.data, COMMON_FIELDS["loop_begin"]) & (count != 0) & ~self._again),
+            self._count_over[1].eq(count[1:] != 0),
+            self._count_over[2].eq((count[2:] != 0) | (count[:2] == 3)),
         )
 
     def _add_address(self) -> None:
@@ -109,13 +115,13 @@ class Fetch(Module):
 
     def _keep_beginnings(self, depth: Signal, innermost: Signal) -> None:
         """A loop's first instruction and the number after it, written as the loop begins."""
-        memory = Memory(len(self.instruction) + PC_BITS, LOOP_DEPTH)
+        memory = Memory(len(self.instruction) + len(self.wait_is) + PC_BITS, LOOP_DEPTH)
         entered, kept = memory.get_port(write_capable=True), memory.get_port(async_read=True)
         self.specials += memory, entered, kept
         self.comb += [
             entered.adr.eq(depth),
-            entered.dat_w.eq(Cat(self.instruction, self._following)),
+            entered.dat_w.eq(Cat(self.instruction, *self.wait_is.values(), self._following)),
             entered.we.eq(self.advance & self._begins),
             kept.adr.eq(innermost),
-            Cat(self._kept_instruction, self._kept_following).eq(kept.dat_r),
+            Cat(self._kept_instruction, *self._kept_wait_is.values(), self._kept_following).eq(kept.dat_r),
         ]
