@@ -23,14 +23,22 @@ class _Digit(Module):
 
     def __init__(self, load: Signal, restart: Signal, step: Signal, value: Signal, clear: Signal) -> None:
         self.value, self.last = Signal(ADDRESS_BITS), Signal()
-        start, by, count, index = (Signal(bits) for bits in (ADDRESS_BITS, ADDRESS_BITS, _COUNT_BITS, _COUNT_BITS))
-        self.comb += self.last.eq(index + 1 >= count)
+        start, by, count = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS), Signal(_COUNT_BITS)
+        left, only_one = Signal(_COUNT_BITS), Signal()  # values left with the present one; there is no other
+        loaded, loads_one = value[40:64], value[41:64] == 0
         self.sync += [
-            If(step & self.last, index.eq(0), self.value.eq(start)),
-            If(step & ~self.last, index.eq(index + 1), self.value.eq(self.value + by)),
-            If(restart, index.eq(0), self.value.eq(start)),
-            If(load, start.eq(value[:20]), by.eq(value[20:40]), count.eq(value[40:64]), self.value.eq(value[:20])),
-            If(clear, start.eq(0), by.eq(0), count.eq(0), index.eq(0), self.value.eq(0)),
+            If(step & ~self.last, left.eq(left - 1), self.last.eq(left == 2), self.value.eq(self.value + by)),
+            If((step & self.last) | restart, left.eq(count), self.last.eq(only_one), self.value.eq(start)),
+            If(
+                load,
+                *[start.eq(value[:20]), by.eq(value[20:40]), count.eq(loaded), only_one.eq(loads_one)],
+                *[left.eq(loaded), self.last.eq(loads_one), self.value.eq(value[:20])],
+            ),
+            If(
+                clear,
+                *[each.eq(0) for each in (start, by, count, left, self.value)],
+                *[only_one.eq(1), self.last.eq(1)],
+            ),
         ]
 
 
@@ -123,8 +131,7 @@ class Addresses(Module):
         # # #
 
         here, found = Item(), [SlotCommand() for _ in range(isa.SLOTS)]
-        arrived = Item()
-        self._accepted = accepted = Item()
+        self._arrived, self._accepted = arrived, accepted = Item(), Item()
         self.submodules.refusals = refusals = _Refusals(parameters, arrived)
         self.sync += [
             arrived.eq(self.item),
@@ -137,27 +144,29 @@ class Addresses(Module):
         self._add_pointers(found)
         self._add_bank_order(here, found)
 
+    def _look_ahead(self, pointer: int, steps: Signal, loads: list[Signal]) -> list:
+        """In the clock before, whether the instruction, if it is accepted, steps or loads a pointer."""
+        i = self._arrived.instruction
+        setting, _ = set_fields(self, i)
+        slots = [
+            (slot_field(i, k, "command") != 0) & (slot_field(i, k, "address") == pointer) & slot_field(i, k, "step")
+            for k in range(isa.SLOTS)
+        ]
+        return [
+            steps.eq(reduce(or_, slots)),
+            *[load.eq(setting == int(base) + 4 * pointer) for load, base in zip(loads, _POINTER_SETTINGS, strict=True)],
+        ]
+
     def _add_pointers(self, found: list[SlotCommand]) -> None:
         """Select each slot's address, and advance the pointers that the instruction steps."""
         i, item = self._accepted.instruction, self._accepted
-        setting, value = set_fields(self, i)
-        active = ~self.abort
+        _, value = set_fields(self, i)
         pointers = []
         for p in range(isa.POINTERS):
-            loads = [Signal() for _ in _POINTER_SETTINGS]
-            step = Signal()
-            steps = [
-                (slot_field(i, k, "command") != 0) & (slot_field(i, k, "address") == p) & slot_field(i, k, "step")
-                for k in range(isa.SLOTS)
-            ]
-            self.comb += [
-                *[
-                    load.eq(item.set & active & (setting == int(base) + 4 * p))
-                    for load, base in zip(loads, _POINTER_SETTINGS, strict=True)
-                ],
-                step.eq(item.issue & active & reduce(or_, steps)),
-            ]
-            pointers.append(_Pointer(loads, step, value, self.start))
+            steps, *loads = (Signal() for _ in (None, *_POINTER_SETTINGS))
+            self.sync += self._look_ahead(p, steps, loads)
+            step = item.issue & ~self.abort & steps
+            pointers.append(_Pointer([item.set & ~self.abort & load for load in loads], step, value, self.start))
         self.submodules += pointers
         banks, rows, columns = (
             Array(getattr(pointer, name) for pointer in pointers) for name in ("bank", "row", "column")

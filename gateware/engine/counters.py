@@ -12,7 +12,7 @@ from gateware.engine.queue import Queue
 from gateware.engine.window import WindowPort
 
 _LANE_BIT = log2_int(WORD_BITS)
-_QUEUE_DEPTH = 4
+_QUEUE_DEPTH = 8
 
 
 class ErrorCounters(Module):

@@ -132,9 +132,7 @@ class TestEngine(Module, AutoCSR):
         machine.act("IDLE", If(start, NextState("CLEARED")))
         machine.act("CLEARED", self._check_program.eq(1), NextState("CHECK_PROGRAM"))
         machine.act("CHECK_PROGRAM", If(self._checked, If(self._program_good, check_buffer).Else(*check_failed)))
-        machine.act(
-            "CHECK_BUFFER", If(self._checked, If(self._buffer_good, NextState("TAKE")).Else(*check_failed))
-        )
+        machine.act("CHECK_BUFFER", If(self._checked, If(self._buffer_good, NextState("TAKE")).Else(*check_failed)))
         machine.act(
             "TAKE",
             If(

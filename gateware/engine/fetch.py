@@ -85,12 +85,12 @@ class Fetch(Module):
 
     def _add_loops(self) -> None:
         """The stack of loops: what each begins with, and its passes left with the present one."""
-        depth, innermost = Signal(max=LOOP_DEPTH + 1), Signal(max=LOOP_DEPTH)
+        depth, after, innermost = Signal(max=LOOP_DEPTH + 1), Signal(max=LOOP_DEPTH + 1), Signal(max=LOOP_DEPTH)
         lefts = [Signal(COMMON_FIELDS["count"].width) for _ in range(LOOP_DEPTH)]
         repeats = [Signal() for _ in range(LOOP_DEPTH)]  # more than one is left
         again = Mux(self._begins, self._count_over[1], Array(repeats)[innermost])
         self.comb += [
-            innermost.eq(depth - 1),
+            after.eq(depth + self._begins - (self._ends & ~self._again)),
             self._ends.eq(field(self.instruction, COMMON_FIELDS["loop_end"])),
             self._again.eq(self._ends & again & ~self._begun),
             self.too_deep.eq(self._begins & (depth == LOOP_DEPTH)),
@@ -100,7 +100,7 @@ class Fetch(Module):
         begun = [left.eq(count - self._ends) for left in lefts]
         begun_repeats = [each.eq(Mux(self._ends, self._count_over[2], self._count_over[1])) for each in repeats]
         self.sync += [
-            If(self.advance, depth.eq(depth + self._begins - (self._ends & ~self._again))),
+            If(self.advance, depth.eq(after), innermost.eq(after - 1)),
             If(self.begin, depth.eq(0)),
             *[
                 If(self.advance & self._begins & (depth == k), begun[k], begun_repeats[k]).Elif(

@@ -8,7 +8,7 @@ class Queue(Module):
     """A record put into an empty queue is at its head one clock later.
 
     Attributes:
-        tail, put: in, a record comes; not without `room`.
+        tail, put: in, a record comes; not without `room`, which tells of a queue that is not quite full yet.
         head: out, the record that came first, valid while `waiting`.  take: in, it goes.
     """
 
@@ -22,8 +22,8 @@ class Queue(Module):
         self.comb += [
             fifo.din.eq(self.tail.raw_bits()),
             fifo.we.eq(self.put),
-            self.room.eq(fifo.writable),
             self.head.raw_bits().eq(fifo.dout),
             self.waiting.eq(fifo.readable),
             fifo.re.eq(self.take),
         ]
+        self.sync += self.room.eq(fifo.level <= depth - 2)  # a clock late, when one more may have come

@@ -104,7 +104,9 @@ def _build(board: Board, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the simulated boards' shared libraries.")
-    parser.add_argument("--configuration", choices=CONFIGURATIONS, action="append", help="default: all but the benchmarks'")
+    parser.add_argument(
+        "--configuration", choices=CONFIGURATIONS, action="append", help="default: all but the benchmarks'"
+    )
     logging.disable(logging.WARNING)
     for name in parser.parse_args().configuration or [name for name in CONFIGURATIONS if name not in BENCHMARKED]:
         print(build(name))

@@ -46,11 +46,16 @@ MUTATIONS = (
     Mutation("a chunk begins inside the last one's loops", _FETCH, "If(self.begin, depth.eq(0)),", ""),
     Mutation("a program begins with its second instruction", _FETCH, "self.address.eq(0)", "self.address.eq(1)"),
     # addresses
-    Mutation("a pointer wraps a step late", _ADDRESSES, "index + 1 >= count", "index >= count"),
+    Mutation("a pointer wraps a step late", _ADDRESSES, "self.last.eq(left == 2)", "self.last.eq(left == 1)"),
     Mutation(
         "the slow digits turn too early", _ADDRESSES, "step & last[order[0]] & last[order[1]]", "step & last[order[0]]"
     ),
-    Mutation("a pointer is not sent to its start", _ADDRESSES, "If(restart, index.eq(0), ", "If(restart, "),
+    Mutation(
+        "a pointer is not sent to its start",
+        _ADDRESSES,
+        "If((step & self.last) | restart, left",
+        "If(step & self.last, left",
+    ),
     Mutation(
         "a read has its row for a column", _ADDRESSES, "Mux(takes_row, rows[which], columns[which])", "rows[which]"
     ),
