@@ -21,7 +21,7 @@ from profiles.storage import HEADER_NAME, MAX_HEADER_BYTES, POINTS_NAME, Profile
 
 SUFFIXES = (".parquet", ".csv", ".zip")
 
-_ENTRY = re.compile(rf"{re.escape(HEADER_NAME)}|{POINTS_NAME}/\d{{5,9}}\.parquet")
+_ENTRY = re.compile(rf"{re.escape(HEADER_NAME)}|{POINTS_NAME}/\d{{5,9}}(\.(bitmaps|counters))?\.parquet")
 _MAX_EXPANSION = 4  # point files are compressed already; an archive that promises more is no profile
 _SLACK_BYTES = 1 << 20
 _ROWS_A_BATCH = 1 << 20
@@ -94,8 +94,7 @@ def import_profile(path: Path | str, folder: Path | str) -> Profile:
         try:
             _extract(path, staging / "profile")
             profile = Profile.open(staging / "profile")
-            for record in profile.points:
-                profile.cells(record.index)
+            profile.verify()
             (staging / "profile").replace(folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -105,7 +104,8 @@ def import_profile(path: Path | str, folder: Path | str) -> Profile:
 def _write_archive(profile: Profile, file: IO[bytes]) -> None:
     # Stored, not deflated: the point files are compressed already.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        names = [HEADER_NAME, *(f"{POINTS_NAME}/{record.index:05d}.parquet" for record in profile.points)]
+        points = (file for record in profile.points for file in profile.files(record.index))
+        names = [HEADER_NAME, *(f"{POINTS_NAME}/{file.name}" for file in points)]
         for name in names:
             archive.write(profile.path / name, name)
         archive.comment = _manifest([entry.filename for entry in archive.infolist()])

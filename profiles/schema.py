@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class _Record(BaseModel):
@@ -68,6 +68,21 @@ class Region(_Record):
     def cells(self, geometry: Geometry) -> int:
         return len(self.banks) * self.row_count * geometry.row_bits
 
+    @property
+    def row_end(self) -> int:
+        """The row after the last one."""
+        return self.row_start + self.row_count
+
+    def holds(self, other: "Region") -> bool:
+        """Whether all of ``other`` lies in this region."""
+        rows_inside = self.row_start <= other.row_start and other.row_end <= self.row_end
+        return rows_inside and set(other.banks) <= set(self.banks)
+
+    def meets(self, other: "Region") -> bool:
+        """Whether the two share a row."""
+        rows_shared = self.row_start < other.row_end and other.row_start < self.row_end
+        return rows_shared and not set(self.banks).isdisjoint(other.banks)
+
 
 class PointRecord(_Record):
     """One tested point: the conditions of a number of identical rounds over one region.
@@ -84,7 +99,10 @@ class PointRecord(_Record):
         refresh: "kept" or "withheld" while testing.
         rounds: reads of every cell of the region, the trials of each.
         stored_ones: cells of the region that store a 1, for each bank of ``region.banks``.
-        errors_zero_to_one, errors_one_to_zero: failed reads by direction; reconcile with the cell table.
+        cell_regions: None where every cell that failed is stored. Otherwise the whole region is known by counters
+            (failed reads of each row, bitline and data line), and single cells in these parts of it only.
+        errors_zero_to_one, errors_one_to_zero: failed reads of the region by direction; they reconcile with the cells,
+            and with the counters.
     """
 
     index: int = Field(ge=0)
@@ -104,6 +122,7 @@ class PointRecord(_Record):
     region: Region
     rounds: int = Field(gt=0, le=65535)
     stored_ones: tuple[int, ...]
+    cell_regions: tuple[Region, ...] | None = None
     errors_zero_to_one: int = Field(ge=0)
     errors_one_to_zero: int = Field(ge=0)
     started: datetime
@@ -112,6 +131,16 @@ class PointRecord(_Record):
     @property
     def errors(self) -> int:
         return self.errors_zero_to_one + self.errors_one_to_zero
+
+    @property
+    def counted(self) -> bool:
+        """Whether counters describe the region, and cells only parts of it."""
+        return self.cell_regions is not None
+
+    @property
+    def known_cells(self) -> tuple[Region, ...]:
+        """Where every cell that failed is stored."""
+        return (self.region,) if self.cell_regions is None else self.cell_regions
 
 
 class ModuleIdentity(_Record):

@@ -8,13 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv
 
-from profiles.cells import CellCounts
 from profiles.error_models import Floats
 from profiles.errors import ProfileError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern
 from profiles.population import Integers
-from profiles.schema import OperatingPoint, PointRecord, WriteCondition
+from profiles.schema import OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
 CONFIDENCE = 0.95
@@ -160,7 +159,8 @@ def ber_by(profile: Profile, records: Sequence[PointRecord], group: Group, block
     Args:
         profile: where the records come from.
         records: points to pool.
-        group: "bank", "wordline_block" (``block_rows`` rows), "bitline", "dq", "direction" or "pattern".
+        group: "bank", "wordline_block" (``block_rows`` rows), "bitline", "dq", "direction" or "pattern". Counters do
+            not tell subarrays apart: a counted point takes part in "bitline" only where it knows single cells.
         block_rows: rows of a wordline block.
 
     Raises:
@@ -173,12 +173,11 @@ def ber_by(profile: Profile, records: Sequence[PointRecord], group: Group, block
         return _table(group, keys, *np.array([counts[key] for key in keys], np.int64).reshape(-1, 2).T)
     geometry = profile.geometry
     known, trials = _group_trials(geometry, records, group, block_rows)
-    number = _group_number(geometry, group, block_rows)
     errors = np.zeros(known.size, np.int64)
     for record in records:
-        cells: CellCounts = profile.cells(record.index)
-        at = np.searchsorted(known, number(cells.cell))
-        errors += np.bincount(at, weights=cells.errors, minlength=known.size).astype(np.int64)
+        for numbers, failed in _group_errors(profile, record, group, block_rows):
+            at = np.searchsorted(known, numbers)
+            errors += np.bincount(at, weights=failed, minlength=known.size).astype(np.int64)
     return _table(group, known.tolist(), errors, trials)
 
 
@@ -234,6 +233,30 @@ def _by_pattern(profile: Profile, records: Sequence[PointRecord]) -> dict[str, t
     return counts
 
 
+def _by_counters(record: PointRecord, group: Group) -> bool:
+    return record.counted and group != "bitline"
+
+
+def _group_errors(
+    profile: Profile, record: PointRecord, group: Group, block_rows: int
+) -> Iterator[tuple[Integers, npt.NDArray[np.integer[Any]]]]:
+    """Groups and failed reads of a record, bank by bank; a group may come more than once."""
+    geometry = profile.geometry
+    if not _by_counters(record, group):
+        number = _group_number(geometry, group, block_rows)
+        for _, cells in profile.cells_by_bank(record.index):
+            yield number(cells.cell), cells.errors
+        return
+    for bank in record.region.banks:
+        lines = profile.lines(record.index, bank)
+        if group == "dq":
+            yield np.arange(geometry.data_width), lines.lanes.sum(axis=1)
+            continue
+        wordline = bank * geometry.rows + np.arange(record.region.row_start, record.region.row_end, dtype=np.int64)
+        number = _group_number(geometry, group, block_rows)
+        yield number(wordline * geometry.row_bits), lines.rows.sum(axis=1)
+
+
 def _group_number(geometry: Geometry, group: Group, block_rows: int) -> Callable[[Integers], Integers]:
     if group == "wordline_block":
         return lambda cells: _block(geometry, geometry.wordline(cells), block_rows)
@@ -251,8 +274,9 @@ def _group_trials(
     """Groups that were read, ascending, and the reads of each."""
     keys, trials = [], []
     for record in records:
-        for bank in record.region.banks:
-            key, cells = _group_cells(geometry, record, bank, group, block_rows)
+        areas = (record.region,) if _by_counters(record, group) else record.known_cells
+        for area, bank in ((each, bank) for each in areas for bank in each.banks):
+            key, cells = _group_cells(geometry, area, bank, group, block_rows)
             keys.append(key)
             trials.append(cells * record.rounds)
     known, at = np.unique(np.concatenate(keys), return_inverse=True)
@@ -262,10 +286,10 @@ def _group_trials(
 
 
 def _group_cells(
-    geometry: Geometry, record: PointRecord, bank: int, group: Group, block_rows: int
+    geometry: Geometry, area: Region, bank: int, group: Group, block_rows: int
 ) -> tuple[Integers, Integers]:
-    """Groups that lie in one bank of a record's region, and how many cells of the region each has."""
-    rows = record.region.row_start + np.arange(record.region.row_count, dtype=np.int64)
+    """Groups that lie in one bank of a region, and how many cells of the region each has."""
+    rows = np.arange(area.row_start, area.row_end, dtype=np.int64)
     if group == "bank":
         return np.array([bank]), np.array([rows.size * geometry.row_bits])
     if group == "dq":
