@@ -188,3 +188,13 @@ class ProfileHeader(_Record):
     licence: str = "CC-BY-4.0"
     citation: str = ""
     created: datetime
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a profile's header (`profile.json`) and of a point's record (Parquet metadata `eden.point`)."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"eden-profile, version {FORMAT_VERSION}",
+        "header": ProfileHeader.model_json_schema(mode="serialization"),
+        "point": PointRecord.model_json_schema(mode="serialization"),
+    }

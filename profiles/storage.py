@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from profiles.cells import CellCounts, LineCounts
@@ -209,6 +210,10 @@ class Profile:
         if not stored.record.counted or bank not in stored.record.region.banks:
             raise ProfileError(f"point {index} of {self.path} has no counters of bank {bank}; see its cells")
         return stored.lines(bank)
+
+    def line_trials(self, index: int, bank: int) -> dict[str, npt.NDArray[np.int64]]:
+        """Reads behind `lines`, by kind of line: int64[n, 2], while storing 0 and 1."""
+        return self._stored(index).trials(bank)
 
     def verify(self) -> None:
         """Read all there is, and reconcile cells, counters and records.

@@ -1,5 +1,6 @@
 """`eden scan`, `eden profile …` and `eden fit`: from a board to an error profile and its error models."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,8 @@ from profiles import exchange, plots, statistics
 from profiles.errors import PlanError
 from profiles.fit import FitReport
 from profiles.fit import fit as fit_models
-from profiles.schema import OperatingPoint, WriteCondition
+from profiles.latency_study import import_latency_study
+from profiles.schema import OperatingPoint, WriteCondition, json_schema
 from profiles.storage import Profile
 
 ProfilePath = Annotated[Path, typer.Argument(help="Profile folder, as `eden scan` writes it.")]
@@ -98,7 +100,9 @@ def plot(
 @profile_app.command()
 def export(
     profile: ProfilePath,
-    file: Annotated[Path, typer.Argument(help="NAME.csv, NAME.parquet (flat tables) or NAME.zip (the whole profile).")],
+    file: Annotated[
+        Path, typer.Argument(help="NAME.csv, .parquet (flat tables), .npz (NumPy arrays), or .zip (the whole profile).")
+    ],
 ) -> None:
     """Write a profile as tables for other programs, or as one file to hand over."""
     for written in exchange.export(Profile.open(profile), file):
@@ -107,12 +111,28 @@ def export(
 
 @profile_app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="NAME.zip, as `eden profile export` writes it.")],
-    profile: Annotated[Path, typer.Argument(help="Folder to make.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="NAME.zip, as `eden profile export` writes it; or the CSV of the SIGMETRICS'16 study."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to make of a .zip; NAME.parquet to make of a .csv.")],
 ) -> None:
-    """Unpack a profile that someone handed over, and check every point of it."""
-    imported = exchange.import_profile(file, profile)
-    console.print(f"{len(imported.points)} points: {profile}")
+    """Unpack a profile that someone handed over, and check every point of it; or bring in published error rates.
+
+    The DRAM latency-variation study (Chang et al., SIGMETRICS 2016) has rates only, without addresses: it becomes a
+    table, not a profile, and what it does not say stays missing.
+    """
+    if file.suffix == ".csv":
+        console.print(f"{import_latency_study(file, out)} tests: {out}")
+        return
+    imported = exchange.import_profile(file, out)
+    console.print(f"{len(imported.points)} points: {out}")
+
+
+@profile_app.command()
+def schema() -> None:
+    """Print the JSON Schema of a profile's header and of the record of a point."""
+    print(json.dumps(json_schema(), indent=2))
 
 
 def fit(

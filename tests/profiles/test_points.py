@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiles.cells import CellCounts, LineCounts
+from profiles.cells import CellCounts
 from profiles.counting import FailureCounts
 from profiles.errors import ProfileError
 from profiles.geometry import Geometry
@@ -31,23 +31,6 @@ def failing(geometry: Geometry, region: Region, density: float, rng: np.random.G
         parts.append(first + np.flatnonzero(rng.random(region.row_count * geometry.row_bits) < density))
     cell = np.concatenate(parts).astype(np.int64)
     return cell, rng.integers(1, ROUNDS + 1, cell.size).astype(np.uint16)
-
-
-def lines_of(geometry: Geometry, region: Region, bank: int, cells: CellCounts) -> LineCounts:
-    """The counters that these cells would have left."""
-    here = geometry.bank(cells.cell) == bank
-    cell, errors, stored = cells.cell[here], cells.errors[here], cells.stored[here].astype(np.int64)
-
-    def summed(line: np.ndarray, size: int) -> np.ndarray:
-        counts = np.bincount(line * 2 + stored, weights=errors, minlength=2 * size)
-        return counts.reshape(-1, 2).astype(np.int64)
-
-    return LineCounts(
-        bank,
-        summed(geometry.row(cell) - region.row_start, region.row_count),
-        summed(cell % geometry.row_bits, geometry.row_bits),
-        summed(geometry.dq(cell), geometry.data_width),
-    )
 
 
 def record_of(
@@ -109,7 +92,7 @@ def counted(planted: ModuleType, path: Path, density: float = 0.1, **spoil: obje
                     point.add(bank, area.row_start, area.row_count, cell[at], errors[at])
         for bank in region.banks:
             if spoil.get("no_counters_in") != bank:
-                point.count(lines_of(geometry, region, bank, cells))
+                point.count(planted.lines(geometry, region, bank, cells))
         made = record_of(planted, geometry, cells, region, cell_regions=[area.model_dump() for area in areas])
         point.finish(made.model_copy(update=spoil.get("record", {})))  # type: ignore[arg-type]
     return Profile.open(path), cells
@@ -121,7 +104,7 @@ def test_counters_and_cells_of_areas(planted: ModuleType, tmp_path: Path, densit
     geometry, (record,) = profile.geometry, profile.points
     profile.verify()
     for bank in (0, 1):
-        truth, found = lines_of(geometry, record.region, bank, cells), profile.lines(0, bank)
+        truth, found = planted.lines(geometry, record.region, bank, cells), profile.lines(0, bank)
         for kind in ("rows", "bitlines", "lanes"):
             assert np.array_equal(getattr(found, kind), getattr(truth, kind))
     row, bank = geometry.row(cells.cell), geometry.bank(cells.cell)
