@@ -14,7 +14,7 @@ that belong to it, so whatever is there is finished, and what is missing is stil
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -188,14 +188,19 @@ class Profile:
         check_cells(stored.path, stored.record, cells, self.geometry)
         return cells
 
-    def cells_by_bank(self, index: int) -> Iterator[tuple[int, CellCounts]]:
+    def cells_by_bank(self, index: int, banks: Sequence[int] | None = None) -> Iterator[tuple[int, CellCounts]]:
         """What `cells` gives, one bank after the other, so that memory holds one bank's; banks without a cell too.
+
+        Args:
+            index: which point.
+            banks: only these; None for all whose cells are known.
 
         Raises:
             ProfileError: as `cells`.
         """
         stored = self._stored(index)
-        for bank in sorted({bank for area in stored.record.known_cells for bank in area.banks}):
+        known = {bank for area in stored.record.known_cells for bank in area.banks}
+        for bank in sorted(known if banks is None else known & set(banks)):
             cells = stored.cells(bank, None)
             check_cells(stored.path, stored.record, cells, self.geometry)
             yield bank, cells
