@@ -135,6 +135,22 @@ class Board:
         words = self.bus.read(CSR_BASE + 4 * self._offsets[name], self._words[name])
         return sum(int(word) << (32 * k) for k, word in enumerate(words))
 
+    def steady_register(self, name: str) -> int:
+        """Value of a register that must not change now, read twice.
+
+        Raises:
+            LinkError: the two differ.
+        """
+        first, second = self.register(name), self.register(name)
+        if first != second:
+            raise LinkError(f"register {name} reads {first}, then {second}; run it again, and check the link")
+        return first
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Constants of the build, by their register."""
+        return dict(self._constants)
+
     def set_register(self, name: str, value: int) -> None:
         """Write a one-word register."""
         self.bus.write(CSR_BASE + 4 * self._offsets[name], np.array([value], np.uint32))

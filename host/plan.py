@@ -84,6 +84,7 @@ class ScanPlan(_Table):
         write: at which point data are written: nominal, operating_point (as IFMs are), or both in turn.
         access_mode: burst_per_activation (what tRCD acts on) or linear.
         refresh: kept or withheld while testing.
+        licence, citation: of the profile that comes of it.
         rewrite_each_round: False reads the same data every round; failures may then persist.
     """
 
@@ -97,6 +98,8 @@ class ScanPlan(_Table):
     access_mode: AccessMode = AccessMode.BURST_PER_ACTIVATION
     refresh: Literal["kept", "withheld"] = "kept"
     rewrite_each_round: bool = True
+    licence: str = "CC-BY-4.0"
+    citation: str = ""
 
     @property
     def region(self) -> Region:

@@ -1,6 +1,8 @@
 """Runs a scan plan on a board and keeps each finished point in a profile: a killed scan goes on where it was."""
 
 import platform
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -55,7 +57,13 @@ def header(board: Board, plan: ScanPlan) -> ProfileHeader:
         seed=board.seed,
         plan=plan.model_dump(mode="json"),
         planned_points=sum(1 for _ in plan.points()),
+        timings_clocks={
+            name: clocks for name, clocks in asdict(board.timings).items() if name not in ("tck_ps", "trcd")
+        },
+        engine=board.constants,
         tools={**tools, "python": platform.python_version(), "gateware interface": str(registers.INTERFACE_VERSION)},
+        licence=plan.licence,
+        citation=plan.citation,
         created=datetime.now(UTC),
     )
 
@@ -127,14 +135,19 @@ def measure(board: Board, plan: ScanPlan, planned: PlannedPoint, profile: Profil
                 trcd_clocks=run.trcd,
                 vdd_measured_mv=run.measured.millivolts,
                 vdd_uncertainty_mv=run.measured.uncertainty_mv,
-                temperature_c=board.environment.temperature_c(),
+                vdd_range_mv=_range(run.seen_mv),
+                temperature_c=run.feel(),
+                temperature_range_c=_range(run.seen_c),
                 write_condition=planned.write,
                 write_vdd_mv=planned.point.vdd_mv if at_point else board.rail.nominal_mv,
                 write_trcd_ps=planned.point.trcd_ps if at_point else board.timings.nominal_trcd_ps,
+                overwritten=complement(planned.pattern) if at_point else None,
                 pattern=planned.pattern,
                 access_mode=plan.access_mode,
                 rewritten_each_round=plan.rewrite_each_round,
                 refresh=plan.refresh,
+                refresh_interval_ps=_refresh_interval_ps(board) if plan.refresh == "kept" else None,
+                refreshes=run.refreshes,
                 region=region,
                 rounds=plan.rounds,
                 stored_ones=_stored_ones(planned.pattern, board.geometry, region),
@@ -153,12 +166,24 @@ class _Run:
     Attributes:
         trcd: activation latency, DRAM clocks.
         measured: the supply at the last read.
+        refreshes: REF commands of the recorded reads.
+        seen_mv, seen_c: supply and temperature before each recorded read, and whenever felt.
     """
 
     def __init__(self, board: Board, plan: ScanPlan, planned: PlannedPoint) -> None:
         self._board, self._plan, self._planned = board, plan, planned
         self.trcd = board.timings.trcd_clocks(planned.point.trcd_ps)
         self.measured = Measurement(board.rail.nominal_mv, 0.0)
+        self.refreshes = 0
+        self.seen_mv: set[float] = set()
+        self.seen_c: set[float] = set()
+
+    def feel(self) -> float | None:
+        """The DRAM's temperature now, degrees Celsius."""
+        now = self._board.environment.temperature_c()
+        if now is not None:
+            self.seen_c.add(now)
+        return now
 
     def probe(self) -> float:
         """Bit error rate of the first rows, in one read that is not recorded."""
@@ -180,7 +205,7 @@ class _Run:
             test = self._test(walk, isa.COUNT_LOG)
             for round_ in range(self._plan.rounds):
                 self._prepare(walk, round_)
-                for cells in self._board.failing_cells(test, walk):
+                for cells in self._read(test, walk):
                     failures.add(cells)
                     reads += cells.size
             _add(point, geometry, region.banks, row, rows, *failures.take())
@@ -201,7 +226,7 @@ class _Run:
                 for start, count, logged in parts:
                     walk = self._walk((bank,), start, count)
                     modes = COUNT_LINES | (isa.COUNT_LOG if logged else 0)
-                    for cells in self._board.failing_cells(self._test(walk, modes), walk):
+                    for cells in self._read(self._test(walk, modes), walk):
                         failures[start].add(cells)
                     lines = self._board.line_counts(bank, count)
                     rows[start - region.row_start :][:count] += lines.rows
@@ -241,6 +266,12 @@ class _Run:
         if round_ == 0 or self._plan.rewrite_each_round:
             self._write(walk)
         self.measured = self._board.rail.set(self._planned.point.vdd_mv)
+        self.seen_mv.add(self.measured.millivolts)
+        self.feel()
+
+    def _read(self, test: list[Instruction], walk: Traversal) -> Iterator[CellArray]:
+        yield from self._board.failing_cells(test, walk)
+        self.refreshes += self._board.steady_register("refreshes")
 
     def _write(self, walk: Traversal) -> None:
         """Write the pattern: at nominal, or at the point over its complement, so that a failed write shows."""
@@ -252,6 +283,15 @@ class _Run:
         board.run(programs.fill(board.build, walk, complement(planned.pattern), None))
         board.rail.set(planned.point.vdd_mv)
         board.run(programs.fill(board.build, walk, planned.pattern, self.trcd))
+
+
+def _range(values: set[float]) -> tuple[float, float] | None:
+    return (min(values), max(values)) if values else None
+
+
+def _refresh_interval_ps(board: Board) -> int:
+    """As `host.programs` sets it: whole system clocks."""
+    return board.timings.trefi // board.build.nphases * board.build.nphases * board.timings.tck_ps
 
 
 def _add(

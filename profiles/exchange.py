@@ -234,7 +234,11 @@ def _write_arrays(profile: Profile, file: IO[bytes]) -> None:
             kind = _POINT_SCHEMA.field(name).type
             text = pa.types.is_string(kind)
             filled = ["" if value is None else value for value in values] if text else values
-            put(f"points/{name}", np.array(filled, np.str_ if text else kind.to_pandas_dtype()))
+            missing = not text and any(value is None for value in values)
+            put(
+                f"points/{name}",
+                np.array(filled, np.str_ if text else np.float64 if missing else kind.to_pandas_dtype()),
+            )
         for record in profile.points:
             cells = profile.cells(record.index)
             for name in ("cell", "errors", "stored"):
@@ -295,9 +299,17 @@ def _point_row(profile: Profile, record: PointRecord) -> dict[str, Any]:
             f"banks {' '.join(map(str, area.banks))} rows {area.row_start}..{area.row_end - 1}"
             for area in record.known_cells
         ),
+        "overwritten": str(record.overwritten) if record.overwritten is not None else None,
+        **_ends("vdd_{}_mv", record.vdd_range_mv),
+        **_ends("temperature_{}_c", record.temperature_range_c),
         "tested_cells": record.region.cells(profile.geometry),
         "started": record.started.isoformat(),
     }
+
+
+def _ends(name: str, ends: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = ends or (None, None)
+    return {name.format("lowest"): low, name.format("highest"): high}
 
 
 _POINT_SCHEMA = pa.schema(
@@ -309,14 +321,21 @@ _POINT_SCHEMA = pa.schema(
         ("trcd_clocks", pa.int32()),
         ("vdd_measured_mv", pa.float64()),
         ("vdd_uncertainty_mv", pa.float64()),
+        ("vdd_lowest_mv", pa.float64()),
+        ("vdd_highest_mv", pa.float64()),
         ("temperature_c", pa.float64()),
+        ("temperature_lowest_c", pa.float64()),
+        ("temperature_highest_c", pa.float64()),
         ("write_condition", pa.string()),
         ("write_vdd_mv", pa.int32()),
         ("write_trcd_ps", pa.int32()),
+        ("overwritten", pa.string()),
         ("pattern", pa.string()),
         ("access_mode", pa.string()),
         ("rewritten_each_round", pa.bool_()),
         ("refresh", pa.string()),
+        ("refresh_interval_ps", pa.int64()),
+        ("refreshes", pa.int64()),
         ("banks", pa.string()),
         ("row_start", pa.int32()),
         ("row_count", pa.int32()),
