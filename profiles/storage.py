@@ -14,6 +14,7 @@ that belong to it, so whatever is there is finished, and what is missing is stil
 import contextlib
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 
 from profiles.cells import CellCounts, LineCounts
 from profiles.errors import ProfileError
-from profiles.files import TEMPORARY_FILE, atomic_file, disk_errors, first_problem, read_bounded
+from profiles.files import TEMPORARY_FILE, atomic_file, disk_errors, first_problem, one_line, read_bounded
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern, PatternKind, stored_bits
 from profiles.points import KEPT, PointWriter, StoredPoint, check_cells, open_point
@@ -33,6 +34,7 @@ HEADER_NAME = "profile.json"
 POINTS_NAME = "points"
 MAX_HEADER_BYTES = 64 << 20
 
+_CHECK = "crc32"
 _POINT_FILE = re.compile(r"\d{5,9}\.parquet")
 
 
@@ -71,7 +73,7 @@ class Profile:
         except OSError as error:
             raise ProfileError(f"cannot make the folder {path} ({error.strerror}); choose another place") from error
         with atomic_file(path / HEADER_NAME) as file:
-            file.write(header.model_dump_json(indent=2).encode())
+            file.write(_header_text(header))
         return cls(path, header, {})
 
     @classmethod
@@ -293,10 +295,24 @@ def parse_header(text: bytes, file: Path) -> ProfileHeader:
     if isinstance(version, int) and version != FORMAT_VERSION:
         remedy = "update the toolkit" if version > FORMAT_VERSION else "scan again, or use the release that wrote it"
         raise ProfileError(f"{file} has format version {version}, this toolkit reads {FORMAT_VERSION}; {remedy}")
+    check = content.pop(_CHECK, None)
     try:
-        return ProfileHeader.model_validate_json(text)
-    except ValidationError as error:
-        raise ProfileError(f"{file} is damaged: {first_problem(error)}; restore it from a copy") from error
+        header = ProfileHeader.model_validate_json(json.dumps(content))
+    except (ValidationError, ValueError) as error:
+        what = first_problem(error) if isinstance(error, ValidationError) else one_line(error)
+        raise ProfileError(f"{file} is damaged: {what}; restore it from a copy") from error
+    if check != _checksum(header):
+        raise ProfileError(f"{file} is damaged: its checksum does not match its content; restore it from a copy")
+    return header
+
+
+def _header_text(header: ProfileHeader) -> bytes:
+    """JSON that `parse_header` reads, with a CRC-32 of what it says: layout may change, content may not."""
+    return json.dumps({**json.loads(header.model_dump_json()), _CHECK: _checksum(header)}, indent=2).encode()
+
+
+def _checksum(header: ProfileHeader) -> int:
+    return zlib.crc32(header.model_dump_json().encode())
 
 
 def _point_files(path: Path) -> list[Path]:

@@ -145,14 +145,26 @@ def test_foreign_folders_and_headers(stored: Profile, tmp_path: Path) -> None:
         (json.dumps(good | {"version": FORMAT_VERSION + 1}), "update the toolkit"),
         (json.dumps(good | {"surprise": 1}), "surprise"),
         (json.dumps(good | {"geometry": {**good["geometry"], "rows": 63}}), "power of two"),
-        (json.dumps(good | {"geometry": {**good["geometry"], "rows": 32}}), "does not fit"),
-        (json.dumps(good | {"planned_points": 2}), "outside the 2 planned"),
+        (json.dumps(good | {"geometry": {**good["geometry"], "rows": 32}}), "checksum does not match"),
+        (json.dumps(good | {"planned_points": 2}), "checksum does not match"),
     ):
         header.write_text(content)
         with pytest.raises(ProfileError, match=message) as caught:
             Profile.open(stored.path)
         assert str(stored.path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_points_of_another_profile_do_not_fit(stored: Profile, planted: ModuleType, tmp_path: Path) -> None:
+    geometry = stored.geometry
+    for header, message in (
+        (planted.header(geometry.model_copy(update={"rows": 32}), 4), "does not fit"),
+        (planted.header(geometry, 2), "outside the 2 planned"),
+    ):
+        other = Profile.create(tmp_path / str(message), header)
+        shutil.copytree(stored.path / "points", other.path / "points")
+        with pytest.raises(ProfileError, match=message):
+            Profile.open(other.path)
 
 
 def test_header_size_is_bounded(stored: Profile) -> None:
