@@ -18,7 +18,8 @@ from host.bus import Bus, Words
 from host.programs import EngineBuild, Traversal
 from host.rail import Rail
 from host.timings import JedecTimings, Timings
-from profiles.errors import BoardError, LinkError, ProgramError
+from profiles.cells import LineCounts
+from profiles.errors import BoardError, LinkError, ProfileError, ProgramError
 from profiles.geometry import CellArray, Geometry
 from profiles.schema import ModuleIdentity
 
@@ -29,9 +30,11 @@ _BUILD = (
     "log_blocks",
     "buffer_bursts",
     "program_depth",
+    "row_counters",
     "tck_ps",
     "cas_write_latency",
 )
+_FULL = (1 << 32) - 1  # where line counters stop
 SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
 
 
@@ -120,7 +123,7 @@ class Board:
             geometry=self.geometry,
             timings=Timings.of(jedec, self._constants["tck_ps"], self._constants["cas_write_latency"]),
         )
-        self.buffer_bursts = self._constants["buffer_bursts"]
+        self.buffer_bursts, self.row_counters = self._constants["buffer_bursts"], self._constants["row_counters"]
         self._burst_words = self.geometry.burst_bits // 32
 
     @property
@@ -131,6 +134,22 @@ class Board:
         """Value of a register (of both words where it has two)."""
         words = self.bus.read(CSR_BASE + 4 * self._offsets[name], self._words[name])
         return sum(int(word) << (32 * k) for k, word in enumerate(words))
+
+    def steady_register(self, name: str) -> int:
+        """Value of a register that must not change now, read twice.
+
+        Raises:
+            LinkError: the two differ.
+        """
+        first, second = self.register(name), self.register(name)
+        if first != second:
+            raise LinkError(f"register {name} reads {first}, then {second}; run it again, and check the link")
+        return first
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Constants of the build, by their register."""
+        return dict(self._constants)
 
     def set_register(self, name: str, value: int) -> None:
         """Write a one-word register."""
@@ -205,6 +224,26 @@ class Board:
             raise LinkError(
                 f"{reads_compared} bursts were compared of {traversal.length}; the measurement is void, run it again"
             )
+
+    def line_counts(self, bank: int, rows: int) -> LineCounts:
+        """Row, bitline and DQ counters of the program that ran last, which tested ``rows`` rows of one bank.
+
+        Raises:
+            LinkError: a counter is full, or they do not reconcile with the bank's.
+        """
+        geometry = self.geometry
+        sizes = {"row_errors": rows, "bitline_errors": geometry.row_bits, "dq_errors": geometry.data_width}
+        found = [self.memory(name, 0, 2 * size).astype(np.int64).reshape(size, 2) for name, size in sizes.items()]
+        if any(int(counts.max()) == _FULL for counts in found):
+            raise LinkError(f"a line counter reached {_FULL}; test fewer rows at a time")
+        try:
+            counts = LineCounts(bank, *found)
+        except ProfileError as error:
+            raise LinkError(f"{error}: run it again, and check the link") from error
+        total, of_bank = self.result().errors.sum(axis=0).tolist(), self.result().errors[bank].tolist()
+        if [counts.errors_zero_to_one, counts.errors_one_to_zero] != of_bank or total != of_bank:
+            raise LinkError(f"line counters of bank {bank} do not reconcile with bank counters {total}; run it again")
+        return counts
 
     def write_bursts(self, first_cell: int, words: Words, trcd: int) -> None:
         """Write uint32[bursts, words a burst] to consecutive bursts of a bank, one per activation at ``trcd``."""

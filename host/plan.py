@@ -10,10 +10,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from host.board import Board
 from profiles.errors import PlanError
+from profiles.geometry import Geometry
 from profiles.pattern import Pattern, PatternKind
+from profiles.points import check_cell_regions
 from profiles.schema import AccessMode, OperatingPoint, Region, WriteCondition
 
 PLAN_LIMIT_BYTES = 1 << 20
+CELLS_DEFAULT_BYTES = 64 << 20
 
 
 def _pattern(value: Any) -> Any:
@@ -56,6 +59,17 @@ class Rows(_Table):
     count: int = Field(gt=0)
 
 
+class Cells(_Table):
+    """Rows of these banks whose failing cells are kept at any error rate."""
+
+    banks: tuple[int, ...] = Field(min_length=1, max_length=32)
+    rows: Rows
+
+    @property
+    def region(self) -> Region:
+        return Region(banks=self.banks, row_start=self.rows.start, row_count=self.rows.count)
+
+
 class ScanPlan(_Table):
     """One scan.
 
@@ -64,9 +78,13 @@ class ScanPlan(_Table):
         patterns: data written and expected, each visited at every operating point.
         rounds: times that every cell is written and read at a point.
         banks, rows: cells to test.
+        cells: where single cells are kept at any error rate. Elsewhere, points at which more than 1e-3 (`host.scan`)
+            of the bits fail are counted by row, bitline and data line instead. Default: the first rows tested, up to
+            `CELLS_DEFAULT_BYTES`, room for a network.
         write: at which point data are written: nominal, operating_point (as IFMs are), or both in turn.
         access_mode: burst_per_activation (what tRCD acts on) or linear.
         refresh: kept or withheld while testing.
+        licence, citation: of the profile that comes of it.
         rewrite_each_round: False reads the same data every round; failures may then persist.
     """
 
@@ -75,14 +93,24 @@ class ScanPlan(_Table):
     rounds: int = Field(gt=0, le=65535)
     banks: tuple[int, ...] = Field(min_length=1, max_length=32)
     rows: Rows
+    cells: tuple[Cells, ...] = ()
     write: tuple[WriteCondition, ...] = (WriteCondition.NOMINAL,)
     access_mode: AccessMode = AccessMode.BURST_PER_ACTIVATION
     refresh: Literal["kept", "withheld"] = "kept"
     rewrite_each_round: bool = True
+    licence: str = "CC-BY-4.0"
+    citation: str = ""
 
     @property
     def region(self) -> Region:
         return Region(banks=self.banks, row_start=self.rows.start, row_count=self.rows.count)
+
+    def cell_regions(self, geometry: Geometry) -> tuple[Region, ...]:
+        """Where single cells are kept at any error rate."""
+        if self.cells:
+            return tuple(cells.region for cells in self.cells)
+        rows = max(1, CELLS_DEFAULT_BYTES * 8 // (len(self.banks) * geometry.row_bits))
+        return (self.region.model_copy(update={"row_count": min(rows, self.rows.count)}),)
 
     def points(self) -> Iterator["PlannedPoint"]:
         """Every point in the order of testing."""
@@ -99,6 +127,7 @@ class ScanPlan(_Table):
         """Raises PlanError or RailError if this board cannot do what the plan asks; touches nothing."""
         try:
             self.region.check(board.geometry)
+            check_cell_regions(self.region, self.cell_regions(board.geometry))
         except ValidationError as error:
             raise PlanError(f"the plan's region cannot be tested: {_first_problem(error)}") from error
         except ValueError as error:

@@ -382,6 +382,7 @@ def test(
     reserve = _rows_a_segment(build, traversal, data) * traversal.bursts if trcd is None else _segment(build, traversal)
     walk = _open_rows(build, traversal, data) if trcd is None else _burst_per_activation(build, traversal, data, trcd)
     settings = [*_preamble(build, pattern, refresh, reserve), set_(Setting.COUNTERS, counters)]
+    settings += [set_(Setting.ROW_BASE, traversal.row_start)] if counters & isa.COUNT_ROWS else []
     return [*settings, *walk, Instruction(Opcode.END)]
 
 

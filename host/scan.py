@@ -1,29 +1,42 @@
 """Runs a scan plan on a board and keeps each finished point in a profile: a killed scan goes on where it was."""
 
 import platform
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
+import numpy.typing as npt
 
-from gateware import registers
+from gateware import isa, registers
+from gateware.isa import Instruction
 from host import programs
 from host.board import Board
 from host.plan import PlannedPoint, ScanPlan
 from host.programs import Traversal
 from host.rail import Measurement
 from profiles import pattern as patterns
-from profiles.cells import CellCounts
+from profiles.cells import LineCounts
+from profiles.counting import FailureCounts
 from profiles.errors import ProfileError
 from profiles.geometry import CellArray, Geometry
 from profiles.pattern import Pattern, PatternKind
+from profiles.points import PointWriter
 from profiles.population import stored_ones
 from profiles.progress import Progress, silent
 from profiles.schema import AccessMode, PointRecord, ProfileHeader, Region, WriteCondition
 from profiles.storage import Profile
+
+COUNTED_BER = 1e-3  # above it the error log, its transport and its storage cost more than single cells tell
+COUNT_LINES = isa.COUNT_ROWS | isa.COUNT_BITLINES | isa.COUNT_DQ
+ONE_PART_CELLS = 1 << 26  # tested in one part, without a look at its error rate first
+PART_READS = 1 << 24  # failed reads, of all rounds, that are expected of a part: 128 MiB
+PROBE_ROWS = 8
 
 
 def complement(pattern: Pattern) -> Pattern:
@@ -44,7 +57,13 @@ def header(board: Board, plan: ScanPlan) -> ProfileHeader:
         seed=board.seed,
         plan=plan.model_dump(mode="json"),
         planned_points=sum(1 for _ in plan.points()),
+        timings_clocks={
+            name: clocks for name, clocks in asdict(board.timings).items() if name not in ("tck_ps", "trcd")
+        },
+        engine=board.constants,
         tools={**tools, "python": platform.python_version(), "gateware interface": str(registers.INTERFACE_VERSION)},
+        licence=plan.licence,
+        citation=plan.citation,
         created=datetime.now(UTC),
     )
 
@@ -66,7 +85,7 @@ def scan(board: Board, plan: ScanPlan, path: Path, progress: Progress = silent) 
     with board.rail.guarded():
         for planned in (points[index] for index in missing):
             progress(len(points) - len(profile.missing), len(points))
-            profile.append(*measure(board, plan, planned))
+            measure(board, plan, planned, profile)
     progress(len(points), len(points))
     return profile
 
@@ -85,68 +104,209 @@ def open_or_create(board: Board, plan: ScanPlan, path: Path) -> Profile:
     return profile
 
 
-def measure(board: Board, plan: ScanPlan, planned: PlannedPoint) -> tuple[PointRecord, CellCounts]:
-    """All rounds of one point."""
+def measure(board: Board, plan: ScanPlan, planned: PlannedPoint, profile: Profile) -> None:
+    """All rounds of one point, stored while they are measured, in parts that fit in memory.
+
+    Where more than `COUNTED_BER` of the first rows' bits fail, an error log of the whole module is hopeless: its lines
+    are counted then, and single cells logged only where the plan asks for them.
+    """
     started, clock = datetime.now(UTC), monotonic()
-    trcd = board.timings.trcd_clocks(planned.point.trcd_ps)
-    region = plan.region
-    linear = plan.access_mode == AccessMode.LINEAR
-    rows = (region.row_start, region.row_count)
-    traversal = Traversal(region.banks, *rows, 0, board.geometry.bursts_per_row, whole_rows=linear)
-    test_trcd = None if linear else trcd
-    refresh = plan.refresh == "kept"
-    test = programs.test(board.build, traversal, planned.pattern, test_trcd, refresh)
+    region, areas = plan.region, plan.cell_regions(board.geometry)
+    run = _Run(board, plan, planned)
+    rate = 0.0
+    if region.cells(board.geometry) > ONE_PART_CELLS:
+        board.environment.begin_epoch(planned.index)
+        rate = run.probe()
+    counted = rate > COUNTED_BER and areas != (region,)
     board.environment.begin_epoch(planned.index)
-    failed: list[CellArray] = []
-    measured = Measurement(board.rail.nominal_mv, 0.0)
-    for round_ in range(plan.rounds):
-        if round_ == 0 or plan.rewrite_each_round:
-            _write(board, traversal, planned, trcd)
-        measured = board.rail.set(planned.point.vdd_mv)
-        failed += board.failing_cells(test, traversal)
-    cells = _count(failed, planned.pattern, board.geometry)
-    at_point = planned.write == WriteCondition.OPERATING_POINT
-    record = PointRecord(
-        index=planned.index,
-        epoch=planned.index,
-        point=planned.point,
-        trcd_clocks=trcd,
-        vdd_measured_mv=measured.millivolts,
-        vdd_uncertainty_mv=measured.uncertainty_mv,
-        temperature_c=board.environment.temperature_c(),
-        write_condition=planned.write,
-        write_vdd_mv=planned.point.vdd_mv if at_point else board.rail.nominal_mv,
-        write_trcd_ps=planned.point.trcd_ps if at_point else board.timings.nominal_trcd_ps,
-        pattern=planned.pattern,
-        access_mode=plan.access_mode,
-        rewritten_each_round=plan.rewrite_each_round,
-        refresh=plan.refresh,
-        region=region,
-        rounds=plan.rounds,
-        stored_ones=_stored_ones(planned.pattern, board.geometry, region),
-        errors_zero_to_one=cells.errors_zero_to_one,
-        errors_one_to_zero=cells.errors_one_to_zero,
-        started=started,
-        duration_s=monotonic() - clock,
-    )
-    return record, cells
+    parts = areas if counted else None
+    with profile.writing(planned.index, region, planned.pattern, plan.rounds, parts) as point:
+        if counted:
+            run.count(point, areas, rate)
+        else:
+            run.log(point, rate)
+        zero_to_one, one_to_zero = point.errors
+        at_point = planned.write == WriteCondition.OPERATING_POINT
+        point.finish(
+            PointRecord(
+                index=planned.index,
+                epoch=planned.index,
+                point=planned.point,
+                trcd_clocks=run.trcd,
+                vdd_measured_mv=run.measured.millivolts,
+                vdd_uncertainty_mv=run.measured.uncertainty_mv,
+                vdd_range_mv=_range(run.seen_mv),
+                temperature_c=run.feel(),
+                temperature_range_c=_range(run.seen_c),
+                write_condition=planned.write,
+                write_vdd_mv=planned.point.vdd_mv if at_point else board.rail.nominal_mv,
+                write_trcd_ps=planned.point.trcd_ps if at_point else board.timings.nominal_trcd_ps,
+                overwritten=complement(planned.pattern) if at_point else None,
+                pattern=planned.pattern,
+                access_mode=plan.access_mode,
+                rewritten_each_round=plan.rewrite_each_round,
+                refresh=plan.refresh,
+                refresh_interval_ps=_refresh_interval_ps(board) if plan.refresh == "kept" else None,
+                refreshes=run.refreshes,
+                region=region,
+                rounds=plan.rounds,
+                stored_ones=_stored_ones(planned.pattern, board.geometry, region),
+                cell_regions=parts,
+                errors_zero_to_one=zero_to_one,
+                errors_one_to_zero=one_to_zero,
+                started=started,
+                duration_s=monotonic() - clock,
+            )
+        )
 
 
-def _write(board: Board, traversal: Traversal, planned: PlannedPoint, trcd: int) -> None:
-    """Write the pattern: at nominal, or at the operating point over its complement, so that a failed write shows."""
-    board.rail.set(board.rail.nominal_mv)
-    if planned.write == WriteCondition.NOMINAL:
-        board.run(programs.fill(board.build, traversal, planned.pattern, None))
-        return
-    board.run(programs.fill(board.build, traversal, complement(planned.pattern), None))
-    board.rail.set(planned.point.vdd_mv)
-    board.run(programs.fill(board.build, traversal, planned.pattern, trcd))
+class _Run:
+    """Rounds of writing and reading at one point, over any rows.
+
+    Attributes:
+        trcd: activation latency, DRAM clocks.
+        measured: the supply at the last read.
+        refreshes: REF commands of the recorded reads.
+        seen_mv, seen_c: supply and temperature before each recorded read, and whenever felt.
+    """
+
+    def __init__(self, board: Board, plan: ScanPlan, planned: PlannedPoint) -> None:
+        self._board, self._plan, self._planned = board, plan, planned
+        self.trcd = board.timings.trcd_clocks(planned.point.trcd_ps)
+        self.measured = Measurement(board.rail.nominal_mv, 0.0)
+        self.refreshes = 0
+        self.seen_mv: set[float] = set()
+        self.seen_c: set[float] = set()
+
+    def feel(self) -> float | None:
+        """The DRAM's temperature now, degrees Celsius."""
+        now = self._board.environment.temperature_c()
+        if now is not None:
+            self.seen_c.add(now)
+        return now
+
+    def probe(self) -> float:
+        """Bit error rate of the first rows, in one read that is not recorded."""
+        region = self._plan.region
+        rows = min(PROBE_ROWS, region.row_count)
+        walk = self._walk(region.banks, region.row_start, rows)
+        self._write(walk)
+        self.measured = self._board.rail.set(self._planned.point.vdd_mv)
+        result = self._board.run(self._test(walk, 0))
+        return int(result.errors.sum()) / (walk.length * self._board.geometry.burst_bits)
+
+    def log(self, point: PointWriter, rate: float) -> None:
+        """Every failing cell, in parts of all banks and as many rows as are expected to fail `PART_READS` times."""
+        geometry, region = self._board.geometry, self._plan.region
+        row = region.row_start
+        while row < region.row_end:
+            rows = min(self._rows(rate, len(region.banks)), region.row_end - row)
+            walk, failures, reads = self._walk(region.banks, row, rows), FailureCounts(), 0
+            test = self._test(walk, isa.COUNT_LOG)
+            for round_ in range(self._plan.rounds):
+                self._prepare(walk, round_)
+                for cells in self._read(test, walk):
+                    failures.add(cells)
+                    reads += cells.size
+            _add(point, geometry, region.banks, row, rows, *failures.take())
+            rate = max(rate, reads / (walk.length * geometry.burst_bits * self._plan.rounds))
+            row += rows
+
+    def count(self, point: PointWriter, areas: tuple[Region, ...], rate: float) -> None:
+        """Counters of every line, bank by bank: the engine's do not tell banks apart. And the cells of ``areas``."""
+        geometry, region = self._board.geometry, self._plan.region
+        for bank in region.banks:
+            whole = self._walk((bank,), region.row_start, region.row_count)
+            parts = self._parts(bank, areas)
+            rows = np.zeros((region.row_count, 2), np.int64)
+            bitlines, lanes = np.zeros((geometry.row_bits, 2), np.int64), np.zeros((geometry.data_width, 2), np.int64)
+            failures = {start: FailureCounts() for start, _, logged in parts if logged}
+            for round_ in range(self._plan.rounds):
+                self._prepare(whole, round_)
+                for start, count, logged in parts:
+                    walk = self._walk((bank,), start, count)
+                    modes = COUNT_LINES | (isa.COUNT_LOG if logged else 0)
+                    for cells in self._read(self._test(walk, modes), walk):
+                        failures[start].add(cells)
+                    lines = self._board.line_counts(bank, count)
+                    rows[start - region.row_start :][:count] += lines.rows
+                    bitlines += lines.bitlines
+                    lanes += lines.lanes
+            for start, count, logged in parts:
+                if logged:
+                    _add(point, geometry, (bank,), start, count, *failures[start].take())
+            point.count(LineCounts(bank, rows, bitlines, lanes))
+
+    def _parts(self, bank: int, areas: tuple[Region, ...]) -> list[tuple[int, int, bool]]:
+        """Rows (start, count) that row counters hold, and whether their cells are logged."""
+        region, here = self._plan.region, [area for area in areas if bank in area.banks]
+        edges = {region.row_start, region.row_end, *(edge for area in here for edge in (area.row_start, area.row_end))}
+        edges |= set(range(region.row_start, region.row_end, self._board.row_counters))
+        return [
+            (low, high - low, any(area.row_start <= low < area.row_end for area in here))
+            for low, high in pairwise(sorted(edges))
+        ]
+
+    def _rows(self, rate: float, banks: int) -> int:
+        """Rows of ``banks`` banks that are expected to fail `PART_READS` times in all rounds."""
+        reads_a_row = rate * self._plan.rounds * banks * self._board.geometry.row_bits
+        return max(1, int(PART_READS / reads_a_row)) if reads_a_row else self._plan.region.row_count
+
+    def _walk(self, banks: tuple[int, ...], row_start: int, row_count: int) -> Traversal:
+        linear = self._plan.access_mode == AccessMode.LINEAR
+        return Traversal(banks, row_start, row_count, 0, self._board.geometry.bursts_per_row, whole_rows=linear)
+
+    def _test(self, walk: Traversal, counters: int) -> list[Instruction]:
+        trcd = None if walk.whole_rows else self.trcd
+        refresh = self._plan.refresh == "kept"
+        return programs.test(self._board.build, walk, self._planned.pattern, trcd, refresh, counters)
+
+    def _prepare(self, walk: Traversal, round_: int) -> None:
+        """Write where the plan says so, then bring the supply to the point."""
+        if round_ == 0 or self._plan.rewrite_each_round:
+            self._write(walk)
+        self.measured = self._board.rail.set(self._planned.point.vdd_mv)
+        self.seen_mv.add(self.measured.millivolts)
+        self.feel()
+
+    def _read(self, test: list[Instruction], walk: Traversal) -> Iterator[CellArray]:
+        yield from self._board.failing_cells(test, walk)
+        self.refreshes += self._board.steady_register("refreshes")
+
+    def _write(self, walk: Traversal) -> None:
+        """Write the pattern: at nominal, or at the point over its complement, so that a failed write shows."""
+        board, planned = self._board, self._planned
+        board.rail.set(board.rail.nominal_mv)
+        if planned.write == WriteCondition.NOMINAL:
+            board.run(programs.fill(board.build, walk, planned.pattern, None))
+            return
+        board.run(programs.fill(board.build, walk, complement(planned.pattern), None))
+        board.rail.set(planned.point.vdd_mv)
+        board.run(programs.fill(board.build, walk, planned.pattern, self.trcd))
 
 
-def _count(failed: list[CellArray], pattern: Pattern, geometry: Geometry) -> CellCounts:
-    """Failures a cell, from the failing cells of every round."""
-    cell, errors = np.unique(np.concatenate([np.empty(0, np.int64), *failed]), return_counts=True)
-    return CellCounts(cell, errors.astype(np.uint16), patterns.stored_bits(pattern, geometry, cell))
+def _range(values: set[float]) -> tuple[float, float] | None:
+    return (min(values), max(values)) if values else None
+
+
+def _refresh_interval_ps(board: Board) -> int:
+    """As `host.programs` sets it: whole system clocks."""
+    return board.timings.trefi // board.build.nphases * board.build.nphases * board.timings.tck_ps
+
+
+def _add(
+    point: PointWriter,
+    geometry: Geometry,
+    banks: tuple[int, ...],
+    row: int,
+    rows: int,
+    cell: CellArray,
+    errors: npt.NDArray[np.uint16],
+) -> None:
+    for bank in banks:
+        first = (bank * geometry.rows + row) * geometry.row_bits
+        low, high = np.searchsorted(cell, (first, first + rows * geometry.row_bits))
+        point.add(bank, row, rows, cell[low:high], errors[low:high])
 
 
 @lru_cache(maxsize=64)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Region,
         WriteCondition,
     )
-    from profiles.statistics import BerEstimate, ber, ber_by, ber_surface, clustered_ber
+    from profiles.statistics import BerEstimate, ber, ber_by, ber_surface, clustered_ber, overlap, stability
     from profiles.storage import Profile
 
 _HOMES = {
@@ -42,7 +42,7 @@ _HOMES = {
     "profiles.geometry": "Geometry",
     "profiles.pattern": "Pattern PatternKind",
     "profiles.schema": "AccessMode ModuleIdentity OperatingPoint PointRecord ProfileHeader Region WriteCondition",
-    "profiles.statistics": "BerEstimate ber ber_by ber_surface clustered_ber",
+    "profiles.statistics": "BerEstimate ber ber_by ber_surface clustered_ber overlap stability",
     "profiles.storage": "Profile",
 }
 
@@ -83,4 +83,6 @@ __all__ = [
     "import_profile",
     "load_error_model",
     "measured_weak_cells",
+    "overlap",
+    "stability",
 ]

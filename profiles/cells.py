@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from profiles.counting import by_direction
 from profiles.errors import ProfileError
 from profiles.geometry import CellArray
 
@@ -34,11 +35,44 @@ class CellCounts:
 
     @property
     def errors_zero_to_one(self) -> int:
-        return int(self.errors[self.stored == 0].sum(dtype=np.int64))
+        return by_direction(self.errors, self.stored)[0]
 
     @property
     def errors_one_to_zero(self) -> int:
-        return int(self.errors[self.stored == 1].sum(dtype=np.int64))
+        return by_direction(self.errors, self.stored)[1]
+
+
+@dataclass(frozen=True)
+class LineCounts:
+    """Failed reads of one bank's tested rows by line, where errors are too many to keep every cell of the module.
+
+    Attributes:
+        bank: which bank.
+        rows: int64[rows tested, 2], failed reads of each row, 0 to 1 and 1 to 0, from the first tested row on.
+        bitlines: int64[row_bits, 2], of each (column, dq) over the tested rows: subarrays are not told apart.
+        lanes: int64[data_width, 2], of each data line (DQ).
+    """
+
+    bank: int
+    rows: npt.NDArray[np.int64]
+    bitlines: npt.NDArray[np.int64]
+    lanes: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        sums = {name: getattr(self, name).sum(axis=0).tolist() for name in LINE_KINDS}
+        if len({tuple(each) for each in sums.values()}) != 1:
+            raise ProfileError(f"counters of bank {self.bank} do not reconcile: {sums}; the measurement is void")
+
+    @property
+    def errors_zero_to_one(self) -> int:
+        return int(self.rows[:, 0].sum())
+
+    @property
+    def errors_one_to_zero(self) -> int:
+        return int(self.rows[:, 1].sum())
+
+
+LINE_KINDS = ("rows", "bitlines", "lanes")
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from profiles.cells import LINE_KINDS
 from profiles.errors import ProfileError
 from profiles.files import atomic_file, disk_errors, one_line
 from profiles.schema import PointRecord
 from profiles.storage import HEADER_NAME, MAX_HEADER_BYTES, POINTS_NAME, Profile
 
-SUFFIXES = (".parquet", ".csv", ".zip")
+SUFFIXES = (".parquet", ".csv", ".npz", ".zip")
 
-_ENTRY = re.compile(rf"{re.escape(HEADER_NAME)}|{POINTS_NAME}/\d{{5,9}}\.parquet")
+_ENTRY = re.compile(rf"{re.escape(HEADER_NAME)}|{POINTS_NAME}/\d{{5,9}}(\.(bitmaps|counters))?\.parquet")
 _MAX_EXPANSION = 4  # point files are compressed already; an archive that promises more is no profile
 _SLACK_BYTES = 1 << 20
 _ROWS_A_BATCH = 1 << 20
@@ -44,6 +46,16 @@ _CELL_SCHEMA = pa.schema(
     ]
 )
 
+_LINE_SCHEMA = pa.schema(
+    [
+        *(_CELL_SCHEMA.field(name) for name in ("point_index", "vdd_mv", "trcd_ps", "write_condition", "pattern")),
+        ("kind", _TEXT),
+        ("bank", pa.int16()),
+        ("line", pa.int32()),
+        *((name, pa.int64()) for name in ("errors_zero_to_one", "errors_one_to_zero", "trials_zero", "trials_one")),
+    ]
+)
+
 
 def export(profile: Profile, path: Path | str) -> list[Path]:
     """Write ``profile`` to ``path``, in the form that its suffix names.
@@ -51,7 +63,12 @@ def export(profile: Profile, path: Path | str) -> list[Path]:
     - ``.parquet``, ``.csv``: one row for each cell that failed at a point, with address, operating point, pattern,
       stored bit, trials and errors. Beside it ``NAME.points.parquet`` or ``.csv``, one row for each point, those
       without an error included, and ``NAME.profile.json``, the profile's header with geometry and licence. A cell that
-      is in no row but in a point's region was read ``rounds`` times without an error; outside it was not tested.
+      is in no row but in a point's region was read ``rounds`` times without an error; outside it was not tested. Where
+      ``counted`` is true, that holds in ``cell_regions`` only, and ``NAME.lines.parquet`` or ``.csv`` has the failed
+      reads and the reads of each row, bitline (``column * data_width + dq``) and data line of the region.
+    - ``.npz``: for `numpy.load`. ``header`` (JSON), ``points/COLUMN`` (one entry a point; missing numbers are NaN),
+      ``00007/cell``, ``/errors``, ``/stored`` of point 7, and where it was counted ``00007/rows_errors``,
+      ``/rows_trials`` and so on, int64[banks, lines, 2] by stored bit.
     - ``.zip``: the whole profile; `import_profile` brings it back.
 
     Returns:
@@ -69,6 +86,10 @@ def export(profile: Profile, path: Path | str) -> list[Path]:
         with atomic_file(path) as file:
             _write_archive(profile, file)
         return [path]
+    if path.suffix == ".npz":
+        with atomic_file(path) as file:
+            _write_arrays(profile, file)
+        return [path]
     points, header = path.with_suffix(f".points{path.suffix}"), path.with_suffix(".profile.json")
     with atomic_file(header) as file:
         file.write(profile.header.model_dump_json(indent=2).encode())
@@ -76,7 +97,12 @@ def export(profile: Profile, path: Path | str) -> list[Path]:
         _write_table(file, path.suffix, _points_table(profile).schema, iter([_points_table(profile)]))
     with atomic_file(path) as file:
         _write_table(file, path.suffix, _CELL_SCHEMA, _cell_tables(profile))
-    return [path, points, header]
+    if not any(record.counted for record in profile.points):
+        return [path, points, header]
+    lines = path.with_suffix(f".lines{path.suffix}")
+    with atomic_file(lines) as file:
+        _write_table(file, path.suffix, _LINE_SCHEMA, _line_tables(profile))
+    return [path, points, lines, header]
 
 
 def import_profile(path: Path | str, folder: Path | str) -> Profile:
@@ -94,8 +120,7 @@ def import_profile(path: Path | str, folder: Path | str) -> Profile:
         try:
             _extract(path, staging / "profile")
             profile = Profile.open(staging / "profile")
-            for record in profile.points:
-                profile.cells(record.index)
+            profile.verify()
             (staging / "profile").replace(folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -105,7 +130,8 @@ def import_profile(path: Path | str, folder: Path | str) -> Profile:
 def _write_archive(profile: Profile, file: IO[bytes]) -> None:
     # Stored, not deflated: the point files are compressed already.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        names = [HEADER_NAME, *(f"{POINTS_NAME}/{record.index:05d}.parquet" for record in profile.points)]
+        points = (file for record in profile.points for file in profile.files(record.index))
+        names = [HEADER_NAME, *(f"{POINTS_NAME}/{file.name}" for file in points)]
         for name in names:
             archive.write(profile.path / name, name)
         archive.comment = _manifest([entry.filename for entry in archive.infolist()])
@@ -166,10 +192,67 @@ def _write_table(file: IO[bytes], suffix: str, schema: pa.Schema, tables: Iterat
 
 def _cell_tables(profile: Profile) -> Iterator[Any]:
     for record in profile.points:
-        cells = profile.cells(record.index)
-        for low in range(0, cells.cell.size, _ROWS_A_BATCH):
-            part = slice(low, low + _ROWS_A_BATCH)
-            yield _cell_table(profile, record, cells.cell[part], cells.errors[part], cells.stored[part])
+        for _, cells in profile.cells_by_bank(record.index):
+            for low in range(0, cells.cell.size, _ROWS_A_BATCH):
+                part = slice(low, low + _ROWS_A_BATCH)
+                yield _cell_table(profile, record, cells.cell[part], cells.errors[part], cells.stored[part])
+
+
+def _line_tables(profile: Profile) -> Iterator[Any]:
+    for record in (record for record in profile.points if record.counted):
+        for bank in record.region.banks:
+            lines, trials = profile.lines(record.index, bank), profile.line_trials(record.index, bank)
+            for kind in LINE_KINDS:
+                errors = getattr(lines, kind)
+                first = record.region.row_start if kind == "rows" else 0
+                size = len(errors)
+                columns = {
+                    "point_index": np.full(size, record.index, np.int32),
+                    "vdd_mv": np.full(size, record.point.vdd_mv, np.int32),
+                    "trcd_ps": np.full(size, record.point.trcd_ps, np.int32),
+                    "write_condition": _same(record.write_condition, size),
+                    "pattern": _same(str(record.pattern), size),
+                    "kind": _same(kind, size),
+                    "bank": np.full(size, bank, np.int16),
+                    "line": np.arange(first, first + size, dtype=np.int32),
+                    **{"errors_zero_to_one": errors[:, 0], "errors_one_to_zero": errors[:, 1]},
+                    **{"trials_zero": trials[kind][:, 0], "trials_one": trials[kind][:, 1]},
+                }
+                yield pa.table(columns, schema=_LINE_SCHEMA)
+
+
+def _write_arrays(profile: Profile, file: IO[bytes]) -> None:
+    """What `numpy.load` reads, array by array, so that memory holds one."""
+
+    def put(name: str, array: npt.NDArray[Any]) -> None:
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
+
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        put("header", np.array(profile.header.model_dump_json()))
+        for name, values in _points_table(profile).to_pydict().items():
+            kind = _POINT_SCHEMA.field(name).type
+            text = pa.types.is_string(kind)
+            filled = ["" if value is None else value for value in values] if text else values
+            missing = not text and any(value is None for value in values)
+            put(
+                f"points/{name}",
+                np.array(filled, np.str_ if text else np.float64 if missing else kind.to_pandas_dtype()),
+            )
+        for record in profile.points:
+            cells = profile.cells(record.index)
+            for name in ("cell", "errors", "stored"):
+                put(f"{record.index:05d}/{name}", getattr(cells, name))
+            if record.counted:
+                of_banks = [profile.lines(record.index, bank) for bank in record.region.banks]
+                trials = [profile.line_trials(record.index, bank) for bank in record.region.banks]
+                for kind in LINE_KINDS:
+                    put(f"{record.index:05d}/{kind}_errors", np.stack([getattr(lines, kind) for lines in of_banks]))
+                    put(f"{record.index:05d}/{kind}_trials", np.stack([each[kind] for each in trials]))
+
+
+def _same(value: str, size: int) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(size, np.int32)), pa.array([value]))
 
 
 def _cell_table(profile: Profile, record: PointRecord, cell: Any, errors: Any, stored: Any) -> Any:
@@ -178,15 +261,12 @@ def _cell_table(profile: Profile, record: PointRecord, cell: Any, errors: Any, s
     def constant(value: int) -> Any:
         return np.full(cell.size, value, np.int32)
 
-    def text(value: str) -> Any:
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(cell.size, np.int32)), pa.array([value]))
-
     columns = {
         "point_index": constant(record.index),
         "vdd_mv": constant(record.point.vdd_mv),
         "trcd_ps": constant(record.point.trcd_ps),
-        "write_condition": text(record.write_condition),
-        "pattern": text(str(record.pattern)),
+        "write_condition": _same(record.write_condition, cell.size),
+        "pattern": _same(str(record.pattern), cell.size),
         "bank": geometry.bank(cell).astype(np.int16),
         "row": geometry.row(cell).astype(np.int32),
         "column": geometry.column(cell).astype(np.int16),
@@ -214,9 +294,22 @@ def _point_row(profile: Profile, record: PointRecord) -> dict[str, Any]:
         "row_start": region["row_start"],
         "row_count": region["row_count"],
         "stored_ones": " ".join(map(str, record.stored_ones)),
+        "counted": record.counted,
+        "cell_regions": "; ".join(
+            f"banks {' '.join(map(str, area.banks))} rows {area.row_start}..{area.row_end - 1}"
+            for area in record.known_cells
+        ),
+        "overwritten": str(record.overwritten) if record.overwritten is not None else None,
+        **_ends("vdd_{}_mv", record.vdd_range_mv),
+        **_ends("temperature_{}_c", record.temperature_range_c),
         "tested_cells": record.region.cells(profile.geometry),
         "started": record.started.isoformat(),
     }
+
+
+def _ends(name: str, ends: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = ends or (None, None)
+    return {name.format("lowest"): low, name.format("highest"): high}
 
 
 _POINT_SCHEMA = pa.schema(
@@ -228,20 +321,29 @@ _POINT_SCHEMA = pa.schema(
         ("trcd_clocks", pa.int32()),
         ("vdd_measured_mv", pa.float64()),
         ("vdd_uncertainty_mv", pa.float64()),
+        ("vdd_lowest_mv", pa.float64()),
+        ("vdd_highest_mv", pa.float64()),
         ("temperature_c", pa.float64()),
+        ("temperature_lowest_c", pa.float64()),
+        ("temperature_highest_c", pa.float64()),
         ("write_condition", pa.string()),
         ("write_vdd_mv", pa.int32()),
         ("write_trcd_ps", pa.int32()),
+        ("overwritten", pa.string()),
         ("pattern", pa.string()),
         ("access_mode", pa.string()),
         ("rewritten_each_round", pa.bool_()),
         ("refresh", pa.string()),
+        ("refresh_interval_ps", pa.int64()),
+        ("refreshes", pa.int64()),
         ("banks", pa.string()),
         ("row_start", pa.int32()),
         ("row_count", pa.int32()),
         ("tested_cells", pa.int64()),
         ("rounds", pa.int32()),
         ("stored_ones", pa.string()),
+        ("counted", pa.bool_()),
+        ("cell_regions", pa.string()),
         ("errors_zero_to_one", pa.int64()),
         ("errors_one_to_zero", pa.int64()),
         ("started", pa.string()),

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from profiles.geometry import CellArray, Geometry
 
 MASK32 = 0xFFFFFFFF
+PERIOD = 8  # of every pattern but RANDOM and BUFFER, in rows, columns and data lines
 
 
 class PatternKind(IntEnum):
@@ -149,6 +150,84 @@ def _bits(
     return out
 
 
+@njit(cache=True)
+def _tiled(
+    tile: npt.NDArray[np.uint8],
+    cells: npt.NDArray[np.int64],
+    rows: int,
+    columns: int,
+    data_width: int,
+    row_bits: int,
+) -> npt.NDArray[np.uint8]:
+    """Look up periodic bits; every size is a power of two."""
+    column_shift, row_shift = 0, 0
+    while 1 << column_shift < data_width:
+        column_shift += 1
+    while 1 << row_shift < row_bits:
+        row_shift += 1
+    out = np.empty(cells.size, np.uint8)
+    for i in range(cells.size):
+        row, column = (cells[i] >> row_shift) & (rows - 1), (cells[i] >> column_shift) & (columns - 1)
+        out[i] = tile[(row * columns + column) * 8 + (cells[i] & 7)]
+    return out
+
+
+@njit(cache=True)
+def _add_ones(
+    kind: int,
+    parameter: int,
+    invert: int,
+    bank: int,
+    first_row: int,
+    weights: npt.NDArray[np.int64],
+    columns: int,
+    data_width: int,
+    burst_length: int,
+    by_row: npt.NDArray[np.int64],
+    by_bitline: npt.NDArray[np.int64],
+) -> None:
+    for i in range(weights.size):
+        ones = 0
+        for first in range(0, columns, burst_length):
+            for index in range(burst_length * data_width // 32):
+                value = word(kind, parameter, invert, bank, first_row + i, first, index, data_width)
+                base = first * data_width + 32 * index
+                if by_bitline.size:
+                    for k in range(32):
+                        by_bitline[base + k] += ((value >> k) & 1) * weights[i]
+                while value:
+                    ones += 1
+                    value &= value - 1
+        by_row[i] = ones
+
+
+def ones_by_line(
+    pattern: Pattern, geometry: Geometry, bank: int, row_start: int, row_count: int, bitlines: bool = True
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cells that store a 1, in whole rows of one bank.
+
+    Returns:
+        int64[row_count] of each row, and int64[row_bits] of each (column, dq) over those rows, which takes most of the
+        time with RANDOM data (int64[0] without ``bitlines``).
+
+    Raises:
+        ValueError: the pattern is BUFFER, whose data are not a function of the address.
+    """
+    if pattern.kind == PatternKind.BUFFER:
+        raise ValueError("pattern BUFFER has no closed form; count the bytes that were written")
+    g = geometry
+    if pattern.kind == PatternKind.RANDOM:
+        distinct, weights = row_count, np.ones(row_count, np.int64)
+    else:  # rows repeat
+        distinct = min(PERIOD, row_count)
+        weights = np.bincount(np.arange(row_count) % PERIOD, minlength=distinct).astype(np.int64)
+    by_row, by_bitline = np.zeros(distinct, np.int64), np.zeros(g.row_bits if bitlines else 0, np.int64)
+    code = (int(pattern.kind), pattern.parameter, int(pattern.invert_odd_rows))
+    shape = (g.columns, g.data_width, g.burst_length)
+    _add_ones(*code, bank, row_start, weights, *shape, by_row, by_bitline)
+    return np.resize(by_row, row_count), by_bitline
+
+
 def stored_bits(pattern: Pattern, geometry: Geometry, cells: CellArray) -> npt.NDArray[np.uint8]:
     """The bit (uint8, 0 or 1) that ``pattern`` stores in each of ``cells``.
 
@@ -158,14 +237,14 @@ def stored_bits(pattern: Pattern, geometry: Geometry, cells: CellArray) -> npt.N
     if pattern.kind == PatternKind.BUFFER:
         raise ValueError("pattern BUFFER has no closed form; compare with the bytes that were written")
     g = geometry
-    bits: npt.NDArray[np.uint8] = _bits(
-        int(pattern.kind),
-        pattern.parameter,
-        int(pattern.invert_odd_rows),
-        np.ascontiguousarray(cells, dtype=np.int64),
-        g.rows,
-        g.columns,
-        g.data_width,
-        g.burst_length,
-    )
-    return bits
+    cells = np.ascontiguousarray(cells, dtype=np.int64)
+    shape = (g.rows, g.columns, g.data_width, g.burst_length)
+    code = (int(pattern.kind), pattern.parameter, int(pattern.invert_odd_rows))
+    if pattern.kind == PatternKind.RANDOM:
+        bits: npt.NDArray[np.uint8] = _bits(*code, cells, *shape)
+        return bits
+    rows, columns = min(PERIOD, g.rows), min(PERIOD, g.columns)
+    corner = (np.arange(rows)[:, None] * g.columns + np.arange(columns)) * g.data_width
+    tile = _bits(*code, (corner[:, :, None] + np.arange(PERIOD)).ravel(), *shape)
+    repeated: npt.NDArray[np.uint8] = _tiled(tile, cells, rows, columns, g.data_width, g.row_bits)
+    return repeated

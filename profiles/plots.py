@@ -69,7 +69,7 @@ def plot_spatial(profile: Profile, records: Sequence[PointRecord]) -> Figure:
     high = max(record.region.row_start + record.region.row_count for record in records) if records else 1
     block = 1 << max(0, int(np.ceil(np.log2((high - low) / _MAX_BLOCKS))))
     blocks = ber_by(profile, records, "wordline_block", block_rows=block)
-    bitlines = ber_by(profile, records, "bitline")
+    bitlines = ber_by(profile, records, "bank_bitline")
     figure = Figure(figsize=(10.5, 6.4), layout="constrained")
     grid = figure.add_gridspec(2, 3, width_ratios=(1.3, 1, 0.7))
     _bank_row_map(figure, figure.add_subplot(grid[0, :]), geometry, blocks, block, low, high)

@@ -13,15 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from profiles.cells import CellCounts, WeakCells
-from profiles.errors import FitError, ProfileError
+from profiles.errors import FitError
 from profiles.geometry import CellArray, Geometry
-from profiles.pattern import Pattern, PatternKind, stored_bits
+from profiles.pattern import PERIOD, Pattern, PatternKind, ones_by_line, stored_bits
 from profiles.schema import OperatingPoint, PointRecord, WriteCondition
 from profiles.storage import Profile
 
 Integers = npt.NDArray[np.int64]
 
-_TILE = 8  # period, in rows, columns and data lines, of every pattern but RANDOM and BUFFER
 _CHUNK_CELLS = 1 << 21
 
 
@@ -107,12 +106,12 @@ class Population:
         if any(record.pattern.kind == PatternKind.RANDOM for record in records):
             yield from self._reads_at_one_by_cell(section.bank, rows, records)
             return
-        tile = np.zeros((_TILE, min(_TILE, self.geometry.columns), _TILE), np.int64)
+        tile = np.zeros((PERIOD, min(PERIOD, self.geometry.columns), PERIOD), np.int64)
         for record in records:
             tile += record.rounds * pattern_tile(record.pattern, self.geometry).astype(np.int64)
-        rows_alike = np.bincount(rows % _TILE, minlength=_TILE)
+        rows_alike = np.bincount(rows % PERIOD, minlength=PERIOD)
         columns_alike = self.geometry.columns // tile.shape[1]
-        lanes_alike = self.geometry.data_width // _TILE
+        lanes_alike = self.geometry.data_width // PERIOD
         for residue in np.flatnonzero(rows_alike):
             values, counts = np.unique(tile[residue], return_counts=True)
             for ones, count in zip(values.tolist(), counts.tolist(), strict=True):
@@ -135,11 +134,11 @@ class Population:
 
 def pattern_tile(pattern: Pattern, geometry: Geometry) -> npt.NDArray[np.uint8]:
     """Stored bits, uint8[8, min(8, columns), 8] by residue of row, column and data line, of a periodic pattern."""
-    columns = min(_TILE, geometry.columns)
+    columns = min(PERIOD, geometry.columns)
     # A module of fewer than 8 rows still has the pattern's first rows; the tile then repeats what is there.
-    rows = np.arange(_TILE) % geometry.rows
-    cells = geometry.cell(0, rows[:, None, None], np.arange(columns)[None, :, None], np.arange(_TILE)[None, None, :])
-    return stored_bits(pattern, geometry, cells.ravel()).reshape(_TILE, columns, _TILE)
+    rows = np.arange(PERIOD) % geometry.rows
+    cells = geometry.cell(0, rows[:, None, None], np.arange(columns)[None, :, None], np.arange(PERIOD)[None, None, :])
+    return stored_bits(pattern, geometry, cells.ravel()).reshape(PERIOD, columns, PERIOD)
 
 
 def stored_ones(pattern: Pattern, geometry: Geometry, bank: int, row_start: int, row_count: int) -> int:
@@ -148,22 +147,7 @@ def stored_ones(pattern: Pattern, geometry: Geometry, bank: int, row_start: int,
     Raises:
         ValueError: the pattern is BUFFER, whose data are not a function of the address.
     """
-    if pattern.kind == PatternKind.BUFFER:
-        raise ValueError("pattern BUFFER has no closed form; count the bytes that were written")
-    if pattern.kind != PatternKind.RANDOM:
-        tile = pattern_tile(pattern, geometry)
-        rows = np.bincount((row_start + np.arange(row_count)) % _TILE, minlength=_TILE)
-        alike: int = geometry.columns // tile.shape[1] * (geometry.data_width // _TILE)
-        ones = int((tile.sum(axis=(1, 2), dtype=np.int64) * rows).sum())
-        return ones * alike
-    total = 0
-    step = max(1, _CHUNK_CELLS // geometry.row_bits)
-    for row in range(row_start, row_start + row_count, step):
-        first = (bank * geometry.rows + row) * geometry.row_bits
-        size = min(step, row_start + row_count - row) * geometry.row_bits
-        cells = np.arange(first, first + size, dtype=np.int64)
-        total += int(stored_bits(pattern, geometry, cells).sum(dtype=np.int64))
-    return total
+    return int(ones_by_line(pattern, geometry, bank, row_start, row_count, bitlines=False)[0].sum())
 
 
 def collect(
@@ -171,9 +155,11 @@ def collect(
 ) -> Population:
     """Pool everything measured at an operating point, over patterns, in ``banks`` (None: all that were tested).
 
+    Where counters describe a region, only the parts of it whose cells are known count as tested.
+
     Raises:
         FitError: nothing was measured there, a bank was not tested, or access modes are mixed.
-        ProfileError: a file is damaged, or holds cells whose stored bit its pattern contradicts.
+        ProfileError: a file is damaged.
     """
     records = profile.find(point, write_condition)
     if not records:
@@ -183,7 +169,7 @@ def collect(
         raise FitError(
             f"{profile.path} holds two access modes at {point}; their errors do not mix: fit separate profiles"
         )
-    tested = sorted({bank for record in records for bank in record.region.banks})
+    tested = sorted({bank for record in records for area in record.known_cells for bank in area.banks})
     chosen = tuple(sorted(set(banks))) if banks is not None else tuple(tested)
     untested = sorted(set(chosen) - set(tested))
     if untested or not chosen:
@@ -199,11 +185,6 @@ def collect(
         covered = _covered(profile.geometry, record, cell)
         at = np.searchsorted(cell, counts.cell)
         bits = _bits(record, profile.geometry, cell[covered], counts)
-        if not np.array_equal(bits[np.searchsorted(covered, at)], counts.stored):
-            raise ProfileError(
-                f"point {record.index} of {profile.path} stores other bits than its pattern {record.pattern}; "
-                "measure it anew"
-            )
         trials[bits, covered] += record.rounds
         errors[counts.stored, at] += counts.errors
     return Population(
@@ -231,9 +212,10 @@ def measured_weak_cells(profile: Profile, point: OperatingPoint, write_condition
 
 
 def _in_banks(profile: Profile, record: PointRecord, banks: tuple[int, ...]) -> CellCounts:
-    if set(record.region.banks) <= set(banks):
+    known = {bank for area in record.known_cells for bank in area.banks}
+    if known <= set(banks):
         return profile.cells(record.index)
-    parts = [profile.cells(record.index, bank) for bank in banks if bank in record.region.banks]
+    parts = [profile.cells(record.index, bank) for bank in banks if bank in known]
     if not parts:
         return CellCounts(np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0, np.uint8))
     return CellCounts(
@@ -244,11 +226,15 @@ def _in_banks(profile: Profile, record: PointRecord, banks: tuple[int, ...]) -> 
 
 
 def _covered(geometry: Geometry, record: PointRecord, cell: CellArray) -> Integers:
-    """Indices, ascending, of those of the ascending ``cell`` that lie in the record's region."""
-    ranges = []
-    for bank in record.region.banks:
-        first = (bank * geometry.rows + record.region.row_start) * geometry.row_bits
-        low, high = np.searchsorted(cell, (first, first + record.region.row_count * geometry.row_bits))
+    """Indices, ascending, of those of the ascending ``cell`` that lie where the record knows cells."""
+    edges = sorted(
+        ((bank * geometry.rows + area.row_start) * geometry.row_bits, area.row_count * geometry.row_bits)
+        for area in record.known_cells
+        for bank in area.banks
+    )
+    ranges = [np.empty(0, np.int64)]
+    for first, count in edges:
+        low, high = np.searchsorted(cell, (first, first + count))
         ranges.append(np.arange(low, high, dtype=np.int64))
     return np.concatenate(ranges)
 
@@ -267,14 +253,15 @@ def _bits(record: PointRecord, geometry: Geometry, cells: CellArray, counts: Cel
 def _sections(records: Sequence[PointRecord], banks: tuple[int, ...]) -> tuple[Section, ...]:
     sections = []
     for bank in banks:
-        covering = [index for index, record in enumerate(records) if bank in record.region.banks]
-        spans = {
-            index: (records[index].region.row_start, records[index].region.row_start + records[index].region.row_count)
-            for index in covering
-        }
-        edges = sorted({edge for span in spans.values() for edge in span})
+        spans = [
+            (area.row_start, area.row_end, index)
+            for index, record in enumerate(records)
+            for area in record.known_cells
+            if bank in area.banks
+        ]
+        edges = sorted({edge for low, high, _ in spans for edge in (low, high)})
         for low, high in pairwise(edges):
-            inside = tuple(index for index in covering if spans[index][0] <= low and high <= spans[index][1])
+            inside = tuple(index for first, end, index in spans if first <= low and high <= end)
             if inside:
                 sections.append(Section(bank, low, high - low, inside, sum(records[index].rounds for index in inside)))
     return tuple(sections)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class _Record(BaseModel):
@@ -68,6 +68,21 @@ class Region(_Record):
     def cells(self, geometry: Geometry) -> int:
         return len(self.banks) * self.row_count * geometry.row_bits
 
+    @property
+    def row_end(self) -> int:
+        """The row after the last one."""
+        return self.row_start + self.row_count
+
+    def holds(self, other: "Region") -> bool:
+        """Whether all of ``other`` lies in this region."""
+        rows_inside = self.row_start <= other.row_start and other.row_end <= self.row_end
+        return rows_inside and set(other.banks) <= set(self.banks)
+
+    def meets(self, other: "Region") -> bool:
+        """Whether the two share a row."""
+        rows_shared = self.row_start < other.row_end and other.row_start < self.row_end
+        return rows_shared and not set(self.banks).isdisjoint(other.banks)
+
 
 class PointRecord(_Record):
     """One tested point: the conditions of a number of identical rounds over one region.
@@ -77,14 +92,25 @@ class PointRecord(_Record):
         epoch: number that the board's reads were tagged with; a resumed scan uses the same one again.
         point: operating point that was asked for when reading.
         trcd_clocks: the same activation latency in DRAM clocks.
-        vdd_measured_mv, vdd_uncertainty_mv: read back at the rail during the point.
-        temperature_c: DRAM temperature in degrees Celsius, None where the board has no sensor.
+        vdd_measured_mv, vdd_uncertainty_mv: read back at the rail before the last read.
+        vdd_range_mv: lowest and highest that was read back before a read; None where it was not kept.
+        temperature_c: DRAM temperature in degrees Celsius after the last read, None where the board has no sensor.
+        temperature_range_c: lowest and highest before the reads and after the last one; None as above.
         write_condition, write_vdd_mv, write_trcd_ps: how the data were written.
+        overwritten: what the cells held before the last write, so that a failed write shows; None where that was not
+            seen to.
         rewritten_each_round: False means a read failure may have persisted into the next round.
+        pattern: data written and expected, with its rule of inversion by row.
         refresh: "kept" or "withheld" while testing.
+        refresh_interval_ps: from one REF to the next while they are kept, picoseconds.
+        refreshes: REF commands in program time during the reads, which refreshes while a log is drained are not.
         rounds: reads of every cell of the region, the trials of each.
         stored_ones: cells of the region that store a 1, for each bank of ``region.banks``.
-        errors_zero_to_one, errors_one_to_zero: failed reads by direction; reconcile with the cell table.
+        cell_regions: None where every cell that failed is stored. Otherwise the whole region is known by counters
+            (failed reads of each row, bitline and data line), and single cells in these parts of it only.
+        errors_zero_to_one, errors_one_to_zero: failed reads of the region by direction; they reconcile with the cells,
+            and with the counters.
+        started, duration_s: when, writing included.
     """
 
     index: int = Field(ge=0)
@@ -93,17 +119,23 @@ class PointRecord(_Record):
     trcd_clocks: int = Field(gt=0)
     vdd_measured_mv: float
     vdd_uncertainty_mv: float = Field(ge=0)
+    vdd_range_mv: tuple[float, float] | None = None
     temperature_c: float | None
+    temperature_range_c: tuple[float, float] | None = None
     write_condition: WriteCondition
     write_vdd_mv: int
     write_trcd_ps: int
+    overwritten: Pattern | None = None
     pattern: Pattern
     access_mode: AccessMode
     rewritten_each_round: bool
     refresh: Literal["kept", "withheld"]
+    refresh_interval_ps: int | None = Field(default=None, gt=0)
+    refreshes: int | None = Field(default=None, ge=0)
     region: Region
     rounds: int = Field(gt=0, le=65535)
     stored_ones: tuple[int, ...]
+    cell_regions: tuple[Region, ...] | None = None
     errors_zero_to_one: int = Field(ge=0)
     errors_one_to_zero: int = Field(ge=0)
     started: datetime
@@ -112,6 +144,16 @@ class PointRecord(_Record):
     @property
     def errors(self) -> int:
         return self.errors_zero_to_one + self.errors_one_to_zero
+
+    @property
+    def counted(self) -> bool:
+        """Whether counters describe the region, and cells only parts of it."""
+        return self.cell_regions is not None
+
+    @property
+    def known_cells(self) -> tuple[Region, ...]:
+        """Where every cell that failed is stored."""
+        return (self.region,) if self.cell_regions is None else self.cell_regions
 
 
 class ModuleIdentity(_Record):
@@ -138,11 +180,16 @@ class ProfileHeader(_Record):
 
     Attributes:
         address_mapping: how cell indices relate to addresses; "linear" is the rule of `profiles.geometry`.
+        row_order: how rows as addressed lie inside a chip; "unknown" where no one has found out, "linear" where they
+            are known to lie in order.
         board: board specification as given to ``--board``.
         seed: seed of a mock or simulated chip, None for a real one.
         plan: the scan plan, as read from its TOML.
         planned_points: number of points when complete.
+        timings_clocks: the other timings that tests kept, in DRAM clocks, by JEDEC's names without the t.
+        engine: constants of the test engine's build, by their register.
         tools: version of each tool and of the gateware.
+        licence, citation: under which the profile may be used, and how to cite it.
     """
 
     format: Literal["eden-profile"] = "eden-profile"
@@ -150,12 +197,25 @@ class ProfileHeader(_Record):
     module: ModuleIdentity
     geometry: Geometry
     address_mapping: Literal["linear"] = "linear"
+    row_order: Literal["unknown", "linear"] = "unknown"
     board: str
     tck_ps: int = Field(gt=0)
     seed: int | None
     plan: dict[str, Any]
     planned_points: int = Field(gt=0)
+    timings_clocks: dict[str, int] = {}
+    engine: dict[str, int] = {}
     tools: dict[str, str]
     licence: str = "CC-BY-4.0"
     citation: str = ""
     created: datetime
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a profile's header (`profile.json`) and of a point's record (Parquet metadata `eden.point`)."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"eden-profile, version {FORMAT_VERSION}",
+        "header": ProfileHeader.model_json_schema(mode="serialization"),
+        "point": PointRecord.model_json_schema(mode="serialization"),
+    }

@@ -1,26 +1,30 @@
-"""Bit error rates with their uncertainty. Rates are worked out here, from integer errors and trials, never stored."""
+"""Bit error rates with their uncertainty, stability of weak cells, overlap of profiles.
+
+Rates are worked out here, from integer errors and trials, never stored. Points are read bank by bank.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv
 
-from profiles.cells import CellCounts
 from profiles.error_models import Floats
 from profiles.errors import ProfileError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern
 from profiles.population import Integers
-from profiles.schema import OperatingPoint, PointRecord, WriteCondition
+from profiles.schema import OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
 CONFIDENCE = 0.95
 ZERO_TO_ONE, ONE_TO_ZERO = "0 to 1", "1 to 0"
 
-Group = Literal["bank", "wordline_block", "bitline", "dq", "direction", "pattern"]
+Group = Literal["bank", "wordline_block", "bitline", "bank_bitline", "dq", "direction", "pattern", "operating_point"]
+_GROUPS_AT_ONCE = 1 << 22  # more are worked out bank by bank
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,39 @@ class BerTable:
 
     Attributes:
         group: what ``keys`` are.
-        keys: bank, dq or bitline numbers, first wordlines of blocks (module numbers), directions, or patterns.
+        keys: bank, dq or bitline numbers, first wordlines of blocks (module numbers), directions, patterns, or
+            operating points.
         errors, trials: int64[n], failed reads and reads.
-        ber, low, high: float64[n], rates with Clopper-Pearson intervals.
     """
 
     group: Group
     keys: list[Any]
     errors: Integers
     trials: Integers
-    ber: Floats
-    low: Floats
-    high: Floats
+
+    @property
+    def ber(self) -> Floats:
+        """float64[n], errors / trials."""
+        return self.errors / self.trials
+
+    @property
+    def low(self) -> Floats:
+        """float64[n], lower end of the exact (Clopper-Pearson) interval."""
+        return self._interval[0]
+
+    @property
+    def high(self) -> Floats:
+        """float64[n], its upper end."""
+        return self._interval[1]
+
+    @cached_property
+    def _interval(self) -> tuple[Floats, Floats]:
+        return clopper_pearson(self.errors, self.trials)
+
+    def worst(self, count: int) -> "BerTable":
+        """The ``count`` groups of the highest rates, from the highest down."""
+        order = np.argsort(-self.ber, kind="stable")[:count]
+        return BerTable(self.group, [self.keys[i] for i in order], self.errors[order], self.trials[order])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -160,26 +185,53 @@ def ber_by(profile: Profile, records: Sequence[PointRecord], group: Group, block
     Args:
         profile: where the records come from.
         records: points to pool.
-        group: "bank", "wordline_block" (``block_rows`` rows), "bitline", "dq", "direction" or "pattern".
+        group: one of
+
+            - "bank", "dq" (data line);
+            - "wordline_block": ``block_rows`` rows;
+            - "bitline": (subarray, column, dq) of a bank. Counters do not tell subarrays apart, so a counted point
+              takes part only where it knows single cells;
+            - "bank_bitline": (column, dq) of a bank over its subarrays, ``bank * row_bits + column * data_width + dq``;
+            - "direction", "pattern", "operating_point".
+
         block_rows: rows of a wordline block.
 
     Raises:
         ProfileError: there are no records, or a file is damaged.
     """
+    parts = list(ber_tables(profile, records, group, block_rows))
+    if len(parts) == 1:
+        return parts[0]
+    keys = [key for part in parts for key in part.keys]
+    return BerTable(group, keys, *(np.concatenate([getattr(part, n) for part in parts]) for n in ("errors", "trials")))
+
+
+def ber_tables(
+    profile: Profile, records: Sequence[PointRecord], group: Group, block_rows: int = 64
+) -> Iterator[BerTable]:
+    """What `ber_by` gives, in as many tables as keep memory bounded: one a bank where there are many groups.
+
+    Raises:
+        ProfileError: as `ber_by`.
+    """
     _check_some(profile, records)
-    if group in ("direction", "pattern"):
-        counts = _by_direction(profile, records) if group == "direction" else _by_pattern(profile, records)
-        keys: list[Any] = [key for key, (_, trials) in counts.items() if trials]
-        return _table(group, keys, *np.array([counts[key] for key in keys], np.int64).reshape(-1, 2).T)
+    if group in ("direction", "pattern", "operating_point"):
+        counts = _by_direction(profile, records) if group == "direction" else _by_condition(profile, records, group)
+        named: list[Any] = [key for key, (_, trials) in counts.items() if trials]
+        yield BerTable(group, named, *np.array([counts[key] for key in named], np.int64).reshape(-1, 2).T)
+        return
     geometry = profile.geometry
-    known, trials = _group_trials(geometry, records, group, block_rows)
-    number = _group_number(geometry, group, block_rows)
-    errors = np.zeros(known.size, np.int64)
-    for record in records:
-        cells: CellCounts = profile.cells(record.index)
-        at = np.searchsorted(known, number(cells.cell))
-        errors += np.bincount(at, weights=cells.errors, minlength=known.size).astype(np.int64)
-    return _table(group, known.tolist(), errors, trials)
+    banks = tuple(sorted({bank for record in records for bank in record.region.banks}))
+    a_bank = {"bitline": geometry.bitlines, "bank_bitline": geometry.row_bits}.get(group, geometry.rows)
+    together = group == "dq" or len(banks) * a_bank <= _GROUPS_AT_ONCE
+    for chosen in (banks,) if together else tuple((bank,) for bank in banks):
+        known, trials = _group_trials(geometry, records, group, block_rows, chosen)
+        errors = np.zeros(known.size, np.int64)
+        for record in records:
+            for numbers, failed in _group_errors(profile, record, group, block_rows, chosen):
+                at = np.searchsorted(known, numbers)
+                errors += np.bincount(at, weights=failed, minlength=known.size).astype(np.int64)
+        yield BerTable(group, known.tolist(), errors, trials)
 
 
 def ber_surface(
@@ -212,11 +264,6 @@ def _check_some(profile: Profile, records: Sequence[PointRecord]) -> None:
         raise ProfileError(f"no points of {profile.path} were chosen; untested is not a rate of zero")
 
 
-def _table(group: Group, keys: list[Any], errors: Integers, trials: Integers) -> BerTable:
-    low, high = clopper_pearson(errors, trials)
-    return BerTable(group, keys, errors, trials, errors / trials, low, high)
-
-
 def _by_direction(profile: Profile, records: Sequence[PointRecord]) -> dict[str, tuple[int, int]]:
     ones = sum(sum(record.stored_ones) * record.rounds for record in records)
     total = sum(reads(profile, record) for record in records)
@@ -226,17 +273,47 @@ def _by_direction(profile: Profile, records: Sequence[PointRecord]) -> dict[str,
     }
 
 
-def _by_pattern(profile: Profile, records: Sequence[PointRecord]) -> dict[str, tuple[int, int]]:
-    counts: dict[str, tuple[int, int]] = {}
+def _by_condition(profile: Profile, records: Sequence[PointRecord], group: Group) -> dict[Any, tuple[int, int]]:
+    counts: dict[Any, tuple[int, int]] = {}
     for record in records:
-        errors, trials = counts.get(str(record.pattern), (0, 0))
-        counts[str(record.pattern)] = (errors + record.errors, trials + reads(profile, record))
+        key = str(record.pattern) if group == "pattern" else record.point
+        errors, trials = counts.get(key, (0, 0))
+        counts[key] = (errors + record.errors, trials + reads(profile, record))
     return counts
+
+
+def _by_counters(record: PointRecord, group: Group) -> bool:
+    return record.counted and group != "bitline"
+
+
+def _group_errors(
+    profile: Profile, record: PointRecord, group: Group, block_rows: int, banks: Sequence[int]
+) -> Iterator[tuple[Integers, npt.NDArray[np.integer[Any]]]]:
+    """Groups and failed reads of a record in ``banks``, bank by bank; a group may come more than once."""
+    geometry = profile.geometry
+    if not _by_counters(record, group):
+        number = _group_number(geometry, group, block_rows)
+        for _, cells in profile.cells_by_bank(record.index, banks):
+            yield number(cells.cell), cells.errors
+        return
+    for bank in set(record.region.banks) & set(banks):
+        lines = profile.lines(record.index, bank)
+        if group == "dq":
+            yield np.arange(geometry.data_width), lines.lanes.sum(axis=1)
+            continue
+        if group == "bank_bitline":
+            yield bank * geometry.row_bits + np.arange(geometry.row_bits), lines.bitlines.sum(axis=1)
+            continue
+        wordline = bank * geometry.rows + np.arange(record.region.row_start, record.region.row_end, dtype=np.int64)
+        number = _group_number(geometry, group, block_rows)
+        yield number(wordline * geometry.row_bits), lines.rows.sum(axis=1)
 
 
 def _group_number(geometry: Geometry, group: Group, block_rows: int) -> Callable[[Integers], Integers]:
     if group == "wordline_block":
         return lambda cells: _block(geometry, geometry.wordline(cells), block_rows)
+    if group == "bank_bitline":
+        return lambda cells: geometry.bank(cells) * geometry.row_bits + cells % geometry.row_bits
     return {"bank": geometry.bank, "bitline": geometry.bitline, "dq": geometry.dq}[group]
 
 
@@ -246,13 +323,14 @@ def _block(geometry: Geometry, wordline: Integers, block_rows: int) -> Integers:
 
 
 def _group_trials(
-    geometry: Geometry, records: Sequence[PointRecord], group: Group, block_rows: int
+    geometry: Geometry, records: Sequence[PointRecord], group: Group, block_rows: int, banks: Sequence[int]
 ) -> tuple[Integers, Integers]:
-    """Groups that were read, ascending, and the reads of each."""
-    keys, trials = [], []
+    """Groups of ``banks`` that were read, ascending, and the reads of each."""
+    keys, trials = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for record in records:
-        for bank in record.region.banks:
-            key, cells = _group_cells(geometry, record, bank, group, block_rows)
+        areas = (record.region,) if _by_counters(record, group) else record.known_cells
+        for area, bank in ((each, bank) for each in areas for bank in each.banks if bank in banks):
+            key, cells = _group_cells(geometry, area, bank, group, block_rows)
             keys.append(key)
             trials.append(cells * record.rounds)
     known, at = np.unique(np.concatenate(keys), return_inverse=True)
@@ -262,10 +340,10 @@ def _group_trials(
 
 
 def _group_cells(
-    geometry: Geometry, record: PointRecord, bank: int, group: Group, block_rows: int
+    geometry: Geometry, area: Region, bank: int, group: Group, block_rows: int
 ) -> tuple[Integers, Integers]:
-    """Groups that lie in one bank of a record's region, and how many cells of the region each has."""
-    rows = record.region.row_start + np.arange(record.region.row_count, dtype=np.int64)
+    """Groups that lie in one bank of a region, and how many cells of the region each has."""
+    rows = np.arange(area.row_start, area.row_end, dtype=np.int64)
     if group == "bank":
         return np.array([bank]), np.array([rows.size * geometry.row_bits])
     if group == "dq":
@@ -273,6 +351,148 @@ def _group_cells(
     if group == "wordline_block":
         first, count = np.unique(_block(geometry, bank * geometry.rows + rows, block_rows), return_counts=True)
         return first, count * geometry.row_bits
+    if group == "bank_bitline":
+        first_line = bank * geometry.row_bits
+        return np.arange(first_line, first_line + geometry.row_bits), np.full(geometry.row_bits, rows.size)
     subarray, count = np.unique(rows // min(geometry.subarray_rows, geometry.rows), return_counts=True)
     first = (bank * geometry.subarrays + subarray) * geometry.row_bits
     return (first[:, None] + np.arange(geometry.row_bits)).ravel(), np.repeat(count, geometry.row_bits)
+
+
+# ---- weak cells again ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How reliably cells that fail do so again, over the rounds of points.
+
+    Attributes:
+        rounds: reads of each cell at a point.
+        cells: int64[rounds + 1], failing cells (of each point anew) that failed so many times; none at 0.
+        again: chance that a cell which failed in one round fails in another one of the same point.
+        every_round: share of the failing cells that failed in all rounds, with its exact interval.
+    """
+
+    rounds: int
+    cells: Integers
+    again: float
+    every_round: BerEstimate
+
+
+def stability(profile: Profile, records: Sequence[PointRecord]) -> Stability:
+    """How stable the weak cells of ``records`` are, where single cells are known.
+
+    Raises:
+        ProfileError: there are no records, they have different or single rounds, or a file is damaged.
+    """
+    _check_some(profile, records)
+    rounds = {record.rounds for record in records}
+    if len(rounds) != 1 or 1 in rounds:
+        raise ProfileError(
+            f"points of {sorted(rounds)} rounds were chosen; stability needs points of one number of rounds, above 1"
+        )
+    (count,) = rounds
+    cells = np.zeros(count + 1, np.int64)
+    for record in records:
+        for _, found in profile.cells_by_bank(record.index):
+            cells += np.bincount(found.errors, minlength=count + 1)
+    times = np.arange(count + 1)
+    pairs = int((cells * times).sum()) * (count - 1)
+    again = int((cells * times * (times - 1)).sum()) / pairs if pairs else float("nan")
+    return Stability(count, cells, again, estimate(int(cells[count]), int(cells.sum())))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Cells that fail in two profiles: two temperatures or ages of one module, two sets of rounds, two modules.
+
+    Attributes:
+        tested: cells tested in both, each pattern anew.
+        first, second, both: of these, cells that failed at least once in the one, the other, and both.
+        first_ber, second_ber: the rates over all reads of these cells.
+    """
+
+    tested: int
+    first: int
+    second: int
+    both: int
+    first_ber: BerEstimate
+    second_ber: BerEstimate
+
+    @property
+    def jaccard(self) -> float:
+        """Cells that failed in both, of those that failed in either."""
+        either = self.first + self.second - self.both
+        return self.both / either if either else float("nan")
+
+    @property
+    def expected_both(self) -> float:
+        """Cells that would fail in both if the two had nothing to do with each other."""
+        return self.first * self.second / self.tested
+
+    @property
+    def again(self) -> BerEstimate:
+        """Share of the first profile's failing cells that fail in the second, with its exact interval."""
+        return estimate(self.both, self.first)
+
+
+def comparable(first: Profile, second: Profile) -> dict[OperatingPoint, list[tuple[PointRecord, PointRecord]]]:
+    """Pairs of points of two profiles at the same operating point, pattern and write condition, by operating point.
+
+    Raises:
+        ProfileError: the profiles are of modules of different geometry, or have no such points.
+    """
+    if first.geometry != second.geometry:
+        raise ProfileError(
+            f"{first.path} and {second.path} are of different geometries; cells compare between modules of one kind"
+        )
+    pairs: dict[OperatingPoint, list[tuple[PointRecord, PointRecord]]] = {}
+    for record in first.points:
+        for other in second.find(record.point, record.write_condition, record.pattern):
+            if other.access_mode == record.access_mode:
+                pairs.setdefault(record.point, []).append((record, other))
+    if not pairs:
+        raise ProfileError(
+            f"{first.path} and {second.path} have no point at the same VDD, tRCD, pattern, write condition and access "
+            "mode; scan both with one plan"
+        )
+    return {point: pairs[point] for point in sorted(pairs, key=lambda point: (-point.vdd_mv, -point.trcd_ps))}
+
+
+def overlap(first: Profile, second: Profile, pairs: Sequence[tuple[PointRecord, PointRecord]]) -> Overlap:
+    """Compare cells over pairs of points (`comparable`), where both know single cells.
+
+    Raises:
+        ProfileError: the points of a pair know no cells in common, or a file is damaged.
+    """
+    geometry = first.geometry
+    totals, errors, trials = np.zeros(4, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64)
+    for pair in pairs:
+        common = _common_rows(*pair)
+        if not common:
+            raise ProfileError(f"points {pair[0].index} and {pair[1].index} know no cells in common; compare others")
+        for bank, spans in common.items():
+            known = [profile.cells(record.index, bank) for profile, record in zip((first, second), pair, strict=True)]
+            for low, high in spans:
+                edges = (bank * geometry.rows + np.array([low, high], np.int64)) * geometry.row_bits
+                inside = [slice(*np.searchsorted(cells.cell, edges).tolist()) for cells in known]
+                a, b = (cells.cell[part] for cells, part in zip(known, inside, strict=True))
+                size = int(edges[1] - edges[0])
+                totals += (size, a.size, b.size, np.isin(a, b, assume_unique=True, kind="sort").sum())
+                errors += [cells.errors[part].sum(dtype=np.int64) for cells, part in zip(known, inside, strict=True)]
+                trials += [size * record.rounds for record in pair]
+    tested, in_first, in_second, both = (int(total) for total in totals)
+    rates = [estimate(int(k), int(n)) for k, n in zip(errors, trials, strict=True)]
+    return Overlap(tested, in_first, in_second, both, rates[0], rates[1])
+
+
+def _common_rows(a: PointRecord, b: PointRecord) -> dict[int, list[tuple[int, int]]]:
+    """Rows, as half-open ranges by bank, whose cells both points know."""
+    common: dict[int, list[tuple[int, int]]] = {}
+    for mine in a.known_cells:
+        for other in b.known_cells:
+            low, high = max(mine.row_start, other.row_start), min(mine.row_end, other.row_end)
+            for bank in sorted(set(mine.banks) & set(other.banks)):
+                if low < high:
+                    common.setdefault(bank, []).append((low, high))
+    return common

@@ -4,45 +4,38 @@
 
     my_dimm/
         profile.json            `ProfileHeader`
-        points/00000.parquet    one file a finished point: its cells, and its `PointRecord` in the file's metadata
+        points/00000.parquet    a finished point (`profiles.points`), with further tables of it beside it
         points/00001.parquet    ...
 
-A point's file appears whole or not at all (temporary file, fsync, rename, fsync of the folder), so whatever is there
-is finished, and what is missing is still to be measured. Each bank's cells form one Parquet row group with its own
-checksum; another over the record ties record and cells together.
+A point's file appears whole or not at all (temporary file, fsync, rename, fsync of the folder) and after the tables
+that belong to it, so whatever is there is finished, and what is missing is still to be measured.
 """
 
+import contextlib
 import json
 import re
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from profiles.cells import CellCounts
+from profiles.cells import CellCounts, LineCounts
 from profiles.errors import ProfileError
 from profiles.files import TEMPORARY_FILE, atomic_file, disk_errors, first_problem, one_line, read_bounded
-from profiles.geometry import CellArray, Geometry
-from profiles.pattern import Pattern
-from profiles.schema import FORMAT_VERSION, OperatingPoint, PointRecord, ProfileHeader, WriteCondition
+from profiles.geometry import Geometry
+from profiles.pattern import Pattern, PatternKind, stored_bits
+from profiles.points import KEPT, PointWriter, StoredPoint, check_cells, open_point
+from profiles.schema import FORMAT_VERSION, OperatingPoint, PointRecord, ProfileHeader, Region, WriteCondition
 
 HEADER_NAME = "profile.json"
 POINTS_NAME = "points"
 MAX_HEADER_BYTES = 64 << 20
-MAX_RECORD_BYTES = 1 << 20
 
-_POINT_FILE = re.compile(r"(\d{5,9})\.parquet")
-_RECORD_KEY = b"eden.point"
-_CHECKSUM_KEY = b"eden.crc32"
-_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in (
-    ("cell", pa.int64()), ("errors", pa.uint16()), ("stored", pa.bool_())
-)])  # fmt: skip
+_CHECK = "crc32"
+_POINT_FILE = re.compile(r"\d{5,9}\.parquet")
 
 
 class Profile:
@@ -80,7 +73,7 @@ class Profile:
         except OSError as error:
             raise ProfileError(f"cannot make the folder {path} ({error.strerror}); choose another place") from error
         with atomic_file(path / HEADER_NAME) as file:
-            file.write(header.model_dump_json(indent=2).encode())
+            file.write(_header_text(header))
         return cls(path, header, {})
 
     @classmethod
@@ -94,7 +87,7 @@ class Profile:
         header = _read_header(path)
         points = {}
         for file in _point_files(path):
-            record = _open_point(file, header).record
+            record = open_point(file, header).record
             points[record.index] = record
         return cls(path, header, dict(sorted(points.items())))
 
@@ -117,50 +110,140 @@ class Profile:
         return len(self._points) == self.header.planned_points
 
     def append(self, record: PointRecord, cells: CellCounts) -> None:
-        """Add a finished point; when this returns, it is on disk.
+        """Add a finished point whose cells are all known; when this returns, it is on disk.
 
         Raises:
             ProfileError: the point does not fit the profile or does not reconcile with its cells, or the disk is full.
         """
-        file = self._file(record.index)
-        if record.index in self._points or file.exists():
-            raise ProfileError(f"{self.path} already holds point {record.index}; measure one of its missing points")
-        try:
-            _check_record(record, self.header)
-            _check_cells(record, cells, self.geometry)
-        except ValueError as error:
-            raise ProfileError(f"point {record.index} is not stored in {self.path}: {error}") from error
-        with disk_errors(file, _KEPT):
+        buffered = record.pattern.kind == PatternKind.BUFFER
+        with self.writing(record.index, record.region, record.pattern, record.rounds) as point:
+            if not buffered and not np.array_equal(
+                stored_bits(record.pattern, self.geometry, cells.cell), cells.stored
+            ):
+                raise ProfileError(
+                    f"point {record.index} is not stored in {self.path}: its cells store other bits than its pattern "
+                    f"{record.pattern}; measure it anew"
+                )
+            rows = (record.region.row_start, record.region.row_count)
+            inside = 0
+            for bank in record.region.banks:
+                first = (bank * self.geometry.rows + rows[0]) * self.geometry.row_bits
+                low, high = np.searchsorted(cells.cell, (first, first + rows[1] * self.geometry.row_bits))
+                stored = cells.stored[low:high] if buffered else None
+                point.add(bank, *rows, cells.cell[low:high], cells.errors[low:high], stored)
+                inside += int(high - low)
+            if inside != cells.cell.size:
+                raise ProfileError(
+                    f"point {record.index} is not stored in {self.path}: {cells.cell.size - inside} of its cells are "
+                    "outside the tested region; measure it anew"
+                )
+            point.finish(record)
+
+    @contextlib.contextmanager
+    def writing(
+        self,
+        index: int,
+        region: Region,
+        pattern: Pattern,
+        rounds: int,
+        cell_regions: tuple[Region, ...] | None = None,
+    ) -> Iterator[PointWriter]:
+        """Write point ``index`` while it is measured; it is there, on disk, once `PointWriter.finish` has returned.
+
+        Yields:
+            The writer. Leaving the block before it has finished leaves nothing behind.
+
+        Raises:
+            ProfileError: the point is there already, does not fit the profile or reconcile, or the disk is full.
+        """
+        file = self._file(index)
+        if index in self._points or file.exists():
+            raise ProfileError(f"{self.path} already holds point {index}; measure one of its missing points")
+        with disk_errors(file, KEPT):
             file.parent.mkdir(exist_ok=True)
             for entry in file.parent.iterdir():
-                if TEMPORARY_FILE.fullmatch(entry.name):  # of a run that was killed
+                # Of a run that was killed: temporary files, and tables whose point was not yet there.
+                if TEMPORARY_FILE.fullmatch(entry.name) or entry.name.startswith(f"{file.stem}."):
                     entry.unlink(missing_ok=True)
-        with atomic_file(file, _KEPT) as target:
-            _write_point(target, record, cells, self.geometry)
-        self._points[record.index] = record
-        self._points = dict(sorted(self._points.items()))
+        writer = PointWriter(file, self.header, region, pattern, rounds, cell_regions)
+        try:
+            yield writer
+        finally:
+            writer.abandon()
+        if writer.finished is not None:
+            self._points[index] = writer.finished
+            self._points = dict(sorted(self._points.items()))
 
-    def cells(self, index: int, bank: int | None = None) -> CellCounts:
-        """The cells that failed at point ``index``: of its whole region, or of one ``bank`` without reading the rest.
+    def cells(self, index: int, bank: int | None = None, rows: tuple[int, int] | None = None) -> CellCounts:
+        """The cells that failed at point ``index``, wherever it knows single cells (`PointRecord.known_cells`).
+
+        Args:
+            index: which point.
+            bank: only this one; no others are read.
+            rows: start and count, only these of ``bank``; row groups that hold none of them are not read.
 
         Raises:
             ProfileError: there is no such point, its file is damaged, or cells and record do not reconcile.
         """
+        stored = self._stored(index)
+        cells = stored.cells(bank, rows)
+        check_cells(stored.path, stored.record, cells, self.geometry)
+        return cells
+
+    def cells_by_bank(self, index: int, banks: Sequence[int] | None = None) -> Iterator[tuple[int, CellCounts]]:
+        """What `cells` gives, one bank after the other, so that memory holds one bank's; banks without a cell too.
+
+        Args:
+            index: which point.
+            banks: only these; None for all whose cells are known.
+
+        Raises:
+            ProfileError: as `cells`.
+        """
+        stored = self._stored(index)
+        known = {bank for area in stored.record.known_cells for bank in area.banks}
+        for bank in sorted(known if banks is None else known & set(banks)):
+            cells = stored.cells(bank, None)
+            check_cells(stored.path, stored.record, cells, self.geometry)
+            yield bank, cells
+
+    def lines(self, index: int, bank: int) -> LineCounts:
+        """Failed reads of each row, bitline and data line of a bank, at a point that was counted so.
+
+        Raises:
+            ProfileError: there is no such point, it has no counters of that bank, or its file is damaged.
+        """
+        stored = self._stored(index)
+        if not stored.record.counted or bank not in stored.record.region.banks:
+            raise ProfileError(f"point {index} of {self.path} has no counters of bank {bank}; see its cells")
+        return stored.lines(bank)
+
+    def line_trials(self, index: int, bank: int) -> dict[str, npt.NDArray[np.int64]]:
+        """Reads behind `lines`, by kind of line: int64[n, 2], while storing 0 and 1."""
+        return self._stored(index).trials(bank)
+
+    def verify(self) -> None:
+        """Read all there is, and reconcile cells, counters and records.
+
+        Raises:
+            ProfileError: a file is damaged, or does not reconcile.
+        """
+        for index in self._points:
+            self._stored(index).verify()
+
+    def files(self, index: int) -> list[Path]:
+        """The files of a point."""
+        return self._stored(index).files
+
+    def _stored(self, index: int) -> StoredPoint:
         if index not in self._points:
             raise ProfileError(
                 f"{self.path} has no point {index}; it has {len(self._points)} points, see eden profile show"
             )
-        file = self._file(index)
-        stored = _open_point(file, self.header)
+        stored = open_point(self._file(index), self.header)
         if stored.record != self._points[index]:
-            raise ProfileError(f"{file} changed while the profile was open; open the profile again")
-        cells = stored.read(bank)
-        if bank is None:
-            try:
-                _check_cells(stored.record, cells, self.geometry)
-            except ValueError as error:
-                raise ProfileError(f"{file} does not reconcile: {error}; {_REMEASURE}") from error
-        return cells
+            raise ProfileError(f"{stored.path} changed while the profile was open; open the profile again")
+        return stored
 
     def find(
         self,
@@ -186,10 +269,6 @@ class Profile:
         return self.path / POINTS_NAME / f"{index:05d}.parquet"
 
 
-_KEPT = "every finished point is safe, this one is not stored"
-_REMEASURE = "delete this file and run the scan again to measure its point anew, or restore it from a copy"
-
-
 def _read_header(path: Path) -> ProfileHeader:
     file = path / HEADER_NAME
     if not path.is_dir():
@@ -213,14 +292,27 @@ def parse_header(text: bytes, file: Path) -> ProfileHeader:
     if not isinstance(content, dict) or content.get("format") != "eden-profile":
         raise ProfileError(f"{file} is not the header of an error profile; check the path")
     version = content.get("version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ProfileError(
-            f"{file} has format version {version}, this toolkit reads up to {FORMAT_VERSION}; update the toolkit"
-        )
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        remedy = "update the toolkit" if version > FORMAT_VERSION else "scan again, or use the release that wrote it"
+        raise ProfileError(f"{file} has format version {version}, this toolkit reads {FORMAT_VERSION}; {remedy}")
+    check = content.pop(_CHECK, None)
     try:
-        return ProfileHeader.model_validate_json(text)
-    except ValidationError as error:
-        raise ProfileError(f"{file} is damaged: {first_problem(error)}; restore it from a copy") from error
+        header = ProfileHeader.model_validate_json(json.dumps(content))
+    except (ValidationError, ValueError) as error:
+        what = first_problem(error) if isinstance(error, ValidationError) else one_line(error)
+        raise ProfileError(f"{file} is damaged: {what}; restore it from a copy") from error
+    if check != _checksum(header):
+        raise ProfileError(f"{file} is damaged: its checksum does not match its content; restore it from a copy")
+    return header
+
+
+def _header_text(header: ProfileHeader) -> bytes:
+    """JSON that `parse_header` reads, with a CRC-32 of what it says: layout may change, content may not."""
+    return json.dumps({**json.loads(header.model_dump_json()), _CHECK: _checksum(header)}, indent=2).encode()
+
+
+def _checksum(header: ProfileHeader) -> int:
+    return zlib.crc32(header.model_dump_json().encode())
 
 
 def _point_files(path: Path) -> list[Path]:
@@ -228,195 +320,3 @@ def _point_files(path: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(file for file in folder.iterdir() if _POINT_FILE.fullmatch(file.name))
-
-
-def _check_record(record: PointRecord, header: ProfileHeader) -> None:
-    """Raises ValueError where the record does not fit the profile or cannot be true."""
-    if record.index >= header.planned_points:
-        raise ValueError(f"its index {record.index} is outside the {header.planned_points} planned points")
-    record.region.check(header.geometry)
-    bank_cells = record.region.row_count * header.geometry.row_bits
-    if len(record.stored_ones) != len(record.region.banks):
-        raise ValueError(f"stored_ones has {len(record.stored_ones)} entries for {len(record.region.banks)} banks")
-    if not all(0 <= ones <= bank_cells for ones in record.stored_ones):
-        raise ValueError(f"stored_ones {list(record.stored_ones)} is outside 0..{bank_cells} cells a bank")
-    ones = sum(record.stored_ones)
-    zeros = record.region.cells(header.geometry) - ones
-    for direction, errors, cells in (
-        ("1 to 0", record.errors_one_to_zero, ones),
-        ("0 to 1", record.errors_zero_to_one, zeros),
-    ):
-        if errors > cells * record.rounds:
-            raise ValueError(f"{errors} errors {direction} are more than {cells} cells x {record.rounds} rounds")
-
-
-def _check_cells(record: PointRecord, cells: CellCounts, geometry: Geometry) -> None:
-    """Raises ValueError where the cells lie outside the region or disagree with the record's counts."""
-    inside = sum(high - low for low, high in _bank_slices(record, cells.cell, geometry))
-    if inside != cells.cell.size:
-        raise ValueError(f"{cells.cell.size - inside} of its cells are outside the tested region")
-    if cells.cell.size and not 1 <= int(cells.errors.min()) <= int(cells.errors.max()) <= record.rounds:
-        raise ValueError(
-            f"errors a cell {cells.errors.min()}..{cells.errors.max()} are outside 1..{record.rounds} rounds"
-        )
-    if cells.cell.size and int(cells.stored.max()) > 1:
-        raise ValueError(f"a stored bit is {cells.stored.max()}, not 0 or 1")
-    counted = (cells.errors_zero_to_one, cells.errors_one_to_zero)
-    recorded = (record.errors_zero_to_one, record.errors_one_to_zero)
-    if counted != recorded:
-        raise ValueError(f"errors (0 to 1, 1 to 0) are {counted} in the cells and {recorded} in the record")
-
-
-def _bank_slices(record: PointRecord, cell: CellArray, geometry: Geometry) -> list[tuple[int, int]]:
-    """Half-open index range of each of the region's banks in the ascending ``cell``."""
-    first = np.array(record.region.banks, np.int64) * geometry.bank_bits + record.region.row_start * geometry.row_bits
-    low = np.searchsorted(cell, first)
-    high = np.searchsorted(cell, first + record.region.row_count * geometry.row_bits)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
-
-
-def _write_point(target: IO[bytes], record: PointRecord, cells: CellCounts, geometry: Geometry) -> None:
-    slices = [(low, high) for low, high in _bank_slices(record, cells.cell, geometry) if high > low]
-    text = record.model_dump_json().encode()
-    cell = np.ascontiguousarray(cells.cell, np.int64)
-    errors = np.ascontiguousarray(cells.errors, np.uint16)
-    stored = np.ascontiguousarray(cells.stored, np.uint8)
-    groups = [_checksum(cell[low:high], errors[low:high], stored[low:high]) for low, high in slices]
-    banks = [int(cell[low] // geometry.bank_bits) for low, _ in slices]
-    metadata = {_RECORD_KEY: text, _CHECKSUM_KEY: _Checksums(zlib.crc32(text), groups, banks).to_json()}
-    table = pa.table([pa.array(cell), pa.array(errors), pa.array(stored).cast(pa.bool_())], schema=_SCHEMA)
-    with pq.ParquetWriter(
-        target,
-        _SCHEMA.with_metadata(metadata),
-        compression="zstd",
-        use_dictionary=["errors"],
-        column_encoding={"cell": "DELTA_BINARY_PACKED"},
-        write_page_checksum=True,
-    ) as writer:
-        for low, high in slices:
-            writer.write_table(table.slice(low, high - low), row_group_size=high - low)
-
-
-def _checksum(cell: CellArray, errors: npt.NDArray[np.uint16], stored: npt.NDArray[np.uint8]) -> int:
-    crc = 0
-    for column in (cell.astype("<i8", copy=False), errors.astype("<u2", copy=False), stored):
-        crc = zlib.crc32(np.ascontiguousarray(column).data, crc)
-    return crc
-
-
-@dataclass(frozen=True)
-class _Checksums:
-    """CRC-32 of a point's record and of each row group, and the bank that each row group holds."""
-
-    record: int
-    groups: list[int]
-    banks: list[int]
-
-    def to_json(self) -> bytes:
-        body = asdict(self)
-        return json.dumps(body | {"check": zlib.crc32(json.dumps(body).encode())}).encode()
-
-    @classmethod
-    def from_json(cls, text: bytes) -> "_Checksums":
-        """Raises ValueError, TypeError or KeyError where ``text`` is not what `to_json` wrote."""
-        body = json.loads(text)
-        found = cls(int(body["record"]), [int(v) for v in body["groups"]], [int(v) for v in body["banks"]])
-        if found.to_json() != text or len(found.groups) != len(found.banks):
-            raise ValueError("checksums do not match their own check")
-        return found
-
-
-class _StoredPoint:
-    """An opened point file whose metadata have been checked; its cells are read on demand."""
-
-    def __init__(
-        self, path: Path, parquet: Any, record: PointRecord, checksums: _Checksums, geometry: Geometry
-    ) -> None:
-        self.path = path
-        self.parquet = parquet
-        self.record = record
-        self.checksums = checksums
-        self.geometry = geometry
-
-    def read(self, bank: int | None) -> CellCounts:
-        groups = [group for group, held in enumerate(self.checksums.banks) if bank in (None, held)]
-        columns: list[tuple[Any, Any, Any]] = []
-        for group in groups:
-            try:
-                table = self.parquet.read_row_group(group, use_threads=False)
-            except (pa.ArrowException, OSError, MemoryError) as error:
-                raise _damaged(self.path, one_line(error)) from error
-            if any(table.column(name).null_count for name in _SCHEMA.names):
-                raise _damaged(self.path, "it has empty entries")
-            cell, errors = (table.column(name).to_numpy() for name in ("cell", "errors"))
-            stored = table.column("stored").cast(pa.uint8()).to_numpy()
-            if _checksum(cell, errors, stored) != self.checksums.groups[group]:
-                raise _damaged(self.path, f"the checksum of row group {group} does not match its cells")
-            columns.append((cell, errors, stored))
-        if not columns:
-            return CellCounts(np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0, np.uint8))
-        try:
-            return CellCounts(
-                *(parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*columns, strict=True))
-            )
-        except ProfileError as error:
-            raise _damaged(self.path, str(error)) from error
-
-
-def _open_point(path: Path, header: ProfileHeader) -> _StoredPoint:
-    """Open a point file and check all of it but the cells."""
-    try:
-        parquet = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False)
-        # Names and types as they are in the file; nothing is decoded yet.
-        names, kinds = parquet.schema_arrow.names, parquet.schema_arrow.types
-        metadata = parquet.metadata.metadata or {}
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise _damaged(path, one_line(error)) from error
-    if _RECORD_KEY not in metadata or _CHECKSUM_KEY not in metadata:
-        raise ProfileError(f"{path} is no point of a profile; remove it from the folder")
-    if names != _SCHEMA.names or kinds != _SCHEMA.types:
-        raise _damaged(path, f"its columns are {names}, not {_SCHEMA.names}")
-    record, checksums = _parse_metadata(path, metadata)
-    try:
-        _check_record(record, header)
-    except ValueError as error:
-        raise ProfileError(f"{path} does not fit {path.parents[1] / HEADER_NAME}: {error}; {_REMEASURE}") from error
-    if path.name != f"{record.index:05d}.parquet":
-        raise ProfileError(f"{path} holds point {record.index}; give it its own name back, or remove it")
-    _check_size(path, parquet.metadata, record, header.geometry, len(checksums.groups))
-    return _StoredPoint(path, parquet, record, checksums, header.geometry)
-
-
-def _parse_metadata(path: Path, metadata: dict[bytes, bytes]) -> tuple[PointRecord, _Checksums]:
-    text, checks = metadata[_RECORD_KEY], metadata[_CHECKSUM_KEY]
-    if max(len(text), len(checks)) > MAX_RECORD_BYTES:
-        raise _damaged(path, f"its record is larger than {MAX_RECORD_BYTES >> 20} MiB")
-    try:
-        checksums = _Checksums.from_json(checks)
-        if checksums.record != zlib.crc32(text):
-            raise _damaged(path, "the checksum of its record does not match")
-        return PointRecord.model_validate_json(text), checksums
-    except ValidationError as error:
-        raise _damaged(path, first_problem(error)) from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _damaged(path, "its checksums are unreadable") from error
-
-
-def _check_size(path: Path, metadata: Any, record: PointRecord, geometry: Geometry, groups: int) -> None:
-    """Bound what reading may allocate, before reading: no more cells than were tested, nor than reads failed."""
-    limit = min(record.region.cells(geometry), record.errors)
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if len(rows) != groups or min(rows, default=0) < 0 or max(metadata.num_rows, sum(rows)) > limit:
-        raise _damaged(
-            path, f"it claims {metadata.num_rows} cells in {len(rows)} groups, its record {limit} in {groups}"
-        )
-    for group in range(groups):
-        for column in range(len(_SCHEMA.names)):
-            chunk = metadata.row_group(group).column(column)
-            # 16 bytes a cell and 64 KiB for page headers and dictionary: twice what our encodings can need.
-            if not 0 <= chunk.total_uncompressed_size <= 16 * rows[group] + (64 << 10):
-                raise _damaged(path, f"column {column} claims {chunk.total_uncompressed_size} bytes")
-
-
-def _damaged(path: Path, what: str) -> ProfileError:
-    return ProfileError(f"{path} is truncated or damaged ({what}); {_REMEASURE}")

@@ -132,8 +132,10 @@ def model_memory(model: ErrorModel, fresh_map: bool = False) -> Callable[[float,
 
 
 def partitions(profile: Profile) -> list[Partition]:
-    """One partition a tested bank, with its BER at every operating point tested for weights and for IFMs."""
+    """One partition a bank, of the rows whose cells are known at every point, with its BER at every operating point."""
     geometry, region = profile.geometry, _common_region(profile.points)
+    rows = np.arange(region.row_start, region.row_end)
+    wordlines = (np.array(region.banks)[:, None] * geometry.rows + rows).ravel()
     rates: dict[tuple[str, OperatingPoint], Floats] = {}
     patterns = {record.pattern for record in profile.points}
     for point in profile.operating_points():
@@ -141,7 +143,7 @@ def partitions(profile: Profile) -> list[Partition]:
             records = profile.find(point, condition)
             if {record.pattern for record in records} == patterns:  # cells that fail with the others are known too
                 by_row = statistics.ber_by(profile, records, "wordline_block", block_rows=1)
-                rates[kind, point] = by_row.ber.reshape(len(region.banks), -1)
+                rates[kind, point] = by_row.ber[np.isin(by_row.keys, wordlines)].reshape(len(region.banks), -1)
     for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
         if not any(known == kind for known, _ in rates):
             raise PlanError(
@@ -163,10 +165,17 @@ def partitions(profile: Profile) -> list[Partition]:
 
 
 def _common_region(points: list[PointRecord]) -> Region:
+    """Where every point knows single cells: tensors are placed only there."""
     regions = {record.region for record in points}
     if len(regions) != 1:
         raise PlanError(f"the profile holds {len(regions)} different regions; map from a profile of one scan")
-    return regions.pop()
+    known = {record.known_cells for record in points if record.counted} or {tuple(regions)}
+    if len(known) != 1 or len(parts := known.pop()) != 1:
+        raise PlanError(
+            "points of the profile know single cells in several places; map from a scan whose plan keeps the cells of "
+            "one region, large enough for the network"
+        )
+    return parts[0]
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,62 @@ def test_profile_shows_every_operating_point(run, profile: Path) -> None:
     assert "1040 mV, 10 ns" in out
 
 
+@pytest.mark.parametrize(
+    ("by", "says"),
+    [
+        ("bank", ("1040 mV, 10 ns", "written at: nominal", "95 %")),
+        ("row_block", ("rows from",)),
+        ("bitline", ("subarray 0, column", "the worst 32 of")),
+        ("dq", ("the worst 32 of 64",)),
+        ("direction", ("0 to 1", "1 to 0")),
+        ("pattern", ("0x",)),
+        ("operating_point", ("1100 mV, 10 ns", "1040 mV, 10 ns")),
+        ("rounds", ("of 3", "fails in another")),
+    ],
+)
+def test_profile_shows_groups(run, profile: Path, by: str, says: tuple[str, ...]) -> None:
+    status, out, err = run("profile", "show", profile, "--by", by)
+    assert status == 0, err
+    assert all(text in out for text in says), out
+
+
+def test_profiles_are_compared(run, profile: Path, tmp_path: Path) -> None:
+    status, out, err = run("profile", "compare", profile, profile)
+    assert status == 0, err
+    assert "one module" in out
+    assert "1.000 (" in out
+    plan = tmp_path / "plan.toml"
+    plan.write_text(write_plan(tmp_path).read_text().replace("mock:B:1", "mock:B:2"))
+    assert run("scan", plan, "--out", tmp_path / "second")[0] == 0
+    status, out, err = run("profile", "compare", profile, tmp_path / "second")
+    assert status == 0, err
+    assert "00000001 and 00000002" in out
+    other = tmp_path / "third"
+    assert run("scan", write_plan(tmp_path, "[1050]"), "--out", other)[0] == 0
+    assert_one_line(*_without_output(run("profile", "compare", profile, other)), "no point at the same")
+
+
+def test_schema_is_json(run) -> None:
+    status, out, _ = run("profile", "schema")
+    assert status == 0
+    assert {"header", "point"} <= set(json.loads(out))
+
+
+def test_published_rates_are_imported(run, tmp_path: Path) -> None:
+    study = tmp_path / "study.csv"
+    banks = ",".join(f"Bank{k}" for k in range(8))
+    study.write_text(
+        f",{banks},DIMMBER,Label,Pattern,Temperature,VendorMask,tRAS,tRCD,tRP,Model\n"
+        f"0,{','.join(['0.1'] * 8)},0.1,z1,0xff,20,C,35.0,12.5,5.0,C-M0\n"
+    )
+    status, out, err = run("profile", "import", study, tmp_path / "study.parquet")
+    assert status == 0, err
+    assert "1 tests" in out
+    assert (tmp_path / "study.parquet").is_file()
+    study.write_text("a,b\n1,2\n")
+    assert_one_line(*_without_output(run("profile", "import", study, tmp_path / "other")), "study.csv")
+
+
 def test_fit_writes_a_model_that_loads(run, profile: Path, tmp_path: Path) -> None:
     from profiles.error_models import load_error_model
 
@@ -203,7 +259,7 @@ def test_ctrl_c_is_no_success(tmp_path: Path) -> None:
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["scan", "run", "show", "plot", "export", "import", "fit", "report"])
+@pytest.mark.parametrize("command", ["scan", "run", "show", "plot", "export", "import", "compare", "fit", "report"])
 @pytest.mark.parametrize("kind", ["missing", "binary", "json", "folder", "device"])
 def test_bad_files_are_one_line(run, tmp_path: Path, command: str, kind: str) -> None:
     bad = tmp_path / "bad"
@@ -220,6 +276,7 @@ def test_bad_files_are_one_line(run, tmp_path: Path, command: str, kind: str) ->
         "plot": ("profile", "plot", bad, "--out", tmp_path / "plots"),
         "export": ("profile", "export", bad, tmp_path / "x.csv"),
         "import": ("profile", "import", bad, tmp_path / "copy"),
+        "compare": ("profile", "compare", bad, bad),
         "fit": ("fit", bad, "--vdd-mv", "1040", "--trcd-ps", "10000"),
     }.get(command, (command, bad))
     assert_one_line(*_without_output(run(*arguments)), bad.name)

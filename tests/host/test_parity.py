@@ -188,6 +188,18 @@ vdd_mv = [1350]
 """
 
 
+COUNTED = """
+banks = [1, 2]
+patterns = ["checker"]
+rounds = 2
+rows = { start = 5, count = 3 }
+cells = [{ banks = [2], rows = { start = 6, count = 1 } }]
+[[grid]]
+trcd_ps = 6000
+vdd_mv = [1300]
+"""
+
+
 @pytest.mark.slow
 def test_a_scan_gives_the_same_profile(tmp_path: Path) -> None:
     """`eden scan` of one module on the mock and on the simulated KC705, one of them interrupted and resumed."""
@@ -215,3 +227,25 @@ def test_a_scan_gives_the_same_profile(tmp_path: Path) -> None:
         for column, values in vars(right_cells).items():
             np.testing.assert_array_equal(getattr(cells, column), values, err_msg=column)
         assert right_cells.cell.size > 1000
+
+
+@pytest.mark.slow
+def test_counters_and_cells_are_the_same_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan that counts lines, and logs the cells of one row."""
+    monkeypatch.setattr("host.scan.ONE_PART_CELLS", 0)
+    (tmp_path / "plan.toml").write_text(COUNTED)
+    plan = load_toml(tmp_path / "plan.toml", ScanPlan)
+    mocked, simulated = open_board("mock:B:4"), open_board("sim:B:4")
+    expected, found = scan(mocked, plan, tmp_path / "mock"), scan(simulated, plan, tmp_path / "sim")
+    simulated.close()
+    (right,), (point,) = expected.points, found.points
+    assert right.counted
+    untimed = {"started", "duration_s"}
+    assert point.model_dump(exclude=untimed) == right.model_dump(exclude=untimed)
+    assert right.errors > 1000
+    np.testing.assert_array_equal(found.cells(0).cell, expected.cells(0).cell)
+    assert expected.cells(0).cell.size > 100
+    for bank in point.region.banks:
+        ours, theirs = expected.lines(0, bank), found.lines(0, bank)
+        for kind, values in vars(ours).items():
+            np.testing.assert_array_equal(getattr(theirs, kind), values, err_msg=kind)

@@ -19,7 +19,7 @@ from host.chip_presets import PRESETS
 from host.mock import MockBoard
 from host.plan import ScanPlan, load_toml
 from host.rail import Measurement, Rail
-from host.scan import scan
+from host.scan import complement, scan
 from host.timings import DDR3_1600K
 from profiles.errors import BoardError, EdenError, LinkError, PlanError, ProfileError, RailError
 from profiles.geometry import Geometry
@@ -91,6 +91,23 @@ def test_a_scan_is_reproducible_and_full(plan: ScanPlan, undisturbed: Profile, t
         assert set(np.unique(GEOMETRY.bank(cells.cell)).tolist()) <= {0, 2, 3}
         assert cells.errors.sum() == record.errors
         assert cells.errors.max(initial=0) <= 2
+
+
+def test_a_profile_says_under_which_conditions_it_was_measured(undisturbed: Profile) -> None:
+    opened, header = board(), undisturbed.header
+    assert header.engine["row_counters"] == opened.row_counters
+    assert (header.timings_clocks["tras"], header.row_order) == (opened.timings.tras, "unknown")
+    assert header.licence == "CC-BY-4.0"
+    for record in undisturbed.points:
+        at_point = record.write_condition == "operating_point"
+        assert record.overwritten == (complement(record.pattern) if at_point else None)
+        assert record.vdd_range_mv is not None
+        assert record.vdd_range_mv[0] <= record.vdd_measured_mv <= record.vdd_range_mv[1]
+        assert record.temperature_range_c == (20.0, 20.0)
+        # tREFI of 7.8 us at 2 ns; a test takes 480 bursts of at least 32 ns, in two rounds
+        assert record.refresh_interval_ps == 7_800_000
+        assert record.refreshes is not None
+        assert 2 <= record.refreshes <= 40
 
 
 def test_writes_at_the_point_add_errors(undisturbed: Profile) -> None:
@@ -186,7 +203,7 @@ import sys
 from pathlib import Path
 from host.boards import open_mock
 from host.plan import ScanPlan, load_toml
-from host.scan import scan
+from host.scan import complement, scan
 from profiles.geometry import Geometry
 geometry = Geometry(banks=4, rows=64, columns=256, data_width=64, subarray_rows=16)
 folder = Path(sys.argv[1])

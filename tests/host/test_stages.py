@@ -20,8 +20,8 @@ from host.board import Board
 from host.boards import open_mock
 from host.cli import stages
 from host.cli.stages import AT_POINT, NOMINAL
-from host.plan import Grid, Rows, ScanPlan
-from host.scan import measure, scan
+from host.plan import Cells, Grid, Rows, ScanPlan
+from host.scan import header, measure, scan
 from host.tensor_memory import BoardMemory
 from profiles.errors import BoardError, CapacityError, EdenError, FitError, PlanError
 from profiles.geometry import Geometry
@@ -367,7 +367,7 @@ def test_inference_on_the_board_repeats_to_the_bit(profile: Profile, network: Ap
 
 
 def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
-    profile: Profile, network: ApproximateNetwork, split: Split
+    profile: Profile, network: ApproximateNetwork, split: Split, tmp_path: Path
 ) -> None:
     mapping, found = mapped(network, profile, CLIFF), []
     for text in ("0x00", "0xFF"):
@@ -375,7 +375,27 @@ def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
         only = plan().model_copy(
             update={"patterns": (Pattern.parse(text),), "grid": (Grid(trcd_ps=14000, vdd_mv=(1350,)),), "rounds": 1}
         )
-        measure(opened, only, next(only.points()))
+        measure(opened, only, next(only.points()), Profile.create(tmp_path / text, header(opened, only)))
         opened.environment.begin_epoch(77)
         found.append(stages.infer_on_board(opened, network, mapping, split, 1)[1].flips)
     assert found[0] == found[1]
+
+
+def test_tensors_are_placed_where_every_point_knows_cells(
+    tmp_path: Path, network: ApproximateNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted points know single cells of some rows only; the rates of those rows come from their counters."""
+    monkeypatch.setattr("host.scan.ONE_PART_CELLS", 0)
+    opened, grid = board(), (Grid(trcd_ps=10000, vdd_mv=(1100, 1040)),)
+    whole = plan(rows=16).model_copy(update={"grid": grid})
+    cells = (Cells(banks=whole.banks, rows=Rows(start=whole.rows.start + 2, count=8)),)
+    counted = scan(opened, whole.model_copy(update={"cells": cells}), tmp_path / "counted")
+    assert {record.counted for record in counted.points} == {False, True}
+    every = scan(opened, whole, tmp_path / "every")
+    for part, truth in zip(stages.partitions(counted), stages.partitions(every), strict=True):
+        assert part.first_cell == truth.first_cell + 2 * GEOMETRY.row_bits
+        assert part.cells == 8 * GEOMETRY.row_bits
+        assert part.rows is not None
+        assert truth.rows is not None
+        for key, rates in part.rows.ber.items():
+            assert np.array_equal(rates, truth.rows.ber[key][2:10])

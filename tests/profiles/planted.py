@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from profiles.cells import CellCounts, WeakCells
+from profiles.cells import CellCounts, LineCounts, WeakCells
 from profiles.geometry import CellArray, Geometry
 from profiles.pattern import Pattern, stored_bits
 from profiles.schema import (
@@ -140,3 +140,26 @@ def random_weak(geometry: Geometry, count: int, seed: int = 1) -> WeakCells:
     rng = np.random.default_rng(seed)
     cell = np.sort(rng.choice(geometry.cells, count, replace=False)).astype(np.int64)
     return WeakCells(cell, rng.uniform(0.2, 0.9, count), rng.uniform(0.2, 0.9, count))
+
+
+def inside(geometry: Geometry, region: Region, cells: CellCounts) -> CellCounts:
+    """Those of ``cells`` that lie in ``region``."""
+    rows = np.isin(geometry.row(cells.cell), np.arange(region.row_start, region.row_end))
+    here = rows & np.isin(geometry.bank(cells.cell), region.banks)
+    return CellCounts(cells.cell[here], cells.errors[here], cells.stored[here])
+
+
+def lines(geometry: Geometry, region: Region, bank: int, cells: CellCounts) -> LineCounts:
+    """The counters that ``cells`` would have left in one bank of ``region``."""
+    here = inside(geometry, region.model_copy(update={"banks": (bank,)}), cells)
+
+    def summed(line: CellArray, size: int) -> np.ndarray:
+        counts = np.bincount(line * 2 + here.stored, weights=here.errors, minlength=2 * size)
+        return counts.reshape(-1, 2).astype(np.int64)
+
+    return LineCounts(
+        bank,
+        summed(geometry.row(here.cell) - region.row_start, region.row_count),
+        summed(here.cell % geometry.row_bits, geometry.row_bits),
+        summed(geometry.dq(here.cell), geometry.data_width),
+    )

@@ -13,7 +13,18 @@ from profiles.cells import WeakCells
 from profiles.errors import ProfileError
 from profiles.pattern import Pattern, stored_bits
 from profiles.schema import AccessMode, OperatingPoint, Region, WriteCondition
-from profiles.statistics import ber, ber_by, ber_surface, clopper_pearson, clustered_ber, estimate
+from profiles.statistics import (
+    ber,
+    ber_by,
+    ber_surface,
+    ber_tables,
+    clopper_pearson,
+    clustered_ber,
+    comparable,
+    estimate,
+    overlap,
+    stability,
+)
 from profiles.storage import Profile
 
 NOMINAL = WriteCondition.NOMINAL
@@ -38,7 +49,9 @@ def test_intervals_of_huge_counts() -> None:
     assert (low[1], high[1]) == pytest.approx((1e-3 - 1.96 * 10**-7.5, 1e-3 + 1.96 * 10**-7.5), rel=1e-5)
 
 
-def test_groups_against_counting_every_read(planted: ModuleType, tmp_path: Path) -> None:
+def test_groups_against_counting_every_read(
+    planted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     geometry = planted.small_geometry()
     weak = planted.random_weak(geometry, 700)
     rng = np.random.default_rng(5)
@@ -61,6 +74,7 @@ def test_groups_against_counting_every_read(planted: ModuleType, tmp_path: Path)
         "dq": geometry.dq(every),
         "bitline": geometry.bitline(every),
         "wordline_block": geometry.wordline(every) // 16 * 16,
+        "bank_bitline": geometry.bank(every) * geometry.row_bits + every % geometry.row_bits,
     }
     for group, key in keys.items():
         expected_errors = np.bincount(key, weights=errors)
@@ -73,12 +87,25 @@ def test_groups_against_counting_every_read(planted: ModuleType, tmp_path: Path)
         assert table[table.keys[0]] == dict(table.items())[table.keys[0]]
         with pytest.raises(KeyError):
             table[-1]
+        by_bank = list(ber_tables(profile, profile.points, group, block_rows=16))
+        monkeypatch.setattr("profiles.statistics._GROUPS_AT_ONCE", 0)  # as for a module
+        parts = list(ber_tables(profile, profile.points, group, block_rows=16))
+        monkeypatch.undo()
+        assert (len(by_bank), len(parts)) == (1, 1 if group == "dq" else 2)
+        assert [key for part in parts for key in part.keys] == table.keys
+        assert np.array_equal(np.concatenate([part.errors for part in parts]), table.errors)
+        worst = table.worst(5)
+        assert worst.ber.tolist() == sorted(table.ber.tolist(), reverse=True)[:5]
+        assert all(table[key] == b for key, b in worst.items())
     by_direction = ber_by(profile, profile.points, "direction")
     assert by_direction.keys == ["0 to 1", "1 to 0"]
     assert np.array_equal(by_direction.errors, directions[0])
     assert np.array_equal(by_direction.trials, directions[1])
     by_pattern = ber_by(profile, profile.points, "pattern")
     assert by_pattern.keys == ["0x0F", "walking"]
+    by_point = ber_by(profile, profile.points, "operating_point")
+    assert by_point.keys == [planted.POINT]
+    assert by_point.errors.sum() == by_pattern.errors.sum()
     assert by_pattern.errors.sum() == ber(profile, profile.points).errors == errors.sum()
     assert by_pattern.trials.sum() == ber(profile, profile.points).trials == trials.sum()
 
@@ -149,3 +176,75 @@ def test_surface_lists_what_was_measured(planted: ModuleType, tmp_path: Path) ->
     )
     with pytest.raises(ProfileError, match="access modes"):
         ber_surface(profile, NOMINAL)
+
+
+# ---- stability and overlap -------------------------------------------------------------------------------------------
+
+
+def of_probabilities(planted: ModuleType, path: Path, probability: float, seed: int, rounds: int = 8) -> Profile:
+    geometry = planted.small_geometry()
+    cell = planted.random_weak(geometry, 4000).cell
+    weak = WeakCells(cell, np.full(cell.size, probability), np.full(cell.size, probability))
+    return planted.profile(path, geometry, weak, ("0xFF", "0x00"), seed=seed, rounds=rounds)
+
+
+def test_stability_is_the_chance_to_fail_again(planted: ModuleType, tmp_path: Path) -> None:
+    found = stability(*_with_points(of_probabilities(planted, tmp_path / "some", 0.3, 1)))
+    assert found.again == pytest.approx(0.3, abs=0.01)
+    assert found.cells[0] == 0
+    share = binom.pmf(np.arange(1, 9), 8, 0.3) / (1 - 0.7**8)
+    assert np.allclose(found.cells[1:] / found.cells.sum(), share, atol=0.02)
+    assert found.every_round.low <= share[-1] <= found.every_round.high
+    sure = stability(*_with_points(of_probabilities(planted, tmp_path / "sure", 1.0, 1)))
+    assert (sure.again, sure.every_round.ber) == (1, 1)
+    with pytest.raises(ProfileError, match="above 1"):
+        stability(*_with_points(of_probabilities(planted, tmp_path / "once", 0.3, 1, rounds=1)))
+
+
+def _with_points(profile: Profile) -> tuple[Profile, list]:
+    return profile, profile.points
+
+
+def test_overlap_of_two_sets_of_rounds_and_of_two_modules(planted: ModuleType, tmp_path: Path) -> None:
+    geometry = planted.small_geometry()
+    a = of_probabilities(planted, tmp_path / "a", 0.2, 1)
+    b = of_probabilities(planted, tmp_path / "b", 0.2, 2)
+    ((point, pairs),) = comparable(a, b).items()
+    assert point == planted.POINT
+    assert [(x.index, y.index) for x, y in pairs] == [(0, 0), (1, 1)]
+    found = overlap(a, b, pairs)
+    expected = [
+        (a.cells(k).cell.size, b.cells(k).cell.size, len(set(a.cells(k).cell) & set(b.cells(k).cell))) for k in (0, 1)
+    ]
+    assert (found.first, found.second, found.both) == tuple(np.sum(expected, axis=0))
+    assert found.tested == 2 * geometry.cells
+    seen = 1 - 0.8**8  # of a weak cell
+    assert found.again.low <= seen <= found.again.high
+    assert found.jaccard == pytest.approx(seen / (2 - seen), abs=0.02)
+    assert found.first_ber == ber(a, a.points)
+    other = planted.profile(tmp_path / "c", geometry, planted.random_weak(geometry, 4000, seed=9), ("0xFF",))
+    apart = overlap(a, other, comparable(a, other)[planted.POINT])
+    assert apart.both == pytest.approx(apart.expected_both, abs=4 * np.sqrt(apart.expected_both))
+
+
+def test_overlap_takes_only_what_both_have_tested(planted: ModuleType, tmp_path: Path) -> None:
+    geometry = planted.small_geometry()
+    weak = planted.random_weak(geometry, 3000)
+    regions = [Region(banks=(0, 1), row_start=0, row_count=30), Region(banks=(1,), row_start=20, row_count=44)]
+    a, b = (
+        planted.profile(tmp_path / str(k), geometry, weak, ("0xFF",), region=region, seed=k)
+        for k, region in enumerate(regions)
+    )
+    found = overlap(a, b, comparable(a, b)[planted.POINT])
+    assert found.tested == 10 * geometry.row_bits
+    shared = [planted.inside(geometry, Region(banks=(1,), row_start=20, row_count=10), p.cells(0)) for p in (a, b)]
+    assert (found.first, found.second) == (shared[0].cell.size, shared[1].cell.size)
+    assert found.both == np.isin(shared[0].cell, shared[1].cell).sum()
+    apart = planted.profile(
+        tmp_path / "apart", geometry, weak, ("0xFF",), region=Region(banks=(0,), row_start=40, row_count=5)
+    )
+    with pytest.raises(ProfileError, match="no cells in common"):
+        overlap(a, apart, comparable(a, apart)[planted.POINT])
+    another = planted.profile(tmp_path / "other", geometry, weak, ("0x00",))
+    with pytest.raises(ProfileError, match="no point at the same"):
+        comparable(a, another)

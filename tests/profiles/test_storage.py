@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from profiles.cells import CellCounts
 from profiles.errors import ProfileError
-from profiles.pattern import Pattern
+from profiles.pattern import Pattern, stored_bits
 from profiles.schema import FORMAT_VERSION, OperatingPoint, Region, WriteCondition
 from profiles.storage import Profile
 
@@ -52,10 +52,11 @@ def test_any_cells_come_back_as_they_went_in(planted: ModuleType, tmp_path_facto
     geometry = planted.small_geometry()
     chosen = sorted(data.draw(st.sets(st.integers(0, geometry.cells - 1), max_size=60)))
     errors = data.draw(st.lists(st.integers(1, 65535), min_size=len(chosen), max_size=len(chosen)))
-    bits = data.draw(st.lists(st.integers(0, 1), min_size=len(chosen), max_size=len(chosen)))
-    cells = CellCounts(np.array(chosen, np.int64), np.array(errors, np.uint16), np.array(bits, np.uint8))
+    cell = np.array(chosen, np.int64)
+    pattern = Pattern.parse(data.draw(st.sampled_from(("0xAA", "walking/invert", "random:3"))))
+    cells = CellCounts(cell, np.array(errors, np.uint16), stored_bits(pattern, geometry, cell))
     profile = Profile.create(tmp_path_factory.mktemp("any") / "dimm", planted.header(geometry, 1))
-    profile.append(planted.record(geometry, cells, rounds=65535), cells)
+    profile.append(planted.record(geometry, cells, pattern=pattern, rounds=65535), cells)
     assert equal(Profile.open(profile.path).cells(0), cells)
 
 
@@ -144,14 +145,26 @@ def test_foreign_folders_and_headers(stored: Profile, tmp_path: Path) -> None:
         (json.dumps(good | {"version": FORMAT_VERSION + 1}), "update the toolkit"),
         (json.dumps(good | {"surprise": 1}), "surprise"),
         (json.dumps(good | {"geometry": {**good["geometry"], "rows": 63}}), "power of two"),
-        (json.dumps(good | {"geometry": {**good["geometry"], "rows": 32}}), "does not fit"),
-        (json.dumps(good | {"planned_points": 2}), "outside the 2 planned"),
+        (json.dumps(good | {"geometry": {**good["geometry"], "rows": 32}}), "checksum does not match"),
+        (json.dumps(good | {"planned_points": 2}), "checksum does not match"),
     ):
         header.write_text(content)
         with pytest.raises(ProfileError, match=message) as caught:
             Profile.open(stored.path)
         assert str(stored.path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_points_of_another_profile_do_not_fit(stored: Profile, planted: ModuleType, tmp_path: Path) -> None:
+    geometry = stored.geometry
+    for header, message in (
+        (planted.header(geometry.model_copy(update={"rows": 32}), 4), "does not fit"),
+        (planted.header(geometry, 2), "outside the 2 planned"),
+    ):
+        other = Profile.create(tmp_path / str(message), header)
+        shutil.copytree(stored.path / "points", other.path / "points")
+        with pytest.raises(ProfileError, match=message):
+            Profile.open(other.path)
 
 
 def test_header_size_is_bounded(stored: Profile) -> None:
@@ -180,11 +193,9 @@ def test_foreign_and_misnamed_point_files(stored: Profile) -> None:
 def test_a_row_count_beyond_the_record_is_refused_before_reading(stored: Profile) -> None:
     file = stored.path / "points" / "00000.parquet"
     metadata = pq.read_metadata(file).metadata
-    table = pa.table({"cell": np.arange(5000), "errors": np.ones(5000, np.uint16), "stored": np.ones(5000, bool)}).cast(
-        pq.read_schema(file)
-    )
+    table = pa.table({"cell": np.arange(5000), "errors": np.ones(5000, np.int32)}).cast(pq.read_schema(file))
     pq.write_table(table.replace_schema_metadata(metadata), file)
-    with pytest.raises(ProfileError, match="claims 5000 cells"):
+    with pytest.raises(ProfileError, match="claims 5000 entries"):
         Profile.open(stored.path)
 
 
@@ -223,7 +234,7 @@ def test_a_flipped_bit_is_found_or_harmless(stored: Profile) -> None:
 def test_full_disk_keeps_finished_points(stored: Profile, planted: ModuleType, monkeypatch) -> None:
     geometry = stored.geometry
     profile = Profile.create(stored.path.with_name("full"), planted.header(geometry, 2))
-    profile.append(planted.record(geometry, stored.cells(0), rounds=8), stored.cells(0))
+    profile.append(stored.points[0], stored.cells(0))
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -231,10 +242,10 @@ def test_full_disk_keeps_finished_points(stored: Profile, planted: ModuleType, m
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ProfileError, match=r"disk is full.*every finished point is safe"):
-            profile.append(planted.record(geometry, stored.cells(1), 1, rounds=8), stored.cells(1))
+            profile.append(stored.points[1], stored.cells(1))
     assert [file.name for file in (profile.path / "points").iterdir()] == ["00000.parquet"]
     assert profile.missing == [1]
-    profile.append(planted.record(geometry, stored.cells(1), 1, rounds=8), stored.cells(1))
+    profile.append(stored.points[1], stored.cells(1))
     assert Profile.open(profile.path).complete
 
 
@@ -246,7 +257,7 @@ def test_full_disk_inside_the_parquet_writer(stored: Profile, planted: ModuleTyp
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(ProfileError, match="disk is full"):
-        profile.append(planted.record(stored.geometry, stored.cells(0), rounds=8), stored.cells(0))
+        profile.append(stored.points[0], stored.cells(0))
     assert list((profile.path / "points").iterdir()) == []
 
 
@@ -259,7 +270,7 @@ def test_kill_between_write_and_rename(stored: Profile, planted: ModuleType, mon
         shutil.copy(source, leftover)  # the real temporary file is removed on the way out, a killed one is not
         raise KeyboardInterrupt
 
-    record = planted.record(stored.geometry, stored.cells(0), rounds=8)
+    record = stored.points[0]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", kill)
         with pytest.raises(KeyboardInterrupt):
