@@ -52,6 +52,24 @@ def test_any_clock_that_is_missed_fails_the_build(clock: str) -> None:
         check_clocks(report(**ecp5_figures(slow)))
 
 
+@pytest.mark.parametrize(("needed", "attempts"), [(1, 1), (2, 2), (9, build.PLACEMENTS)])
+def test_placement_goes_on_until_the_clocks_are_met(tmp_path: Path, needed: int, attempts: int) -> None:
+    (tmp_path / "build_ecpix5.sh").write_text("set -e\nyosys ecpix5.ys\nnextpnr-ecp5 --seed 1\necppack ecpix5.config\n")
+    scripts = []
+
+    class Recorder:
+        def run(self, _shell: str, script: str) -> None:
+            scripts.append((tmp_path / script).read_text())
+            outcome = json.loads(json.dumps(NEXTPNR))
+            outcome["fmax"]["$glbnet$sys_clk"]["achieved"] = 80.0 if len(scripts) >= needed else 70.0
+            (tmp_path / "nextpnr.json").write_text(json.dumps(outcome))
+
+    figures = build.make_bitstream(Recorder(), tmp_path, "ecpix5")  # type: ignore[arg-type]
+    assert bool(build.missed_clocks(figures)) == (needed > build.PLACEMENTS)
+    assert ["yosys" in script for script in scripts] == [True, *[False] * (attempts - 1)]
+    assert [f"--seed {k + 1}\n" in script for k, script in enumerate(scripts)] == [True] * attempts
+
+
 def test_xilinx_cells_are_counted_by_kind() -> None:
     cells = {"LUT6": 10, "LUT2": 5, "FDRE": 7, "FDSE": 1, "RAMB36E1": 3, "RAMB18E1": 2, "RAM32M": 4, "CARRY4": 9}
     figures = xilinx_figures({"design": {"num_cells_by_type": cells}})

@@ -62,10 +62,10 @@ def test_accesses_go_through_once_and_in_order() -> None:
 def test_an_access_takes_two_clocks_more() -> None:
     """::
 
-        master stb  _/```````````````\\_
-        bus stb     ____/```````````\\___
-        bus ack     ________/```\\_______
-        master ack  ____________/```\\___
+    master stb  _/```````````````\\_
+    bus stb     ____/```````````\\___
+    bus ack     ________/```\\_______
+    master ack  ____________/```\\___
     """
     dut, waited = _Sliced(), []
 

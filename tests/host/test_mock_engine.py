@@ -8,8 +8,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from gateware import registers
-from gateware import isa
+from gateware import isa, registers
 from gateware.errorlog import BLOCK_WORDS
 from gateware.isa import Command, Digit, Instruction, Opcode, Pointer, Setting, Slot, issue, set_
 from gateware.registers import CSR_BASE, RESUME, START, STOP, Fault, State
