@@ -11,6 +11,7 @@ import pytest
 from tests.gateware.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parent.parent.parent
+MUTANT = ROOT / "build" / "mutant"  # always there, or numba would compile everything anew for each
 COPIED = ("gateware", "host", "profiles", "tests", "pyproject.toml")
 
 
@@ -33,15 +34,17 @@ def _suite(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.prove
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_seeded_bug_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+def test_a_seeded_bug_is_caught(mutation: Mutation) -> None:
+    shutil.rmtree(MUTANT, ignore_errors=True)
+    MUTANT.mkdir(parents=True)
     for name in COPIED:
         source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    target = tmp_path / mutation.file
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, MUTANT / name)
+    target = MUTANT / mutation.file
     text = target.read_text()
     assert text.count(mutation.right) == 1, f"{mutation.file} has {text.count(mutation.right)} of what is to be changed"
     target.write_text(text.replace(mutation.right, mutation.wrong))
-    done = _suite(tmp_path)
+    done = _suite(MUTANT)
     assert done.returncode == 1, done.stdout + done.stderr  # 1: tests ran and some failed
 
 
