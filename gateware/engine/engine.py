@@ -119,7 +119,6 @@ class TestEngine(Module, AutoCSR):
             sequencer.fetch.length.eq(self._csrs["program_length"].storage),
             self.addresses.abort.eq(sequencer.abort),
             failed.eq((banks.fault != 0) | recorder.overflow),
-            self.take.eq(self._chunk | reduce(or_, [machine.ongoing(state) for state in _NEEDS_DRAM])),
         ]
         check_failed = [self._bad_check.eq(1), NextState("IDLE")]
         check_buffer = If(buffer_length == 0, NextState("TAKE")).Else(
@@ -128,6 +127,7 @@ class TestEngine(Module, AutoCSR):
         self.sync += [  # a clock late, for they go everywhere; banks stop what a fault must stop at once
             self._start.eq(machine.ongoing("IDLE") & start),
             sequencer.abort.eq(failed | self._bad_check),
+            self.take.eq(self._chunk | reduce(or_, [machine.ongoing(state) for state in _NEEDS_DRAM])),
         ]
         machine.act("IDLE", If(start, NextState("CLEARED")))
         machine.act("CLEARED", self._check_program.eq(1), NextState("CHECK_PROGRAM"))
