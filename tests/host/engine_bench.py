@@ -185,9 +185,10 @@ def random_programs(draw: st.DrawFn, build: EngineParameters) -> list[Instructio
         return body
 
     body = [*block(2), *block(0)]
-    if draw(st.integers(0, 5)) == 0:  # anything at all, to meet the faults
-        slots = (
-            Slot(draw(st.sampled_from([c for c in Command if c])), draw(st.integers(0, 4)), draw(st.integers(0, 4))),
+    if draw(st.integers(0, 5)) == 0:  # anything at all, to meet the faults, but tRAS is kept: rows are not to be lost
+        anything = Slot(
+            draw(st.sampled_from([c for c in Command if c])), draw(st.integers(0, 4)), draw(st.integers(0, 4))
         )
-        body.insert(draw(st.integers(0, len(body))), issue(*slots))
+        where, quiet = draw(st.integers(0, len(body))), issue(wait=12)
+        body[where:where] = [quiet, issue(anything, wait=12)]
     return [*body, END]
