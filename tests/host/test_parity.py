@@ -116,6 +116,27 @@ def test_scans_of_a_region(configuration: str, trcd: int | None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(
+    interval=st.integers(2, 60), trfc=st.integers(1, 12), waits=st.lists(st.integers(0, 150), min_size=3, max_size=8)
+)
+def test_refreshes_keep_their_time(configuration: str, interval: int, trfc: int, waits: list[int]) -> None:
+    """Due on time, overdue by several intervals, and one upon the other."""
+    simulated, mocked = pair(configuration)
+    program = [
+        isa.set_(isa.Setting.REFRESH, interval | min(trfc, interval - 1) << 32),
+        issue(loop_begin=3),
+        *(each for wait in (interval, *waits) for each in (issue(wait=wait), Instruction(isa.Opcode.YIELD))),
+        issue(loop_end=True),
+        END,
+    ]
+    assert compare(lambda bench: bench.run(program), simulated, mocked) == Fault.NONE
+    assert simulated.get("refreshes") > 0
+    simulated.bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_where_loops_and_programs_end(configuration: str) -> None:
     """Loops too deep or never begun, a program without END, and loops that a chunk leaves open."""
     simulated, mocked = pair(configuration)
