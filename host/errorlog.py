@@ -22,7 +22,7 @@ def _check(blocks, first_sequence, tables):  # type: ignore[no-untyped-def]
     """Number of the first block that is foreign, out of sequence or damaged; how many there are if none is."""
     for b in range(blocks.shape[0]):
         expected = _MAGIC << errorlog.SEQUENCE_BITS | (first_sequence + b) & _SEQUENCE_MASK
-        if np.int64(blocks[b, 0]) != expected or crc32(blocks[b, :-1], tables) != np.int64(blocks[b, -1]):
+        if np.int64(blocks[b, 0]) != expected or crc32(blocks[b], tables) != np.int64(blocks[b, -1]):
             return b
     return blocks.shape[0]
 

@@ -110,7 +110,7 @@ def _fault(engine: Engine, code: int) -> None:
     engine.state[STATE], engine.state[FAULT] = _FAULTED, code
 
 
-@inlined()
+@njit()
 def _close_block(engine: Engine) -> None:
     """Seal the open log block with its length and CRC-32, and count it as produced."""
     s = engine.state
@@ -118,7 +118,7 @@ def _close_block(engine: Engine) -> None:
     fill = s[BLOCK_FILL]
     block[1] = np.uint32(fill)
     block[_HEADER + fill : _BLOCK - 1] = 0
-    block[_BLOCK - 1] = np.uint32(crc32(block[: _BLOCK - 1], engine.crc_tables))
+    block[_BLOCK - 1] = np.uint32(crc32(block, engine.crc_tables))
     s[LOG_PRODUCED] += 1
     s[BLOCK_OPEN] = 0
 
