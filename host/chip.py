@@ -6,9 +6,9 @@ Everything that decides a bit is integer arithmetic on tables that `host.chip_pr
 Weak cells
     A burst is one Poisson process of unit rate on an axis of *stress*. A point of the process is a cell of the burst
     that is weak once the stress exceeds the point's coordinate, so harsher conditions only ever add cells. Points come
-    weakest first, their distances from a counter-based hash of (seed, bank, row, burst), up to the present stress: cost
-    follows weak cells, not cells, and nothing is remembered. At rate r a cell, a cell is weak with probability
-    1 - exp(-r), independently of the others.
+    weakest first, up to the present stress: cost follows weak cells, not cells, and nothing is remembered. One 64-bit
+    hash of (seed, bank, row, burst, point) gives both the distance from the point before and the place. At rate r a
+    cell, a cell is weak with probability 1 - exp(-r), independently of the others.
 
     Stress = rate(VDD, time since ACT, temperature) x bank factor x row factor. Rows are of two classes, weak and
     strong. Where in its burst a point falls follows DQ lane factors, and a share of the points falls on the few weak
@@ -27,6 +27,10 @@ Writes
 Assumptions (no public measurement gives them): the joint effect of VDD and time is one of effective time (see
 `host.chip_presets`); bitline, DQ and write factors; persistence; neighbours are adjacent data lines of one chip.
 Retention, tRP and tRAS violations and disturbance are not modelled.
+
+Hashes
+    Seed, epoch, bank and row are mixed with SplitMix64's finaliser. From there a wyrand generator, whose n-th number is
+    a function of n and its seed, serves each row's points, each epoch's activations and each activation's draws.
 
 Contents
     Rows hold a pattern by number (`row_tag`), bursts that differ from it hold a tag each, and only bursts with data of
@@ -47,6 +51,7 @@ from profiles import pattern
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
@@ -55,6 +60,8 @@ ELAPSED_LIMIT = 64  # DRAM clocks since ACT that the condition tables cover; lat
 UNIT = 40  # fixed point of stress: bits after the point
 FACTOR_UNIT = 8  # fixed point of row and bank factors
 LOG_BITS = 9  # the table of logarithms has 2^9 steps
+LANE_BITS = 12  # the table of data lines has 2^12 entries
+BURST_BITS = 12  # no row has more than 2^12 bursts
 MAX_STRESS_PER_CELL = 4
 WEAK_BITLINE_SPACING = 64  # one bitline in so many is a weak one
 ROW_CLASSES = 64  # entries of Chip.row_factor
@@ -62,8 +69,8 @@ ROW_CLASSES = 64  # entries of Chip.row_factor
 # indices into Chip.parameters; BURST_SHIFT is log2 of a burst's bits
 SEED, EPOCH, ROWS, COLUMNS, WIDTH, BURST, CHIP_WIDTH, SUBARRAY_SHIFT, BURST_SHIFT = range(9)
 WEAK_ROW_SHARE, WEAK_ROW_FACTOR, STRONG_ROW_FACTOR, WEAK_BITLINE_SHARE = range(9, 13)
-PERSISTENCE, WRITE_FLIP, FREE_BLOCKS, FREE_SLOTS = range(13, 17)
-PARAMETERS = 17
+PERSISTENCE, WRITE_FLIP, FREE_BLOCKS, FREE_SLOTS, BEAT_SHIFT = range(13, 18)
+PARAMETERS = 18
 
 # columns of Chip.near
 NEAR_ROW, NEAR_FACTOR = 0, 1
@@ -76,9 +83,10 @@ class Chip(NamedTuple):
 
     Attributes:
         rate: int64[2, ELAPSED_LIMIT], expected weak cells a burst for READ and WRITE, fixed point `UNIT` bits.
-        flip: int64[ELAPSED_LIMIT, 2, 3], flip probability x 2^32 by stored bit and number of differing neighbours.
+        flip: int64[ELAPSED_LIMIT, 8 * chip_width], flip probability x 2^32 by data line of the chip (times 8) and by
+            what the line below (bit 0), the line itself (bit 1) and the line above (bit 2) hold.
         bank_factor: int64[banks]; row_factor: int64[ROW_CLASSES], quantiles that a hash picks from.
-        lane_threshold, lane_alias: int64[data_width], Walker's alias table over data lines (8 bits).
+        lane: uint8[2^LANE_BITS], data lines, each as often as points fall on it.
         logarithm: int64[2^LOG_BITS + 1], -ln of 1/2 .. 1, fixed point `UNIT` bits.
         open_row, act_clock, act_index: int64[banks]; open_row is -1 where closed.
         bank_hash, epoch_hash: uint64[banks], where the hashes of a bank's cells and draws begin.
@@ -88,7 +96,7 @@ class Chip(NamedTuple):
         block_spec, block_same: the pattern last written to a block, and how many of its bursts hold it.
         slots: uint32[slots, words a burst]; free_blocks, free_slots: stacks of unused numbers.
         specs: int64[n, 3], patterns (kind, parameter, invert); 0 is the content at power-up.
-        bits: int32[capacity]; held, kept, fresh: int64[words a burst]; scratch.
+        held, kept, fresh: int64[words a burst]; scratch.
     """
 
     parameters: I64
@@ -96,8 +104,7 @@ class Chip(NamedTuple):
     flip: I64
     bank_factor: I64
     row_factor: I64
-    lane_threshold: I64
-    lane_alias: I64
+    lane: U8
     logarithm: I64
     open_row: I64
     act_clock: I64
@@ -114,7 +121,6 @@ class Chip(NamedTuple):
     free_blocks: I32
     free_slots: I32
     specs: I64
-    bits: I32
     held: I64
     kept: I64
     fresh: I64
@@ -137,13 +143,28 @@ lowest_bit = _machine_instruction(lambda builder, value: builder.cttz(value, _FA
 _leading_zeros = _machine_instruction(lambda builder, value: builder.ctlz(value, _FALSE))
 
 
+@intrinsic
+def _folded_product(_context: Any, a: Any, b: Any) -> Any:
+    """Upper half of the 128-bit product of two uint64, exclusive-or its lower half."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(value, wide) for value in arguments))
+        upper = builder.lshr(product, ir.Constant(wide, 64))
+        return builder.trunc(builder.xor(product, upper), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), emit
+
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S16, _S27, _S30, _S31, _S32 = (np.uint64(n) for n in (16, 27, 30, 31, 32))
 _MASK16, _MASK32 = np.uint64(0xFFFF), np.uint64(0xFFFFFFFF)
+_STEP, _WYRAND = np.uint64(0x2D358DCCAA6C78A5), np.uint64(0x8BB84B93962EACC9)
+_BURST_STEP = np.uint64(0x4B33A62ED433D4A3)  # from a burst's points to the next one's, without meeting on the way
 _LN2 = 762_123_384_785  # ln 2 in fixed point, UNIT bits
-_SALTS = (np.uint64(0x52656164), np.uint64(0x57726974))  # READ and WRITE have weak cells of their own
-_BITLINE_SALT, _WRITE_DRAW_SALT = np.uint64(0x4269746C), np.uint64(0x5772)
+_SALTS = (np.uint64(0x5265616452656164), np.uint64(0x5772697457726974))  # READ and WRITE have weak cells of their own
+_BITLINE_SALT = np.uint64(0x4269746C)
 _SOLID = int(pattern.PatternKind.SOLID)
 
 
@@ -161,6 +182,12 @@ def _chain(state, value):  # type: ignore[no-untyped-def]
     return mix64((state + np.uint64(value)) * _GOLDEN + _GOLDEN)
 
 
+@inlined()
+def _scattered(state):  # type: ignore[no-untyped-def]
+    """wyrand's number at a state (Wang Yi, 2019); states follow each other in steps of `_STEP`."""
+    return _folded_product(state, state ^ _WYRAND)  # type: ignore[call-arg]  # numba gives the typing context
+
+
 @njit()
 def begin_epoch(chip: Chip, epoch: int) -> None:
     """Tag reads from here on with ``epoch`` and count activations from 0: draws repeat exactly when an epoch does."""
@@ -174,12 +201,12 @@ def begin_epoch(chip: Chip, epoch: int) -> None:
 
 @inlined()
 def _exponential(chip: Chip, h):  # type: ignore[no-untyped-def]
-    """An exponential variate of mean 1 from a hash: -ln of its upper 32 bits as a fraction, fixed point."""
-    x = np.int64(h >> _S32) | 1
-    zeros = _leading_zeros(x) - 32
+    """An exponential variate of mean 1 from a hash: -ln of its upper half (to 31 digits) as a fraction, fixed point."""
+    x = np.int64(h) | 1
+    zeros = _leading_zeros(x)
     x <<= zeros
-    k = (x >> (31 - LOG_BITS)) & ((1 << LOG_BITS) - 1)
-    below = x & ((1 << (31 - LOG_BITS)) - 1)
+    k = (x >> (63 - LOG_BITS)) & ((1 << LOG_BITS) - 1)
+    below = (x >> 32) & ((1 << (31 - LOG_BITS)) - 1)
     high = chip.logarithm[k]
     return zeros * _LN2 + high - ((high - chip.logarithm[k + 1]) * below >> (31 - LOG_BITS))
 
@@ -198,47 +225,44 @@ def _look_at(chip: Chip, bank: int, row: int) -> None:
 
 
 @inlined()
-def _place(chip: Chip, bitlines, h):  # type: ignore[no-untyped-def]
-    """Bit of the burst that the point with hash ``h`` falls on, following bitline and DQ lane factors; no branches.
-
-    It takes the lower 32 bits of the hash, `_exponential` the upper: 10 for the bit, 8 each for the choice of a lane
-    and of a weak bitline, 6 for which of these. The weak bitlines are odd multiples of ``bitlines``, a hash.
-    """
+def _places(chip: Chip, bank: int, burst: int):  # type: ignore[no-untyped-def]
+    """What `_place` needs for a burst of the row last looked at: hash of the weak bitlines, shape of the burst."""
     p = chip.parameters
     size = 1 << p[BURST_SHIFT]
-    low = np.int64(h & _MASK32)
-    which = (low >> 26) & (max(1, size // WEAK_BITLINE_SPACING) - 1)
-    weak = np.int64(bitlines * np.uint64(2 * which + 1) >> _S32)
-    low ^= (low ^ weak) & (((low >> 18) & 0xFF) - p[WEAK_BITLINE_SHARE] >> 63)
-    bit = low & (size - 1)
-    lane = bit & (p[WIDTH] - 1)
-    elsewhere = chip.lane_threshold[lane] - 1 - ((low >> 10) & 0xFF) >> 63  # -1 for the alias, 0 for the lane itself
-    return bit + ((chip.lane_alias[lane] - lane) & elsewhere)
+    bitlines = _scattered(chip.near_hash[bank, NEAR_BITLINE_HASH] + np.uint64(burst) * _STEP)
+    return bitlines, max(1, size // WEAK_BITLINE_SPACING) - 1, p[WEAK_BITLINE_SHARE], p[BEAT_SHIFT], size - p[WIDTH]
 
 
 @inlined()
-def _weak_bits(chip: Chip, kind: int, bank: int, row: int, burst: int, elapsed: int) -> int:
-    """Put the bits of a burst that are weak ``elapsed`` clocks after ACT into ``chip.bits``; returns how many."""
+def _place(chip: Chip, places, h):  # type: ignore[no-untyped-def]
+    """Bit of the burst that the point with hash ``h`` falls on, following bitline and DQ lane factors; no branches.
+
+    It takes the lower 32 bits of the hash, `_exponential` the upper: 12 for the lane, 6 for the beat, 8 for the choice
+    of a weak bitline, 6 for which of these. The weak bitlines are odd multiples of a hash.
+    """
+    bitlines, which, share, beat_shift, beats = places
+    low = np.int64(h & _MASK32)
+    weak = np.int64(bitlines * np.uint64(2 * (low >> 26 & which) + 1) >> _S32)
+    low = weak if (low >> 18 & 0xFF) < share else low
+    return (low >> beat_shift) & beats | chip.lane[low & ((1 << LANE_BITS) - 1)]
+
+
+@inlined()
+def _stress(chip: Chip, kind: int, bank: int, row: int, elapsed: int) -> int:
+    """Stress of the cells of a row ``elapsed`` clocks after ACT; what they have in common is in `Chip.near` then."""
     rate = chip.rate[kind, min(elapsed, ELAPSED_LIMIT - 1)]
     if rate == 0:
         return 0
     if chip.near[bank, NEAR_ROW] != row:
         _look_at(chip, bank, row)
     limit = MAX_STRESS_PER_CELL << (UNIT + chip.parameters[BURST_SHIFT])
-    stress = min((rate >> FACTOR_UNIT) * chip.near[bank, NEAR_FACTOR], limit)
-    state = _chain(chip.near_hash[bank, NEAR_ROW_HASH] ^ _SALTS[kind], burst)
-    reached = _exponential(chip, state)
-    if reached >= stress:
-        return 0
-    bitlines = _chain(chip.near_hash[bank, NEAR_BITLINE_HASH], burst)
-    h, found = state, 0
-    while reached < stress and found < chip.bits.size:
-        chip.bits[found] = _place(chip, bitlines, h)
-        found += 1
-        state += _GOLDEN
-        h = mix64(state)
-        reached += _exponential(chip, h)
-    return found
+    return min((rate >> FACTOR_UNIT) * chip.near[bank, NEAR_FACTOR], limit)
+
+
+@inlined()
+def _first_point(chip: Chip, kind: int, bank: int, burst: int):  # type: ignore[no-untyped-def]
+    """State whose number is the weakest point of a burst of the row last looked at; the others' follow."""
+    return (chip.near_hash[bank, NEAR_ROW_HASH] ^ _SALTS[kind]) + np.uint64(burst) * _BURST_STEP
 
 
 @inlined()
@@ -258,10 +282,19 @@ def words_of(chip: Chip, tag: int, bank: int, row: int, burst: int, words: I64) 
     p = chip.parameters
     kind, parameter, invert = chip.specs[tag]
     if kind == _SOLID:
-        words[:] = pattern.word(kind, parameter, invert, bank, row, 0, 0, p[WIDTH])
-    else:
+        word = pattern.word(kind, parameter, invert, bank, row, 0, 0, p[WIDTH])
         for w in range(words.size):
-            words[w] = pattern.word(kind, parameter, invert, bank, row, burst * p[BURST], w, p[WIDTH])
+            words[w] = word
+    else:
+        _pattern_words(kind, parameter, invert, bank, row, burst * p[BURST], p[WIDTH], words)
+
+
+@njit()
+def _pattern_words(
+    kind: int, parameter: int, invert: int, bank: int, row: int, column: int, width: int, words: I64
+) -> None:
+    for w in range(words.size):
+        words[w] = pattern.word(kind, parameter, invert, bank, row, column, w, width)
 
 
 @inlined()
@@ -308,17 +341,14 @@ def _set_tag(chip: Chip, bank: int, row: int, burst: int, tag: int) -> None:
 
 
 @inlined()
-def _own_data(chip: Chip, bank: int, row: int, burst: int) -> int:
-    """Give a burst a data slot of its own, holding what it held; returns the slot."""
+def _own_slot(chip: Chip, bank: int, row: int, burst: int) -> int:
+    """Give a burst a data slot of its own, whose words the caller fills; returns the slot."""
     tag = tag_of(chip, bank, row, burst)
     if tag < 0:
         return -1 - tag
     p = chip.parameters
     p[FREE_SLOTS] -= 1
     slot = chip.free_slots[p[FREE_SLOTS]]
-    words_of(chip, tag, bank, row, burst, chip.fresh)
-    for w in range(chip.fresh.size):
-        chip.slots[slot, w] = np.uint32(chip.fresh[w])
     _set_tag(chip, bank, row, burst, -1 - slot)
     return slot
 
@@ -338,63 +368,88 @@ def precharge(chip: Chip, bank: int) -> None:
 
 
 @inlined()
-def read_flips(chip: Chip, bank: int, burst: int, clock: int, flips: I64) -> bool:
+def read_flips(chip: Chip, bank: int, burst: int, clock: int, flips: I64) -> int:
     """RD: which bits of a burst of the open row read wrong now.
 
     Args:
         flips: int64[words a burst], overwritten with a 1 for each wrong bit if there is any.
 
     Returns:
-        True if any bit is wrong; ``chip.held`` then holds the right words. Otherwise ``flips`` means nothing.
+        A 1 for each word that has wrong bits; ``chip.held`` then holds the right words. If 0, ``flips`` means nothing.
     """
     elapsed = clock - chip.act_clock[bank]
-    found = _weak_bits(chip, READ, bank, chip.open_row[bank], burst, elapsed)
-    return found > 0 and _draw_flips(chip, bank, burst, elapsed, found, flips)
+    stress = _stress(chip, READ, bank, chip.open_row[bank], elapsed)
+    if stress == 0:
+        return 0
+    state = _first_point(chip, READ, bank, burst)
+    reached = _exponential(chip, _scattered(state))
+    if reached >= stress:
+        return 0
+    return _draw_flips(chip, bank, burst, elapsed, state, reached, stress, flips)
 
 
 @inlined()
-def _draw_flips(chip: Chip, bank: int, burst: int, elapsed: int, found: int, flips: I64) -> bool:
-    """Draw which of the ``found`` weak bits flip; see `read_flips`."""
-    p, held, stuck, row = chip.parameters, chip.held, chip.kept, chip.open_row[bank]
+def _draw_flips(chip: Chip, bank: int, burst: int, elapsed: int, state, reached, stress, flips: I64) -> int:  # type: ignore[no-untyped-def]
+    """Draw which of a burst's weak bits flip; see `read_flips`."""
+    p, held, row = chip.parameters, chip.held, chip.open_row[bank]
     words_of(chip, tag_of(chip, bank, row, burst), bank, row, burst, held)
-    condition = min(elapsed, ELAPSED_LIMIT - 1)
-    draw = _chain(_chain(chip.epoch_hash[bank], chip.act_index[bank]), burst)
+    for w in range(flips.size):
+        flips[w] = 0
+    flip_below = chip.flip[min(elapsed, ELAPSED_LIMIT - 1)]
+    draw = _draws(chip, chip.epoch_hash[bank], bank, burst)
+    places = _places(chip, bank, burst)
     edge, persistence = p[CHIP_WIDTH] - 1, p[PERSISTENCE]
-    flips[:] = 0
-    stuck[:] = 0
     wrong = restored = 0
-    for k in range(found):
-        bit = np.int64(chip.bits[k])
-        word, shift, lane = held[bit >> 5], bit & 31, bit & edge
-        value = (word >> shift) & 1
-        differs = word ^ -value  # 1 where another bit of the word differs from this one
-        neighbours = ((differs >> (shift + 1)) & (lane != edge)) + ((differs << 1 >> shift) & (lane != 0))
-        h = mix64(draw + np.uint64(bit))
-        flip = np.int64(np.int64(h >> _S32) < chip.flip[condition, value, neighbours])
-        flips[bit >> 5] |= flip << shift
-        wrong |= flip
-        if np.int64(h & _MASK32) < persistence:
-            stuck[bit >> 5] |= flip << shift
-            restored |= flip
-    if restored:  # the sense amplifiers wrote these wrong bits back
-        slot = _own_data(chip, bank, row, burst)
-        for w in range(stuck.size):
-            chip.slots[slot, w] ^= np.uint32(stuck[w])
-    return wrong != 0
+    h = _scattered(state)
+    while reached < stress:
+        bit = _place(chip, places, h)
+        word, shift = bit >> 5, bit & 31
+        d = _scattered(draw + np.uint64(bit) * _STEP)
+        around = held[word] << 1 >> shift & 7
+        flip = np.int64(np.int64(d >> _S32) < flip_below[(bit & edge) << 3 | around])
+        sticks = flip & (np.int64(d & _MASK32) - persistence >> 63)
+        flips[word] |= (flip | sticks << 32) << shift  # the upper half has room for what is written back
+        wrong |= flip << word
+        restored |= sticks
+        state += _STEP
+        h = _scattered(state)
+        reached += _exponential(chip, h)
+    if restored:
+        slot = _own_slot(chip, bank, row, burst)
+        for w in range(flips.size):
+            chip.slots[slot, w] = np.uint32(held[w] ^ flips[w] >> 32)
+            flips[w] &= 0xFFFFFFFF
+    return wrong
+
+
+@inlined()
+def _draws(chip: Chip, hash_of_epoch, bank: int, burst: int):  # type: ignore[no-untyped-def]
+    """State from which a burst's draws in the present activation lie in steps of `_STEP`, by bit."""
+    return _scattered(hash_of_epoch + np.uint64(chip.act_index[bank] << BURST_BITS | burst) * _STEP)
 
 
 @inlined()
 def _unchanged(chip: Chip, bank: int, burst: int, clock: int) -> bool:
     """WR: put a 1 into ``chip.kept`` for each bit of the burst that this WRITE fails to change; False if none."""
-    found = _weak_bits(chip, WRITE, bank, chip.open_row[bank], burst, clock - chip.act_clock[bank])
-    if found == 0:
+    stress = _stress(chip, WRITE, bank, chip.open_row[bank], clock - chip.act_clock[bank])
+    if stress == 0:
         return False
-    draw = _chain(_chain(chip.epoch_hash[bank] ^ _WRITE_DRAW_SALT, chip.act_index[bank]), burst)
-    chip.kept[:] = 0
-    for k in range(found):
-        bit = np.int64(chip.bits[k])
-        if np.int64(mix64(draw + np.uint64(bit)) >> _S32) < chip.parameters[WRITE_FLIP]:
+    state = _first_point(chip, WRITE, bank, burst)
+    h = _scattered(state)
+    reached = _exponential(chip, h)
+    if reached >= stress:
+        return False
+    draw = _draws(chip, chip.epoch_hash[bank] ^ _SALTS[WRITE], bank, burst)
+    places = _places(chip, bank, burst)
+    for w in range(chip.kept.size):
+        chip.kept[w] = 0
+    while reached < stress:
+        bit = _place(chip, places, h)
+        if np.int64(_scattered(draw + np.uint64(bit) * _STEP) >> _S32) < chip.parameters[WRITE_FLIP]:
             chip.kept[bit >> 5] |= 1 << (bit & 31)
+        state += _STEP
+        h = _scattered(state)
+        reached += _exponential(chip, h)
     return True
 
 
@@ -414,19 +469,22 @@ def _marks_that_show(chip: Chip, bank: int, row: int, burst: int, spec: int) -> 
 def write_pattern(chip: Chip, bank: int, burst: int, clock: int, spec: int) -> None:
     """WR of pattern number ``spec`` to a burst of the open row."""
     row = chip.open_row[bank]
-    fails = _unchanged(chip, bank, burst, clock) and _marks_that_show(chip, bank, row, burst, spec)
-    _set_tag(chip, bank, row, burst, spec)
-    if fails:
-        slot = _own_data(chip, bank, row, burst)
+    if _unchanged(chip, bank, burst, clock) and _marks_that_show(chip, bank, row, burst, spec):
+        slot = _own_slot(chip, bank, row, burst)
         for w in range(chip.kept.size):
-            chip.slots[slot, w] ^= np.uint32(chip.kept[w])
+            chip.slots[slot, w] = np.uint32(chip.fresh[w] ^ chip.kept[w])
+    else:
+        _set_tag(chip, bank, row, burst, spec)
 
 
 @inlined()
 def write_words(chip: Chip, bank: int, burst: int, clock: int, words: U32) -> None:
     """WR of given data, uint32[words a burst], to a burst of the open row."""
+    row = chip.open_row[bank]
     fails = _unchanged(chip, bank, burst, clock)
-    slot = _own_data(chip, bank, chip.open_row[bank], burst)
+    if fails:
+        words_of(chip, tag_of(chip, bank, row, burst), bank, row, burst, chip.held)
+    slot = _own_slot(chip, bank, row, burst)
     for w in range(words.size):
         keep = np.uint32(chip.kept[w]) if fails else np.uint32(0)
-        chip.slots[slot, w] = (chip.slots[slot, w] & keep) | (words[w] & ~keep)
+        chip.slots[slot, w] = (np.uint32(chip.held[w]) & keep) | (words[w] & ~keep)

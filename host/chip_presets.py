@@ -18,7 +18,7 @@ Numbers are computed with `decimal`, whose results do not depend on the machine'
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from itertools import pairwise
-from math import exp, isqrt
+from math import exp
 from statistics import NormalDist
 from typing import Any
 
@@ -188,10 +188,15 @@ def set_conditions(chip: Chip, preset: Preset, vdd_uv: int, temperature_c: float
             for kind, at in ((model.READ, effective), (model.WRITE, effective * WRITE_MARGIN)):
                 rate = weak_rate(preset, at, temperature_c) * burst_bits
                 chip.rate[kind, elapsed] = int(rate * (1 << model.UNIT))
-            for stored in (0, 1):
-                for neighbours in (0, 1, 2):
-                    flip = flip_probability(preset, effective, stored, neighbours)
-                    chip.flip[elapsed, stored, neighbours] = int(flip * (1 << 32))
+            flips = [
+                [int(flip_probability(preset, effective, stored, differing) * (1 << 32)) for differing in (0, 1, 2)]
+                for stored in (0, 1)
+            ]
+            for lane, around in np.ndindex(chip.flip.shape[1] // 8, 8):
+                stored = around >> 1 & 1
+                below = lane > 0 and around & 1 != stored
+                above = lane < chip.flip.shape[1] // 8 - 1 and around >> 2 != stored
+                chip.flip[elapsed, lane * 8 + around] = flips[stored][below + above]
 
 
 def _logarithm_table() -> model.I64:
@@ -216,19 +221,12 @@ def _spread(sigma: float, count: int, rng: np.random.Generator) -> model.I64:
     return factors
 
 
-def _alias_table(weights: model.I64) -> tuple[model.I64, model.I64]:
-    """Walker's alias table (threshold x 2^8, alias) for picking an index with probability proportional to weight."""
-    n = weights.size
-    share = [int(w) * n * 256 // int(weights.sum()) for w in weights]
-    threshold, alias = np.full(n, 256, np.int64), np.arange(n)
-    small = [k for k in range(n) if share[k] < 256]
-    large = [k for k in range(n) if share[k] >= 256]
-    while small and large:
-        low, high = small.pop(), large.pop()
-        threshold[low], alias[low] = share[low], high
-        share[high] -= 256 - share[low]
-        (small if share[high] < 256 else large).append(high)
-    return threshold, alias
+def _lane_table(weights: model.I64) -> model.U8:
+    """Data lines, each as often as its weight asks; what rounding leaves over goes to the lines it took most from."""
+    entries = 1 << model.LANE_BITS
+    count, lost = np.divmod(weights * entries, weights.sum())
+    count[np.argsort(-lost, kind="stable")[: entries - count.sum()]] += 1
+    return np.repeat(np.arange(weights.size, dtype=np.uint8), count)
 
 
 def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
@@ -242,6 +240,7 @@ def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
         **{model.BURST: g.burst_length, model.CHIP_WIDTH: g.chip_width},
         model.SUBARRAY_SHIFT: min(g.subarray_rows, g.rows).bit_length() - 1,
         model.BURST_SHIFT: g.burst_bits.bit_length() - 1,
+        model.BEAT_SHIFT: model.LANE_BITS - (g.data_width.bit_length() - 1),
         model.WEAK_ROW_SHARE: round(preset.weak_row_share * 65536),
         model.WEAK_ROW_FACTOR: round(preset.weak_row_factor * (1 << model.FACTOR_UNIT)),
         model.STRONG_ROW_FACTOR: round(strong * (1 << model.FACTOR_UNIT)),
@@ -251,17 +250,13 @@ def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
         **{model.FREE_BLOCKS: pool, model.FREE_SLOTS: pool},
     }.items():
         parameters[index] = value
-    threshold, alias = _alias_table(_spread(preset.lane_sigma, g.data_width, rng))
-    limit = model.MAX_STRESS_PER_CELL * g.burst_bits
-    capacity = limit + 12 * isqrt(limit)  # a Poisson count that large has probability below 1e-30
     chip = Chip(
         parameters=parameters,
         rate=np.zeros((2, model.ELAPSED_LIMIT), np.int64),
-        flip=np.zeros((model.ELAPSED_LIMIT, 2, 3), np.int64),
+        flip=np.zeros((model.ELAPSED_LIMIT, 8 * g.chip_width), np.int64),
+        lane=_lane_table(_spread(preset.lane_sigma, g.data_width, rng)),
         bank_factor=_spread(preset.bank_sigma, g.banks, rng),
         row_factor=_lognormal_factors(preset.row_sigma, model.ROW_CLASSES),
-        lane_threshold=threshold,
-        lane_alias=alias,
         logarithm=_logarithm_table(),
         open_row=np.full(g.banks, -1, np.int64),
         act_clock=np.zeros(g.banks, np.int64),
@@ -278,7 +273,6 @@ def build_chip(geometry: Geometry, preset: Preset, seed: int) -> Chip:
         free_blocks=np.arange(pool, dtype=np.int32),
         free_slots=np.arange(pool, dtype=np.int32),
         specs=np.array([[int(PatternKind.RANDOM), seed & 0xFFFFFFFF, 0]], np.int64),
-        bits=np.zeros(capacity, np.int32),
         held=np.zeros(words, np.int64),
         kept=np.zeros(words, np.int64),
         fresh=np.zeros(words, np.int64),

@@ -14,6 +14,7 @@ _HEADER, _PAYLOAD = errorlog.HEADER_WORDS, errorlog.PAYLOAD_WORDS
 _KIND, _SHIFT = errorlog.KIND_SHIFT, errorlog.DELTA_SHIFT
 _BIT, _MASK, _SKIP, _DELTA_BITS = errorlog.BIT, errorlog.MASK, errorlog.SKIP, errorlog.DELTA_BITS
 _MAGIC, _SEQUENCE_MASK = errorlog.MAGIC, (1 << errorlog.SEQUENCE_BITS) - 1
+_UNGUESSED = 4  # a word of a MASK writes so many places at least, most of them in vain: quicker than a branch on each
 _DELTA_MASK, _BIT_MASK, _SKIP_MASK = (1 << _DELTA_BITS) - 1, (1 << _SHIFT) - 1, (1 << _KIND) - 1
 
 
@@ -22,7 +23,7 @@ def _check(blocks, first_sequence, tables):  # type: ignore[no-untyped-def]
     """Number of the first block that is foreign, out of sequence or damaged; how many there are if none is."""
     for b in range(blocks.shape[0]):
         expected = _MAGIC << errorlog.SEQUENCE_BITS | (first_sequence + b) & _SEQUENCE_MASK
-        if np.int64(blocks[b, 0]) != expected or crc32(blocks[b, :-1], tables) != np.int64(blocks[b, -1]):
+        if np.int64(blocks[b, 0]) != expected or crc32(blocks[b], tables) != np.int64(blocks[b, -1]):
             return b
     return blocks.shape[0]
 
@@ -40,40 +41,39 @@ def _most(blocks):  # type: ignore[no-untyped-def]
 @njit()
 def _unpack(blocks, burst_words, reads, bits):  # type: ignore[no-untyped-def]
     """Fill ``reads`` and ``bits``; returns the number of failing bits, or -1 - block where one is malformed."""
-    found = 0
+    found, one = np.uint64(0), np.uint64(1)  # unsigned, so that numba does not look for negative indices
     for b in range(blocks.shape[0]):
         block = blocks[b]
         fill, index = np.int64(block[1]), np.int64(block[2]) | np.int64(block[3]) << 32
-        high, k = 0, _HEADER
         if fill > _PAYLOAD:
             return -1 - b
-        end = _HEADER + fill
-        while k < end:
+        beyond = 0  # negative once a bit lies beyond the burst
+        word = burst_words  # of the MASK under way
+        for k in range(_HEADER, _HEADER + fill):
             value = np.int64(block[k])
-            kind = value >> _KIND
-            k += 1
-            if kind == _BIT:
-                index += high + (value >> _SHIFT)
-                high = 0
-                reads[found], bits[found] = index, value & _BIT_MASK
-                if (value & _BIT_MASK) >> 5 >= burst_words:
-                    return -1 - b
-                found += 1
-            elif kind == _SKIP:
-                high = (value & _SKIP_MASK) << _DELTA_BITS
-            elif kind == _MASK and k + burst_words <= end:
-                index += high + (value >> _SHIFT & _DELTA_MASK)
-                high = 0
-                for w in range(burst_words):
-                    mask = np.int64(block[k + w])
-                    while mask:
-                        reads[found], bits[found] = index, w * 32 + lowest_bit(mask)
-                        found += 1
-                        mask &= mask - 1
-                k += burst_words
+            if word < burst_words:
+                count = popcount(value)
+                for n in range(max(_UNGUESSED, count)):
+                    reads[found + np.uint64(n)], bits[found + np.uint64(n)] = index, word * 32 + lowest_bit(value)
+                    value &= value - 1
+                found += np.uint64(count)
+                word += 1
+            elif value >> _KIND == _BIT:
+                index += value >> _SHIFT
+                bit = value & _BIT_MASK
+                beyond |= burst_words * 32 - 1 - bit
+                reads[found], bits[found] = index, bit
+                found += one
+            elif value >> _KIND == _SKIP:
+                index += (value & _SKIP_MASK) << _DELTA_BITS
+            elif value >> _KIND == _MASK:
+                index += value >> _SHIFT & _DELTA_MASK
+                word = 0
             else:
                 return -1 - b
-    return found
+        if beyond < 0 or word < burst_words:
+            return -1 - b
+    return np.int64(found)
 
 
 def check_blocks(blocks: Words, first_sequence: int) -> None:
@@ -105,7 +105,7 @@ def unpack(blocks: Words, burst_bits: int) -> tuple[npt.NDArray[np.int64], npt.N
         LinkError: a block holds what no engine writes.
     """
     burst_words = burst_bits // 32
-    size = int(_most(blocks))
+    size = int(_most(blocks)) + _UNGUESSED
     reads, bits = np.empty(size, np.int64), np.empty(size, np.int64)
     found = int(_unpack(blocks, burst_words, reads, bits))
     if found < 0:

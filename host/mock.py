@@ -57,10 +57,10 @@ def _steps(slots: tuple[isa.Slot, ...], k: int) -> bool:
     return same[-1] is slots[k] and any(slot.step for slot in same)
 
 
-def _decoded(words: Words, build: EngineParameters) -> dram.I64:
+def _decoded(words: Words, build: EngineParameters) -> Words:
     """Program words as the interpreter's columns; what the engine refuses becomes `UNDEFINED`."""
     rows = words.reshape(-1, isa.INSTRUCTION_WORDS)
-    out = np.zeros((rows.shape[0], model.PROGRAM_COLUMNS), np.int64)
+    out = np.zeros((rows.shape[0], model.PROGRAM_COLUMNS), np.uint32)
     for line, row in zip(out, rows, strict=True):
         try:
             (i,) = isa.disassemble(row)
@@ -101,9 +101,9 @@ class MockBoard:
         self._engine = model.Engine(
             state=np.zeros(model.STATE_WORDS, np.int64),
             loops=np.zeros((isa.LOOP_DEPTH, 2), np.int64),
-            digits=np.zeros((isa.POINTERS, 3, 5), np.int64),
-            order=np.zeros((isa.POINTERS, 3), np.int64),
-            bank_order=np.zeros(isa.BANK_ORDER_ENTRIES, np.int64),
+            digits=np.zeros((isa.POINTERS, 3, 5), np.uint32),
+            order=np.zeros((isa.POINTERS, 3), np.uint32),
+            bank_order=np.zeros(isa.BANK_ORDER_ENTRIES, np.uint32),
             log=np.zeros((build.log_blocks, BLOCK_WORDS), np.uint32),
             write_buffer=np.zeros((build.buffer_bursts, words), np.uint32),
             capture=np.zeros((build.buffer_bursts, words), np.uint32),
@@ -116,7 +116,7 @@ class MockBoard:
             crc_tables=TABLES,
         )
         self._program_words = np.zeros(build.program_depth * isa.INSTRUCTION_WORDS, np.uint32)
-        self._program = np.zeros((0, model.PROGRAM_COLUMNS), np.int64)
+        self._program = np.zeros((0, model.PROGRAM_COLUMNS), np.uint32)
         self._held = dict.fromkeys(
             ("program_length", "program_check", "buffer_length", "buffer_check", "fault_pc", "starts"), 0
         )

@@ -44,8 +44,8 @@ class Engine(NamedTuple):
     Attributes:
         state: int64[STATE_WORDS], indexed by the names above.
         loops: int64[LOOP_DEPTH, 2], first instruction and passes left.
-        digits: int64[POINTERS, 3, 5]; order: int64[POINTERS, 3].
-        bank_order: int64[BANK_ORDER_ENTRIES].
+        digits: uint32[POINTERS, 3, 5]; order: uint32[POINTERS, 3].
+        bank_order: uint32[BANK_ORDER_ENTRIES].
         log: uint32[blocks, BLOCK_WORDS]; write_buffer, capture: uint32[bursts, words a burst].
         bank_errors: int64[banks, 2]; row_errors: int64[rows covered, 2]; bitline_errors: int64[row bits, 2];
         dq_errors: int64[data_width, 2].
@@ -55,9 +55,9 @@ class Engine(NamedTuple):
 
     state: I64
     loops: I64
-    digits: I64
-    order: I64
-    bank_order: I64
+    digits: U32
+    order: U32
+    bank_order: U32
     log: U32
     write_buffer: U32
     capture: U32
@@ -110,7 +110,7 @@ def _fault(engine: Engine, code: int) -> None:
     engine.state[STATE], engine.state[FAULT] = _FAULTED, code
 
 
-@inlined()
+@njit()
 def _close_block(engine: Engine) -> None:
     """Seal the open log block with its length and CRC-32, and count it as produced."""
     s = engine.state
@@ -118,7 +118,7 @@ def _close_block(engine: Engine) -> None:
     fill = s[BLOCK_FILL]
     block[1] = np.uint32(fill)
     block[_HEADER + fill : _BLOCK - 1] = 0
-    block[_BLOCK - 1] = np.uint32(crc32(block[: _BLOCK - 1], engine.crc_tables))
+    block[_BLOCK - 1] = np.uint32(crc32(block, engine.crc_tables))
     s[LOG_PRODUCED] += 1
     s[BLOCK_OPEN] = 0
 
@@ -141,7 +141,7 @@ def _room(engine: Engine, words: int) -> bool:
 
 
 @inlined()
-def _log_burst(engine: Engine, flips: I64, failing: int) -> None:
+def _log_burst(engine: Engine, flips: I64, busy: int, failing: int) -> None:
     """Log one burst's failing bits (format: `gateware.errorlog`); uses ``flips`` up."""
     s = engine.state
     dense = failing > flips.size
@@ -163,10 +163,7 @@ def _log_burst(engine: Engine, flips: I64, failing: int) -> None:
             block[at + 1 + w] = np.uint32(flips[w])
         at += 1 + flips.size
     else:
-        busy = 0  # a 1 for each word with bits left: the loop below then has nothing to guess
-        for w in range(flips.size):
-            busy |= np.int64(flips[w] != 0) << w
-        for _ in range(failing):
+        while busy:  # one branch only that is hard to guess
             w = dram.lowest_bit(busy)
             mask = flips[w]
             block[at] = np.uint32(_BIT | delta | w * 32 + dram.lowest_bit(mask))
@@ -201,13 +198,14 @@ def _count_places(engine: Engine, chip: Chip, row: int, burst: int, flips: I64) 
 
 
 @inlined()
-def _count(engine: Engine, chip: Chip, bank: int, row: int, burst: int, flips: I64) -> int:
+def _count(engine: Engine, chip: Chip, bank: int, row: int, burst: int, flips: I64, busy: int) -> int:
     """Add a burst's failing bits to the counters; returns how many there are."""
     ones = total = 0
-    for w in range(flips.size):
-        if flips[w]:
-            ones += dram.popcount(flips[w] & engine.expected[w])
-            total += dram.popcount(flips[w])
+    while busy:
+        w = dram.lowest_bit(busy)
+        busy &= busy - 1
+        ones += dram.popcount(flips[w] & engine.expected[w])
+        total += dram.popcount(flips[w])
     engine.bank_errors[bank, 0] += total - ones
     engine.bank_errors[bank, 1] += ones
     if engine.state[COUNTERS] & (isa.COUNT_ROWS | isa.COUNT_BITLINES | isa.COUNT_DQ):
@@ -228,48 +226,56 @@ def _expect(engine: Engine, chip: Chip, bank: int, row: int, burst: int) -> None
 
 
 @inlined()
-def _settle(engine: Engine, chip: Chip, bank: int, row: int, burst: int, flips: I64) -> None:
-    """Count and log the failing bits ``flips`` of a compared burst whose right words are ``engine.expected``."""
-    failing = _count(engine, chip, bank, row, burst, flips)
+def _settle(engine: Engine, chip: Chip, bank: int, row: int, burst: int, flips: I64, busy: int) -> None:
+    """Count and log the failing bits ``flips`` of a compared burst whose right words are ``engine.expected``.
+
+    ``busy`` has a 1 for each word that has failing bits.
+    """
+    failing = _count(engine, chip, bank, row, burst, flips, busy)
     if engine.state[COUNTERS] & isa.COUNT_LOG and failing:
-        _log_burst(engine, flips, failing)
+        _log_burst(engine, flips, busy, failing)
 
 
 @inlined()
-def _read_apart(engine: Engine, chip: Chip, bank: int, burst: int, clock: int, compare: int, capture: int) -> None:
-    """RD of a burst that is captured or does not hold the pattern it is compared with, word by word."""
+def _compare_words(engine: Engine, chip: Chip, bank: int, burst: int, busy: int, compare: int, capture: int) -> int:
+    """Capture a burst that holds ``engine.expected`` and read wrong where ``engine.flips`` (if ``busy``) says so.
+
+    Turns both into what the burst is compared with and where it differs; returns a 1 for each word that does.
+    """
     s, flips, row = engine.state, engine.flips, chip.open_row[bank]
-    if capture and s[CAPTURED] >= engine.capture.shape[0]:
-        _fault(engine, _F_CAPTURE)
-        return
-    held = engine.expected
-    dram.words_of(chip, dram.tag_of(chip, bank, row, burst), bank, row, burst, held)  # the read may change the cells
-    if not dram.read_flips(chip, bank, burst, clock, flips):
-        flips[:] = 0
     for w in range(flips.size):
-        flips[w] ^= held[w]
+        flips[w] = engine.expected[w] ^ (flips[w] if busy else 0)
     if capture:
         for w in range(flips.size):
             engine.capture[s[CAPTURED], w] = np.uint32(flips[w])
         s[CAPTURED] += 1
-    if compare:
-        _expect(engine, chip, bank, row, burst)
-        for w in range(flips.size):
-            flips[w] ^= engine.expected[w]
-        _settle(engine, chip, bank, row, burst, flips)
-        s[BUFFER_CURSOR] += s[BUFFER]
-        s[READS] += 1
+    if not compare:
+        return 0
+    _expect(engine, chip, bank, row, burst)
+    s[BUFFER_CURSOR] += s[BUFFER]
+    busy = 0
+    for w in range(flips.size):
+        flips[w] ^= engine.expected[w]
+        busy |= np.int64(flips[w] != 0) << w
+    return busy
 
 
 @inlined()
 def _read(engine: Engine, chip: Chip, bank: int, column: int, clock: int, compare: int, capture: int) -> None:
-    s = engine.state
-    burst, row = _burst(chip, column), chip.open_row[bank]
-    if capture or s[BUFFER] or dram.tag_of(chip, bank, row, burst) != s[SPEC]:
-        _read_apart(engine, chip, bank, burst, clock, compare, capture)
+    """RD; word by word where the burst is captured or does not hold the pattern that it is compared with."""
+    s, burst, row = engine.state, _burst(chip, column), chip.open_row[bank]
+    if capture and s[CAPTURED] >= engine.capture.shape[0]:
+        _fault(engine, _F_CAPTURE)
         return
-    if dram.read_flips(chip, bank, burst, clock, engine.flips) and compare:
-        _settle(engine, chip, bank, row, burst, engine.flips)  # what the burst held, `Chip.held`, is `Engine.expected`
+    tag = dram.tag_of(chip, bank, row, burst)
+    by_word = capture or s[BUFFER] or tag != s[SPEC]
+    if by_word:
+        dram.words_of(chip, tag, bank, row, burst, engine.expected)  # the read may change the cells
+    busy = dram.read_flips(chip, bank, burst, clock, engine.flips)
+    if by_word:
+        busy = _compare_words(engine, chip, bank, burst, busy, compare, capture)
+    if busy and compare:
+        _settle(engine, chip, bank, row, burst, engine.flips, busy)  # `Chip.held` is `Engine.expected`
     s[READS] += compare
 
 
@@ -299,7 +305,7 @@ def _step(engine: Engine, pointer: int) -> None:
         index = engine.digits[pointer, which, INDEX] + 1
         if index < engine.digits[pointer, which, COUNT]:
             engine.digits[pointer, which, INDEX] = index
-            value = engine.digits[pointer, which, VALUE] + engine.digits[pointer, which, STEP_BY]
+            value = np.int64(engine.digits[pointer, which, VALUE]) + engine.digits[pointer, which, STEP_BY]
             engine.digits[pointer, which, VALUE] = value & 0xFFFFF
             return
         engine.digits[pointer, which, INDEX] = 0
@@ -307,7 +313,7 @@ def _step(engine: Engine, pointer: int) -> None:
 
 
 @inlined()
-def _command(engine: Engine, chip: Chip, program: I64, pc: int, low: int) -> None:
+def _command(engine: Engine, chip: Chip, program: U32, pc: int, low: int) -> None:
     """Issue one slot's command; the slot is in columns ``low`` and up of instruction ``pc``."""
     s, p = engine.state, chip.parameters
     command, address = program[pc, low + COMMAND], program[pc, low + ADDRESS]
@@ -420,7 +426,7 @@ def _set(engine: Engine, setting: int, low: int, high: int) -> None:
 
 
 @inlined()
-def _begin(engine: Engine, line: I64) -> None:
+def _begin(engine: Engine, line: U32) -> None:
     """Open a loop on first reaching its first instruction (not when jumping back to it)."""
     s = engine.state
     if s[BEGUN]:
@@ -435,7 +441,7 @@ def _begin(engine: Engine, line: I64) -> None:
 
 
 @inlined()
-def _advance(engine: Engine, line: I64) -> None:
+def _advance(engine: Engine, line: U32) -> None:
     """Move to the next instruction, following the loop that ends here."""
     s = engine.state
     s[NEXT_SLOT] = s[BEGUN] = 0
@@ -453,7 +459,7 @@ def _advance(engine: Engine, line: I64) -> None:
 
 
 @njit()
-def run(engine: Engine, chip: Chip, program: I64, budget: int) -> None:
+def run(engine: Engine, chip: Chip, program: U32, budget: int) -> None:
     """Run until the program halts, ends or faults, needs something of the caller, or has spent ``budget`` instructions.
 
     On return ``state[STATE]`` tells which; WANT_MEMORY or WANT_SPEC is set where the caller must enlarge the chip's

@@ -6,6 +6,7 @@ same steps, so commands to several banks overlap as a software pipeline while ea
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +22,16 @@ from profiles.pattern import Pattern, PatternKind
 
 
 @njit()
-def _cells(reads, bits, banks, bursts, whole_rows, start, bank_bits, row_bits, burst_bits, out):  # type: ignore[no-untyped-def]
-    last, base = np.int64(-1), np.int64(0)
+def _cells(reads, bits, first_cells, row_bits, out):  # type: ignore[no-untyped-def]
+    """Fill ``out``; ``first_cells`` are those of the bursts of every bank's first row, in the order of the reads."""
+    turn, begun, period = 0, 0, first_cells.size
     for k in range(reads.size):
-        if reads[k] != last:
-            last = reads[k]
-            if whole_rows:
-                turn, burst = last // bursts, last % bursts
-                row, position = turn // banks.size, turn % banks.size
-            else:
-                turn, position = last // banks.size, last % banks.size
-                row, burst = turn // bursts, turn % bursts
-            base = start + banks[position] * bank_bits + row * row_bits + burst * burst_bits
-        out[k] = base + bits[k]
+        burst = reads[k] - begun
+        if burst < 0 or burst >= period:
+            turn = reads[k] // period
+            begun = turn * period
+            burst = reads[k] - begun
+        out[k] = first_cells[burst] + turn * row_bits + bits[k]
 
 
 ACT_POINTER, DATA_POINTER, PRE_POINTER = 0, 1, 2
@@ -67,12 +65,18 @@ class Traversal:
 
     def cells(self, geometry: Geometry, reads: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> CellArray:
         """The cells behind entries of the error log: bit ``bits[k]`` of the ``reads[k]``-th burst visited."""
-        g, banks = geometry, np.asarray(self.banks, np.int64)
-        start = self.row_start * g.row_bits + self.first_burst * g.burst_bits
-        places = (start, g.bank_bits, g.row_bits, g.burst_bits)
         cells = np.empty(reads.size, np.int64)
-        _cells(reads, bits, banks, self.bursts, self.whole_rows, *places, cells)
+        _cells(reads, bits, _first_cells(self, geometry), geometry.row_bits, cells)
         return cells
+
+
+@lru_cache(maxsize=1)
+def _first_cells(traversal: Traversal, geometry: Geometry) -> CellArray:
+    """First cells of the bursts of a traversal's first row in every bank, in the order visited."""
+    g, bursts = geometry, np.arange(traversal.first_burst, traversal.first_burst + traversal.bursts, dtype=np.int64)
+    cells = np.array(traversal.banks, np.int64) * g.bank_bits + bursts[:, None] * g.burst_bits
+    cells += traversal.row_start * g.row_bits
+    return cells.T.ravel() if traversal.whole_rows else cells.ravel()
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def test_bits_that_read_wrong_are_the_chip_models(vdd_mv: int, act_phase: int, f
     clocks = BETWEEN_WRITES * build.nphases + build.read_phase - act_phase
     chip = build_chip(build.geometry, PRESETS[vendor], seed)
     set_conditions(chip, PRESETS[vendor], 1_350_000, 20.0, build.tck_ps)
-    count, chosen = build.geometry.burst_bits // 32, list(places(board, 60))
+    count, chosen = build.geometry.burst_bits // 32, list(places(board, 200))
     for number, (bank, row, column) in enumerate(chosen):
         injector.write(bank, row, column, random_words(count, number))
         _hold(chip, bank, row, column // 8, random_words(count, number))

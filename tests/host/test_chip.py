@@ -98,10 +98,7 @@ def test_lanes_follow_their_factors() -> None:
     board = board_of(replace(PLAIN, lane_sigma=0.5))
     cells = write_and_read(board, "0x00", 2)
     chip = board.bus._chip  # type: ignore[attr-defined]
-    share = np.zeros(64)
-    for lane in range(64):
-        share[lane] += chip.lane_threshold[lane] / 256 / 64
-        share[chip.lane_alias[lane]] += (256 - chip.lane_threshold[lane]) / 256 / 64
+    share = np.bincount(chip.lane, minlength=64) / chip.lane.size
     histogram = np.bincount(GEOMETRY.dq(cells), minlength=64)
     assert share.max() / share.min() > 3
     deviation = (histogram - share * cells.size) / np.sqrt(share * cells.size)
