@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateware import isa
-from gateware.isa import Instruction, issue
+from gateware.isa import Command, Instruction, Slot, issue
 from gateware.registers import Fault
 from host import programs
 from host.boards import open_board
@@ -22,7 +22,7 @@ from host.programs import EngineBuild, Traversal
 from host.scan import scan
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K, DDR4_1600K, Timings
-from profiles.pattern import Pattern
+from profiles.pattern import Pattern, PatternKind
 from tests.host.engine_bench import BASES, END, EngineBench, random_programs
 
 SEED = 5
@@ -132,6 +132,25 @@ def test_refreshes_keep_their_time(configuration: str, interval: int, trfc: int,
     ]
     assert compare(lambda bench: bench.run(program), simulated, mocked) == Fault.NONE
     assert simulated.get("refreshes") > 0
+    simulated.bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_loading_any_digit_sends_its_pointer_to_the_start(configuration: str) -> None:
+    simulated, mocked = pair(configuration)
+    pointer = isa.Pointer(isa.Digit(0, 1, 3), isa.Digit(1, 2, 4), isa.Digit(0, 8, 2))
+    settings_of = [pointer.settings(which) for which in (0, 1, 2)]
+    walk = [
+        issue(Slot(Command.ACT, 0, 0, step=True), wait=12, loop_begin=11),
+        issue(Slot(Command.RD, simulated.build.read_phase, 1, step=True, compare=True), wait=12),
+        issue(Slot(Command.PRE, 0, 2, step=True), wait=8, loop_end=True),
+    ]
+    pattern = isa.set_(isa.Setting.PATTERN, int(PatternKind.RANDOM) | 7 << 32)
+    program = [pattern, isa.set_(isa.Setting.COUNTERS, 15), *(i for each in settings_of for i in each), *walk]
+    for digit in range(4):
+        program += [*(each[digit] for each in settings_of), *walk]
+    assert compare(lambda bench: bench.run([*program, END]), simulated, mocked) == Fault.NONE
     simulated.bus.close()
 
 
