@@ -8,7 +8,15 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from profiles.error_models import BitlineModel, DataDependentModel, ErrorModel, Floats, UniformModel, WordlineModel
+from profiles.error_models import (
+    BitlineModel,
+    CrossedModel,
+    DataDependentModel,
+    ErrorModel,
+    Floats,
+    UniformModel,
+    WordlineModel,
+)
 from profiles.errors import FitError
 from profiles.fit import FitReport
 from profiles.geometry import Geometry
@@ -19,7 +27,7 @@ from profiles.storage import Profile
 
 # Okabe and Ito's colours, which remain distinct for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MODEL_NAMES = {0: "0 uniform", 1: "1 by bitline", 2: "2 by wordline", 3: "3 data dependent"}
+MODEL_NAMES = {0: "0 uniform", 1: "1 by bitline", 2: "2 by wordline", 3: "3 data dependent", 4: "4 lines and data"}
 
 _UNTESTED = "#E4E4E4"
 _MAX_BLOCKS = 256
@@ -208,9 +216,7 @@ def _wordline_histogram(axis: Any, report: FitReport, data: Population) -> None:
         axis.plot(centres, np.diff(cumulative), style, color=COLOURS[number], label=MODEL_NAMES[number])
     axis.set_xlabel("failing cells of a wordline")
     axis.set_ylabel("wordlines")
-    dispersion = report.best.wordlines.dispersion
-    fitted = "each wordline fitted" if np.isnan(dispersion) else f"dispersion against the model {dispersion:.3g}"
-    axis.set_title(fitted, fontsize=10)
+    axis.set_title(f"chi-square / degrees of freedom {report.best.wordlines.dispersion:.3g}", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -233,11 +239,30 @@ def _wordline_chances(model: ErrorModel, data: Population, lines: Integers, tria
         return np.asarray(weak * -np.expm1(trials * np.log1p(-np.minimum(flip, 1 - 1e-16))))
     if isinstance(model, BitlineModel):
         return _crossing_chances(model, data.geometry, lines, trials)
-    if isinstance(model, DataDependentModel):
+    if isinstance(model, DataDependentModel | CrossedModel):
         pairs, cells = data.stored_classes()
         survive = (1 - model.flip_zero) ** pairs[:, 0] * (1 - model.flip_one) ** pairs[:, 1]
-        return np.full(lines.size, model.weak_fraction * float((cells * (1 - survive)).sum() / cells.sum()))
+        weak = (
+            _crossed_weak(model, lines) if isinstance(model, CrossedModel) else np.full(lines.size, model.weak_fraction)
+        )
+        return weak * float((cells * (1 - survive)).sum() / cells.sum())
     raise FitError(f"Error Model {model.number} cannot be drawn")
+
+
+def _crossed_weak(model: CrossedModel, lines: Integers) -> Floats:
+    """Weak fraction of each wordline, over the bitlines that it crosses."""
+    geometry = model.geometry
+    subarray, hazard, weak = (
+        lines // min(geometry.subarray_rows, geometry.rows),
+        model.hazards(lines),
+        np.empty(lines.size),
+    )
+    for each in np.unique(subarray).tolist():
+        factors = model.factors(each * geometry.row_bits + np.arange(geometry.row_bits, dtype=np.int64))
+        levels, count = np.unique(factors, return_counts=True)
+        here = subarray == each
+        weak[here] = -np.expm1(-np.outer(hazard[here], levels)) @ count / geometry.row_bits
+    return weak
 
 
 def _crossing_chances(model: BitlineModel, geometry: Geometry, lines: Integers, trials: Integers) -> Floats:
@@ -266,4 +291,5 @@ def _bic_bars(axis: Any, report: FitReport) -> None:
     axis.set_xticks([0.0, *10.0 ** np.arange(2, np.log10(widest) + 1, 2)])
     axis.invert_yaxis()
     axis.set_xlabel("BIC above the best")
-    axis.set_title("near tie: Model 0" if report.near_tie else "choice by BIC", fontsize=10)
+    verdict = f"cannot be told from {', '.join(map(str, report.tied))}" if report.tied else "told from all others"
+    axis.set_title(f"Model {report.chosen}: {verdict}", fontsize=10)

@@ -122,7 +122,7 @@ def fit(
     write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
     out: Annotated[Path | None, typer.Option(help="File for the chosen model (Parquet).")] = None,
 ) -> None:
-    """Fit Error Models 0-3 to one operating point by maximum likelihood, and choose.
+    """Fit Error Models 0-3, and wordlines, bitlines and data together (4), to one operating point, and choose.
 
     Needs a point with errors: `eden profile show` lists them.
     """
@@ -144,11 +144,23 @@ def show_fit(report: FitReport, title: str) -> None:
             f"{entry.parameters}",
             f"{entry.bic:.1f}",
             f"{entry.model.ber():.3e}",
+            f"{entry.p_value:.2g}",
         ]
         for number, entry in sorted(report.fits.items())
     ]
-    table(title, ["error model", "log likelihood", "parameters", "BIC", "BER"], rows)
+    table(title, ["error model", "log likelihood", "parameters", "BIC", "BER", "p of fit"], rows)
     for number, reason in report.unavailable.items():
         console.print(f"  Model {number}: {reason}")
     if report.near_tie:
         console.print("  Model 0 is within a near tie of the best, and the cheapest to inject.")
+    if report.tied:
+        others = ", ".join(str(number) for number in report.tied)
+        console.print(
+            f"  These data cannot tell Model {report.chosen} from {others}; scan more rows, rounds or patterns."
+        )
+    for name, test in report.best.tests.items():
+        if test.p_value < 0.001:
+            console.print(
+                f"  Model {report.chosen} does not describe the {name}: chi-square {test.dispersion:.3g} times what it "
+                "expects."
+            )
