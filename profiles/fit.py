@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 
 from profiles import goodness
 from profiles.error_models import (
@@ -41,12 +41,13 @@ from profiles.error_models import (
 from profiles.errors import FitError
 from profiles.goodness import DispersionTest
 from profiles.laws import (
-    ChanceLaw,
     Floats,
     beta_interval,
+    chance_posteriors,
     fit_chance_law,
     fit_flip_law,
     flip_posteriors,
+    gamma_interval,
 )
 from profiles.lines import Crossing, Lines, exposures, fail_chance
 from profiles.population import Integers, Population, collect, measured_weak_cells
@@ -56,8 +57,11 @@ from profiles.storage import Profile
 __all__ = ["DispersionTest", "FitReport", "ModelFit", "fit", "fit_population", "measured_weak_cells"]
 
 # Differences in BIC as Kass and Raftery (JASA 1995) read them: below 2 "not worth more than a bare mention", above 10
-# "very strong". A costlier model than Model 0 needs the first; to call the choice certain takes the second.
+# "very strong". A costlier model than Model 0 needs the first; to call the choice certain takes the second, for each
+# parameter in question: a model that contains the chosen one can never be worse by its likelihood.
 NEAR_TIE, CERTAIN = 2.0, 10.0
+
+NORMAL_95 = 1.959964  # standard deviations
 
 _BISECTIONS = 60
 _BALANCING_STEPS = 4
@@ -113,14 +117,12 @@ class ModelFit:
         for name, error in self.standard_errors.items():
             value = np.asarray(getattr(self.model, name), np.float64)
             if name in ("hazard", "factor"):  # not bounded by 1
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    width = np.exp(1.959964 * np.nan_to_num(error / value, posinf=0.0))
-                found[name] = (value / width, value * width)
+                found[name] = gamma_interval(value, error)
             elif value.ndim:
                 found[name] = beta_interval(value, error)
             else:
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    width = np.nan_to_num(1.959964 * error / (value * (1 - value)))
+                    width = np.nan_to_num(NORMAL_95 * error / (value * (1 - value)))
                     found[name] = (np.asarray(expit(logit(value) - width)), np.asarray(expit(logit(value) + width)))
         return found
 
@@ -202,7 +204,7 @@ def fit_population(
     else:
         fits[3] = _fit_data_dependent(data, origin, classes, crossing, observed)
         fits[4] = _fit_crossed(data, origin, crossing, fits[3])
-    chosen, near_tie, tied = choose({number: each.bic for number, each in fits.items()})
+    chosen, near_tie, tied = choose({number: (each.bic, each.parameters) for number, each in fits.items()})
     return FitReport(
         point=point,
         write_condition=write_condition,
@@ -220,12 +222,22 @@ def fit_population(
     )
 
 
-def choose(bic: dict[int, float]) -> tuple[int, bool, tuple[int, ...]]:
-    """The model to use, by BIC of each: its number, whether it is Model 0 for a near tie, and which tie with it."""
+def choose(models: dict[int, tuple[float, int]]) -> tuple[int, bool, tuple[int, ...]]:
+    """The model to use, from BIC and number of parameters of each.
+
+    Returns:
+        Its number, whether it is Model 0 for a near tie, and which others the data cannot tell from it, closest first:
+        those that it leads by less than `CERTAIN` for each parameter by which they differ, one at least.
+    """
+    bic = {number: each for number, (each, _) in models.items()}
     best = min(bic, key=lambda number: bic[number])
     near_tie = best != 0 and bic[0] - bic[best] < NEAR_TIE
     chosen = 0 if near_tie else best
-    tied = (number for number in bic if number != chosen and bic[number] - bic[chosen] < CERTAIN)
+    tied = []
+    for number, (each, parameters) in models.items():
+        apart = max(1, abs(parameters - models[chosen][1]))
+        if number != chosen and each - bic[chosen] < CERTAIN * apart:
+            tied.append(number)
     return chosen, near_tie, tuple(sorted(tied, key=lambda number: bic[number]))
 
 
@@ -363,17 +375,19 @@ def _fit_lines(
     failing, most = own.failing_cells, float(fail_chance(pooled.flip_probability, own.trials[-1:])[0])
     exposed = own.exposed(pooled.flip_probability) / most
     law = fit_chance_law(failing, exposed)
-    flips = fit_flip_law(own.failing, own.errors, own.failing_reads, own.trials, pooled.flip_probability)
+    flips = fit_flip_law(
+        own.failing,
+        own.errors,
+        own.failing_reads,
+        own.trials,
+        pooled.flip_probability,
+        float(uniform.standard_errors["flip_probability"]),
+    )
     moments = flip_posteriors(flips, own.failing, own.errors, own.failing_reads, own.trials)
-    a, b = law.posterior(failing, exposed)
-    chance, square = a / (a + b), a * (a + 1) / (a + b) / (a + b + 1)
+    chance, variance = chance_posteriors(law, failing, exposed)
     weak, flip = np.minimum(1.0, chance * moments[:, 2]), moments[:, 0]
-    weak_error = np.sqrt(np.maximum(0.0, square * moments[:, 3] - (chance * moments[:, 2]) ** 2))
+    weak_error = np.sqrt(np.maximum(0.0, (variance + chance**2) * moments[:, 3] - (chance * moments[:, 2]) ** 2))
     flip_error = np.sqrt(np.maximum(0.0, moments[:, 1] - flip**2))
-    if np.isinf(law.concentration):
-        weak_error = np.hypot(weak_error, uniform.standard_errors["weak_fraction"])
-    if np.isinf(flips.concentration):
-        flip_error = np.full(flip.size, uniform.standard_errors["flip_probability"])
     model = kind(
         geometry=data.geometry,
         banks=data.banks,
@@ -388,7 +402,7 @@ def _fit_lines(
     )
     likelihood = uniform.log_likelihood + law.gain + flips.gain
     penalty = 2 * np.log(data.tested_cells) + np.log(failing.size) + np.log(max(1, int((failing > 0).sum())))
-    expected = _expected_cells(own, weak, flip, observed.size)
+    expected = _expected_of_lines(own, flip, flip_error, observed.size)
     tests = {
         "wordlines": goodness.crossed(*_against_bitlines(data, crossing)),
         "bitlines": goodness.crossed(*_against_wordlines(data, crossing)),
@@ -556,17 +570,16 @@ def _fit_crossed(data: Population, origin: str, crossing: Crossing, dependent: M
     most = float(np.max(by_wordline / wordlines.cells))
     row_law = fit_chance_law(wordlines.failing_cells, by_wordline / most)
     lane_law = fit_chance_law(lanes.failing_cells, by_lane / most)
-    lane_chance = _posterior_mean(lane_law, lanes.failing_cells, by_lane / most)
+    lane_chance, lane_variance = chance_posteriors(lane_law, lanes.failing_cells, by_lane / most)
     relative = np.tile(lane_chance / lane_chance.mean(), bitlines.line.size // lanes.line.size)
     bitline_law = fit_chance_law(bitlines.failing_cells, by_bitline / most * relative)
-    row_chance = _posterior_mean(row_law, wordlines.failing_cells, by_wordline / most)
-    bitline_chance = relative * _posterior_mean(bitline_law, bitlines.failing_cells, by_bitline / most * relative)
-    hazard, factor = _balanced(data, crossing, row_chance / most, bitline_chance / most)
+    rows, row_variance = chance_posteriors(row_law, wordlines.failing_cells, by_wordline / most)
+    columns, column_variance = chance_posteriors(bitline_law, bitlines.failing_cells, by_bitline / most * relative)
+    lane_error = np.tile(lane_variance / lane_chance**2, relative.size // lanes.line.size)
+    hazard, factor = _balanced(data, crossing, rows / most, relative * columns / most)
     gain = row_law.gain + lane_law.gain + bitline_law.gain
     likelihood = dependent.log_likelihood + gain
     lines = np.log([wordlines.line.size, lanes.line.size, bitlines.line.size])
-    a, b = row_law.posterior(wordlines.failing_cells, by_wordline / most)
-    c, d = bitline_law.posterior(bitlines.failing_cells, by_bitline / most * relative)
     errors = dependent.standard_errors
     model = CrossedModel(
         geometry=data.geometry,
@@ -586,8 +599,8 @@ def _fit_crossed(data: Population, origin: str, crossing: Crossing, dependent: M
         parameters=6,
         bic=dependent.bic - 2 * gain + float(lines.sum()),
         standard_errors={
-            "hazard": hazard * np.sqrt(b / a / (a + b + 1)),
-            "factor": factor * np.sqrt(d / c / (c + d + 1)),
+            "hazard": hazard * np.sqrt(row_variance) / rows,
+            "factor": factor * np.sqrt(column_variance / columns**2 + lane_error),
             "flip_zero": errors["flip_zero"],
             "flip_one": errors["flip_one"],
         },
@@ -598,11 +611,6 @@ def _fit_crossed(data: Population, origin: str, crossing: Crossing, dependent: M
         lanes=goodness.of_law(lanes.failing_cells, by_lane / most, lane_law),
         expected_cells=dependent.expected_cells,
     )
-
-
-def _posterior_mean(law: ChanceLaw, failing: Integers, exposed: Floats) -> Floats:
-    a, b = law.posterior(failing, exposed)
-    return a / (a + b)
 
 
 def _balanced(data: Population, crossing: Crossing, row_weak: Floats, bitline_weak: Floats) -> tuple[Floats, Floats]:
@@ -664,6 +672,26 @@ def _expected_cells(lines: Lines, weak: Floats, flip: Floats, length: int) -> Fl
         for low in range(0, pairs.size, step):
             part = slice(low, low + step)
             total += cells[part] @ binom.pmf(counts, trials, pairs[part, None])
+    return total
+
+
+def _expected_of_lines(lines: Lines, flip: Floats, error: Floats, length: int) -> Floats:
+    """The same of failing cells whose lines have posteriors of F with these means and standard deviations."""
+    counts = np.arange(1, length + 1)
+    total = np.zeros(length)
+    mean = np.clip(flip, 1e-9, 1 - 1e-9)
+    strength = np.clip(mean * (1 - mean) / np.maximum(error, 1e-6) ** 2 - 1, 1e-3, 1e6)
+    for column, trials in enumerate(lines.trials.tolist()):
+        keys = np.column_stack([np.round(mean, 9), strength])
+        distinct, at = np.unique(keys, axis=0, return_inverse=True)
+        cells = np.bincount(at.ravel(), weights=lines.failing[:, column], minlength=len(distinct))
+        some = cells > 0
+        a, b = (distinct[some, 0] * distinct[some, 1])[:, None], ((1 - distinct[some, 0]) * distinct[some, 1])[:, None]
+        step = max(1, (1 << 20) // length)
+        for low in range(0, len(a), step):
+            part = slice(low, low + step)
+            spread = betabinom.pmf(counts, trials, a[part], b[part])
+            total += cells[some][part] @ (spread / (1 - betabinom.pmf(0, trials, a[part], b[part])))
     return total
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.special import gammaln
 from scipy.stats import chi2
 
-from profiles.laws import ChanceLaw, Floats, Integers, beta_binomial
+from profiles.laws import Floats, Integers, Law, beta_binomial
 
 _FEWEST_EXPECTED = 8.0  # in a bin of a histogram
 _MOST_BINS = 24
@@ -96,7 +96,7 @@ def of_histogram(observed: Integers, expected: Floats, fitted: int) -> Dispersio
     return DispersionTest(float(((seen - mean) ** 2 / mean).sum()), freedom, float(np.sqrt(2 * freedom)))
 
 
-def of_law(failing: Integers, exposed: Floats, law: ChanceLaw) -> DispersionTest:
+def of_law(failing: Integers, exposed: Floats, law: Law) -> DispersionTest:
     """How the lines' failing cells are distributed, against the law that was fitted to them."""
     if not np.isfinite(law.concentration):
         return of_lines(failing, exposed, law.mean, 1)
