@@ -116,7 +116,7 @@ class ModelFit:
         found = {}
         for name, error in self.standard_errors.items():
             value = np.asarray(getattr(self.model, name), np.float64)
-            if name in ("hazard", "factor"):  # not bounded by 1
+            if name in ("hazard", "factor", "pooled_hazard"):  # not bounded by 1
                 found[name] = gamma_interval(value, error)
             elif value.ndim:
                 found[name] = beta_interval(value, error)
@@ -414,7 +414,12 @@ def _fit_lines(
         log_likelihood=likelihood,
         parameters=4,
         bic=float(-2 * likelihood + penalty),
-        standard_errors={"weak_fraction": weak_error, "flip_probability": flip_error},
+        standard_errors={
+            "weak_fraction": weak_error,
+            "flip_probability": flip_error,
+            "pooled_weak_fraction": np.asarray(model.pooled_weak_fraction * law.mean_error / law.mean),
+            "pooled_flip_probability": np.asarray(flips.mean_error),
+        },
         spreads={name: law.spread},
         cells=goodness.of_histogram(observed, expected, 1),
         expected_cells=expected,
@@ -600,6 +605,7 @@ def _fit_crossed(data: Population, origin: str, crossing: Crossing, dependent: M
         bic=dependent.bic - 2 * gain + float(lines.sum()),
         standard_errors={
             "hazard": hazard * np.sqrt(row_variance) / rows,
+            "pooled_hazard": np.asarray(model.pooled_hazard * row_law.mean_error / row_law.mean),
             "factor": factor * np.sqrt(column_variance / columns**2 + lane_error),
             "flip_zero": errors["flip_zero"],
             "flip_one": errors["flip_one"],

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from host.boards import open_board
@@ -10,11 +11,12 @@ from host.cli.console import console, progress_bar, table
 from host.cli.plan import load_plan
 from host.scan import scan as run_scan
 from profiles import exchange, plots, statistics
-from profiles.errors import PlanError
+from profiles.errors import FitError, PlanError
 from profiles.fit import FitReport
 from profiles.fit import fit as fit_models
 from profiles.schema import OperatingPoint, WriteCondition
 from profiles.storage import Profile
+from profiles.surface import BerSurface
 
 ProfilePath = Annotated[Path, typer.Argument(help="Profile folder, as `eden scan` writes it.")]
 PlanPath = Annotated[Path, typer.Argument(help="Plan (TOML), e.g. plans/default.toml.")]
@@ -70,13 +72,43 @@ def show(profile: ProfilePath) -> None:
 
 
 @profile_app.command()
+def surface(
+    profile: ProfilePath,
+    vdd_mv: Annotated[int, typer.Option(min=1, max=3000, help="VDD, mV.")],
+    trcd_ps: Annotated[int, typer.Option(min=1, max=200_000, help="tRCD, ps.")],
+    write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
+) -> None:
+    """The BER at any VDD and tRCD between measured ones, with its interval, and how far each tRCD is clean.
+
+    A point that was not measured lies between the rates of milder and harsher ones; outside them nothing is claimed.
+    """
+    known = BerSurface.of(Profile.open(profile), write)
+    value = known.at(OperatingPoint(vdd_mv=vdd_mv, trcd_ps=trcd_ps))
+    rate = "unknown" if np.isnan(value.ber) else f"{value.ber:.3g}"
+    console.print(
+        f"{value.point}, written at {write.value.replace('_', ' ')}: BER {rate}, {value.low:.3g} .. {value.high:.3g} "
+        f"(95 %), {'measured' if value.measured else 'between measured points'}"
+    )
+    rows = [
+        [f"{trcd / 1000:g} ns", *(f"{limit} mV" if limit else "none measured" for limit in limits)]
+        for trcd, limits in known.clean_limits().items()
+    ]
+    table("clean down to", ["tRCD", "lowest clean VDD", "highest failing VDD"], rows)
+
+
+@profile_app.command()
 def plot(
     profile: ProfilePath,
     out: Annotated[Path, typer.Option(help="Folder for the pictures (PNG).")] = Path("build/plots"),
-    vdd_mv: Annotated[int | None, typer.Option(help="VDD of the map; default: the point with most errors.")] = None,
-    trcd_ps: Annotated[int | None, typer.Option(help="tRCD of the map.")] = None,
+    vdd_mv: Annotated[int | None, typer.Option(help="VDD of the maps; default: the point with most errors.")] = None,
+    trcd_ps: Annotated[int | None, typer.Option(help="tRCD of the maps.")] = None,
+    bank: Annotated[int | None, typer.Option(help="Bank to look into, row by bitline.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Rows of that bank, FIRST:END.")] = None,
+    bitlines: Annotated[str | None, typer.Option(help="Bitlines, column x DQ width + DQ, FIRST:END.")] = None,
 ) -> None:
-    """Draw BER over VDD and tRCD, and where the errors lie (bank, row, bitline, DQ lane)."""
+    """Draw BER over VDD and tRCD, where the errors lie (bank, row, bitline, DQ lane), and error models against them."""
+    if bank is None and (rows or bitlines):
+        raise PlanError("--rows and --bitlines look into one bank; give --bank too")
     opened = Profile.open(profile)
     records = [
         record
@@ -87,12 +119,34 @@ def plot(
         raise PlanError(f"{profile} holds no point at {vdd_mv} mV, {trcd_ps} ps; `eden profile show` lists them")
     worst = max(records, key=lambda record: record.errors).point
     out.mkdir(parents=True, exist_ok=True)
-    for name, figure in {
+    figures = {
         "ber.png": plots.plot_ber_surface(opened),
+        "map.png": plots.plot_ber_map(opened),
         "where.png": plots.plot_spatial(opened, opened.find(worst)),
-    }.items():
+    }
+    if bank is not None:
+        spans = (_span("--rows", rows), _span("--bitlines", bitlines))
+        figures["zoom.png"] = plots.plot_zoom(opened, opened.find(worst), bank, *spans)
+    conditions = sorted({record.write_condition for record in opened.find(worst)})
+    for condition in conditions:
+        try:
+            figures[f"models_{condition.value}.png"] = plots.plot_model(fit_models(opened, worst, condition), opened)
+        except FitError as error:
+            console.print(f"no picture of models, {condition.value.replace('_', ' ')} writes: {error}")
+    for name, figure in figures.items():
         figure.savefig(out / name, dpi=120)
         console.print(str(out / name))
+
+
+def _span(option: str, text: str | None) -> tuple[int, int] | None:
+    """FIRST:END as numbers; None stays None. Raises PlanError."""
+    if text is None:
+        return None
+    try:
+        first, end = (int(part) for part in text.split(":"))
+    except ValueError as error:
+        raise PlanError(f"{option} is '{text}'; give two numbers as FIRST:END, e.g. 0:64") from error
+    return first, end
 
 
 @profile_app.command()

@@ -251,6 +251,7 @@ def _write_report(folder: Path, content: dict[str, Any], profile: Profile, fits:
     reference = OperatingPoint(**content["reference_point"])
     figures = [
         ("Bit error rate over VDD and tRCD, with 95 % intervals.", plots.plot_ber_surface(profile)),
+        ("The same as a map; white was measured and clean.", plots.plot_ber_map(profile)),
         (f"Where the errors lie at {reference}.", plots.plot_spatial(profile, profile.find(reference))),
         ("The chosen error model against the data.", plots.plot_model(fits[0], profile)),
     ]
