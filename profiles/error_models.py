@@ -24,7 +24,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.optimize import brentq
 
 from profiles.cells import WeakCells
 from profiles.errors import ModelError
@@ -39,6 +38,7 @@ MODEL_VERSION = 2
 # Cells are drawn in aligned blocks, each from its own random stream, so that a cell's fate depends on the seed and its
 # own address, not on the region it was asked for with. 64 Ki cells keep the cost of small and of large regions low.
 _BLOCK = 1 << 16
+_MOST_STEPS = 500  # of Newton's method
 _CERTAIN_HAZARD = 37.0  # -log(1 - P) for P = 1: exp(-37) is below the spacing of floats at 1
 
 
@@ -472,15 +472,15 @@ class CrossedModel(ErrorModel):
             raise ModelError(
                 f"a bit error rate of {ber:g} is outside 0..{highest:g}, all that lines with weak cells can give"
             )
+        flip = (self.flip_zero + self.flip_one) / 2
+        wanted = min(ber / flip if flip else 0.0, highest / flip * (1 - 1e-13) if flip else 0.0)
+        # The share of weak cells is concave in the scale, so that Newton's steps from below never pass the solution.
         scale = 0.0
-        if ber:
-            flip = (self.flip_zero + self.flip_one) / 2
-            smallest = min(float(each[each > 0].min()) for each in self._levels if each.any())
-            top = np.log(_CERTAIN_HAZARD / smallest)
-            wanted = min(ber, self._weak_share(float(np.exp(top))) * flip)
-            # 1 - exp(-x) <= x, so that this scale is too small.
-            low = np.log(wanted / (flip * self._mean_hazard)) - 1e-9
-            scale = float(np.exp(brentq(lambda x: self._weak_share(np.exp(x)) * flip - wanted, low, top, xtol=1e-13)))
+        for _ in range(_MOST_STEPS):
+            share, slope = self._weak_share(scale), self._weak_slope(scale)
+            if slope <= 0 or wanted - share <= 1e-14 * wanted:
+                break
+            scale += (wanted - share) / slope
         return replace(self, hazard=self.hazard * scale, pooled_hazard=self.pooled_hazard * scale)
 
     def flip_probabilities(self, cells: CellArray) -> tuple[Floats, Floats]:
@@ -499,22 +499,24 @@ class CrossedModel(ErrorModel):
         """Distinct hazards and factors, each with how often it occurs, of each (bank, subarray)."""
         geometry = self.geometry
         rows = min(geometry.subarray_rows, geometry.rows)
-        blocks = []
+        blocks, unmeasured = [], 0
         for bank in self.banks:
             for subarray in range(bank * geometry.subarrays, (bank + 1) * geometry.subarrays):
+                lines = ((self.wordline, rows), (self.bitline, geometry.row_bits))
+                if not any(_any_of(line, subarray * size, size) for line, size in lines):
+                    unmeasured += rows
+                    continue
                 hazards = self.hazards(subarray * rows + np.arange(rows, dtype=np.int64))
                 factors = self.factors(subarray * geometry.row_bits + np.arange(geometry.row_bits, dtype=np.int64))
                 blocks.append((*np.unique(hazards, return_counts=True), *np.unique(factors, return_counts=True)))
+        if unmeasured:
+            every = np.array([unmeasured]), np.ones(1), np.array([geometry.row_bits])
+            blocks.append((np.array([self.pooled_hazard]), *every))
         return blocks
 
     @property
     def _levels(self) -> Iterator[Floats]:
         return (np.outer(hazard, factor) for hazard, _, factor, _ in self._blocks)
-
-    @property
-    def _mean_hazard(self) -> float:
-        sums = ((hazard @ rows) * (factor @ columns) for hazard, rows, factor, columns in self._blocks)
-        return float(sum(sums)) / self.cells
 
     def _weak_share(self, scale: float) -> float:
         """Mean probability that a cell is weak, with all hazards times ``scale``."""
@@ -524,26 +526,39 @@ class CrossedModel(ErrorModel):
             weak += float(rows @ chance @ columns)
         return weak / self.cells
 
+    def _weak_slope(self, scale: float) -> float:
+        """Derivative of `_weak_share`."""
+        slope = 0.0
+        for levels, (_, rows, _, columns) in zip(self._levels, self._blocks, strict=True):
+            slope += float(rows @ (levels * np.exp(-scale * levels)) @ columns)
+        return slope / self.cells
+
     def _weak_fractions(self, first: int, count: int) -> Floats:
         cells = np.arange(first, first + count, dtype=np.int64)
         geometry = self.geometry
         return np.asarray(-np.expm1(-self.hazards(geometry.wordline(cells)) * self.factors(geometry.bitline(cells))))
 
-    def _hazard(self, first: int, count: int, cache: dict[Any, Any]) -> "_CrossedHazard":
+    @cached_property
+    def _kept_sums(self) -> dict[Any, Any]:
+        return {}
+
+    def _sums(self, begin: int, size: int) -> Floats:
+        """Cumulated factors of ``size`` bitlines from ``begin``; the last few are kept, since rows share them."""
+
+        def summed() -> Floats:
+            return np.asarray(np.cumsum(self.factors(np.arange(begin, begin + size, dtype=np.int64))))
+
+        return np.asarray(_kept(self._kept_sums, (begin, size), summed))
+
+    def _hazard(self, first: int, count: int, cache: dict[Any, Any]) -> "_Hazard | _CrossedHazard":
+        del cache
         geometry = self.geometry
         size = min(count, geometry.row_bits)
         wordline = geometry.wordline(np.arange(first, first + count, size, dtype=np.int64))
         subarray = wordline // min(geometry.subarray_rows, geometry.rows)
-        offset = first % geometry.row_bits
-        sums = []
-        for each in np.unique(subarray).tolist():
-            begin = each * geometry.row_bits + offset
-
-            def summed(begin: int = begin) -> Floats:
-                return np.asarray(np.cumsum(self.factors(np.arange(begin, begin + size, dtype=np.int64))))
-
-            sums.append(_kept(cache, (begin, size), summed))
-        return _CrossedHazard(self.hazards(wordline), np.unique(subarray, return_inverse=True)[1], sums)
+        begin = np.arange(subarray[0], subarray[-1] + 1) * geometry.row_bits + first % geometry.row_bits
+        sums = [self._sums(each, size) for each in begin.tolist()]
+        return _CrossedHazard(self.hazards(wordline), subarray - subarray[0], sums)
 
     def _scalars(self) -> dict[str, float]:
         return {"flip_zero": self.flip_zero, "flip_one": self.flip_one}
@@ -586,7 +601,13 @@ class _CrossedHazard:
     def draw(self, generator: np.random.Generator) -> CellArray:
         """Weak cells, ascending, from 0."""
         total = float(self.ends[-1])
-        events = np.sort(generator.random(int(generator.poisson(total)))) * total
+        events = generator.random(int(generator.poisson(total))) * total
+        if self.ends.size == 1:
+            cumulated = self.sums[0]
+            found = np.searchsorted(cumulated, events / self.hazards[0] if total else events, side="right")
+            # Rounding may carry an event past the last bitline that can hold one.
+            return _distinct(np.minimum(found, np.searchsorted(cumulated, cumulated[-1])))
+        events.sort()
         row = np.minimum(np.searchsorted(self.ends, events, side="right"), self.ends.size - 1)
         size = self.sums[0].size
         column = np.empty(events.size, np.int64)
@@ -595,11 +616,21 @@ class _CrossedHazard:
         for index, each in enumerate(self.sums):
             here = self.which[row] == index
             found = np.minimum(np.searchsorted(each, within[here], side="right"), size - 1)
-            # Rounding may carry an event past the last bitline that can hold one.
             column[here] = np.minimum(found, np.searchsorted(each, each[-1]))
-        cell = np.sort(row * size + column)
-        distinct: CellArray = cell[np.diff(cell, prepend=-1) > 0]
-        return distinct
+        return _distinct(row * size + column)
+
+
+def _distinct(cells: CellArray) -> CellArray:
+    """Ascending, each once."""
+    cell = np.sort(cells)
+    distinct: CellArray = cell[np.diff(cell, prepend=-1) > 0]
+    return distinct
+
+
+def _any_of(line: CellArray, first: int, count: int) -> bool:
+    """Whether the ascending ``line`` holds any of ``count`` numbers from ``first`` on."""
+    low, high = np.searchsorted(line, (first, first + count))
+    return bool(high > low)
 
 
 def _looked_up(line: CellArray, value: Floats, otherwise: float, wanted: CellArray) -> Floats:

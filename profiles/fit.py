@@ -168,6 +168,14 @@ class FitReport:
         return self.best.model
 
     @property
+    def anywhere(self) -> ErrorModel:
+        """The best of the models that are the same at every address (0 and 3).
+
+        A network is trained before it is mapped: its tensors will not meet weak lines where training puts them.
+        """
+        return min((self.fits[number] for number in (0, 3) if number in self.fits), key=lambda each: each.bic).model
+
+    @property
     def certain(self) -> bool:
         """The data tell the chosen model from every other."""
         return not self.tied

@@ -99,7 +99,7 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
         "precisions": {},
         "notes": _notes(board),
     }
-    fits[AT_POINT].model.save(out / "model.parquet")
+    fits[AT_POINT].anywhere.save(out / "model.parquet")
     tasks = [
         SearchTask(
             network_plan, p, out / p.value, out / "profile", out / "model.parquet", _digest(settings, profile, p)

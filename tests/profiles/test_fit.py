@@ -51,6 +51,7 @@ def fitted(planted: ModuleType, path: Path, model: ErrorModel, seed: int = 1, **
 def test_the_planted_model_is_chosen_and_fits(planted: ModuleType, tmp_path: Path, truth: ErrorModel) -> None:
     report = fitted(planted, tmp_path / "dimm", truth)
     assert report.chosen == truth.number
+    assert report.anywhere is report.fits[3 if truth.number == 3 else 0].model
     assert not report.near_tie
     assert report.model.ber() == pytest.approx(truth.ber(), rel=0.05)
     across = report.best.bitlines if truth.number == 2 else report.best.wordlines
