@@ -299,6 +299,8 @@ def run(planted: ModuleType, number: int, sets: int) -> Tally:
         report = fit_population(read(planted, truth, index), planted.POINT, WriteCondition.NOMINAL)
         best = report.fits[number]
         for name, (low, high) in best.intervals().items():
+            if name == "pooled_hazard":  # what unmeasured lines take; tests/host/test_recovery.py holds it to a preset
+                continue
             value = true_value(truth.model, name)
             inside = (low <= value) & (value <= high)
             tally.lines.setdefault(name, []).append(float(inside.mean()))
@@ -351,6 +353,7 @@ def test_fits_recover_planted_truth(planted: ModuleType, number: int) -> None:
     check(number, tally, strict=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(5))
 def test_fits_recover_a_sample_of_planted_truth(planted: ModuleType, number: int) -> None:
     """Too few sets for the shares; what is grossly wrong shows all the same."""
