@@ -37,10 +37,10 @@ check: $(INSTALLED)    ## format, lint, types, import rule
 test: check sim        ## check, then every test that CI runs
 	$(BIN)/pytest -n 2 --dist worksteal
 
-prove: $(INSTALLED)    ## what takes longer: thousands of injected faults
+prove: $(INSTALLED)    ## what takes longer: thousands of injected faults, hundreds of planted models
 	$(BIN)/pytest -m prove
 
-bench: $(INSTALLED)    ## benchmarks as JSON lines, kept under build/bench (NAME=mock, injection, gateware, profiles, all)
+bench: $(INSTALLED)    ## benchmarks as JSON lines, kept under build/bench (NAME=mock, injection, gateware, profiles, fits, all)
 	$(BIN)/python -m tests.bench $(NAME)
 
 sim: $(INSTALLED)      ## build the simulated boards (--board sim:...): the gateware in Verilator

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from profiles.cells import CellCounts, WeakCells
     from profiles.error_models import (
         BitlineModel,
+        CrossedModel,
         DataDependentModel,
         ErrorModel,
         UniformModel,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "profiles.cells": "CellCounts WeakCells",
-    "profiles.error_models": "BitlineModel DataDependentModel ErrorModel UniformModel WordlineModel load_error_model",
+    "profiles.error_models": (
+        "BitlineModel CrossedModel DataDependentModel ErrorModel UniformModel WordlineModel load_error_model"
+    ),
     "profiles.exchange": "export import_profile",
     "profiles.fit": "FitReport measured_weak_cells",
     "profiles.geometry": "Geometry",
@@ -59,6 +62,7 @@ __all__ = [
     "BerEstimate",
     "BitlineModel",
     "CellCounts",
+    "CrossedModel",
     "DataDependentModel",
     "ErrorModel",
     "FitReport",

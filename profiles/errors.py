@@ -21,6 +21,10 @@ class FitError(EdenError):
     """The data do not determine the error model that was asked for."""
 
 
+class SurfaceError(EdenError):
+    """An operating point is outside what was measured, or the measurements contradict each other."""
+
+
 class ModelError(EdenError):
     """An error model's file is damaged, or the model cannot describe what was asked of it."""
 

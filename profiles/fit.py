@@ -1,4 +1,4 @@
-"""Maximum-likelihood fits of EDEN's Error Models 0-3 to a profile, and the choice between them.
+"""Maximum-likelihood fits of EDEN's Error Models 0-3 and of `CrossedModel` to a profile, and the choice between them.
 
 Each tested cell is weak with probability P. A weak cell that stores v fails in each read with probability F_v; the
 others never fail. A cell with k_v failures in n_v reads of stored v therefore has the likelihood::
@@ -7,11 +7,16 @@ others never fail. A cell with k_v failures in n_v reads of stored v therefore h
 
 (of the reads in their order: binomial coefficients, the same for all models, are left out). P and F separate only
 because the same cell is read several times. Models 0, 1, 2 have F_0 = F_1, so that for them the sufficient statistics
-are tested cells, failing cells and failures by number of reads, for each group of cells with parameters of its own.
+are tested cells, failing cells and failures by number of reads, for each line of cells with parameters of its own.
 
-Models are compared by BIC, -2 log L + sum over parameters of log(cells that inform it): all tested cells for a
-parameter of the whole, the cells of its line for a parameter of a line (the Laplace approximation of the marginal
-likelihood; log of all cells for each line would never let a line model win).
+Lines draw their P and F from laws (`profiles.laws`), whose parameters are the model's free ones and are fitted by
+maximum likelihood; a line's own P and F are then posterior means. In `CrossedModel`, counts of failing cells by
+wordline, by data line and by bitline are taken as independent of each other: exact where few cells are weak, as for a
+Poisson process whose intensity is a product.
+
+Models are compared by BIC, -2 log L + sum over free parameters of log(what informs it): tested cells for P and F, lines
+for the spread between lines, failing cells for the difference of F_0 and F_1. The reads that a fit has not seen are no
+test of line models: the same cells are weak in them, by chance or not.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,51 +26,46 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from scipy.stats import binom, chi2
+from scipy.stats import betabinom, binom
 
+from profiles import goodness
 from profiles.error_models import (
     BitlineModel,
+    CrossedModel,
     DataDependentModel,
     ErrorModel,
-    Floats,
     GroupedModel,
     UniformModel,
     WordlineModel,
 )
 from profiles.errors import FitError
-from profiles.geometry import CellArray
+from profiles.goodness import DispersionTest
+from profiles.laws import (
+    Floats,
+    beta_interval,
+    chance_posteriors,
+    fit_chance_law,
+    fit_flip_law,
+    flip_posteriors,
+    gamma_interval,
+)
+from profiles.lines import Crossing, Lines, exposures, fail_chance
 from profiles.population import Integers, Population, collect, measured_weak_cells
 from profiles.schema import OperatingPoint, WriteCondition
 from profiles.storage import Profile
 
 __all__ = ["DispersionTest", "FitReport", "ModelFit", "fit", "fit_population", "measured_weak_cells"]
 
-NEAR_TIE = 10.0  # a difference in BIC below this does not justify a costlier model than Model 0
+# Differences in BIC as Kass and Raftery (JASA 1995) read them: below 2 "not worth more than a bare mention", above 10
+# "very strong". A costlier model than Model 0 needs the first; to call the choice certain takes the second, for each
+# parameter in question: a model that contains the chosen one can never be worse by its likelihood.
+NEAR_TIE, CERTAIN = 2.0, 10.0
+
+NORMAL_95 = 1.959964  # standard deviations
 
 _BISECTIONS = 60
-
-
-@dataclass(frozen=True)
-class DispersionTest:
-    """Failing cells counted by lines against what a model expects: Pearson's chi-square.
-
-    Attributes:
-        chi_square: sum over lines of (observed - expected)^2 / variance.
-        degrees_of_freedom: lines with a non-zero variance, less parameters fitted to those very lines.
-        dispersion: chi_square / degrees_of_freedom; 1 where the model holds, more where lines differ more than it says.
-        p_value: chance of so large a chi-square if the model held (approximate where lines expect few failures).
-    """
-
-    chi_square: float
-    degrees_of_freedom: int
-
-    @property
-    def dispersion(self) -> float:
-        return self.chi_square / self.degrees_of_freedom if self.degrees_of_freedom > 0 else float("nan")
-
-    @property
-    def p_value(self) -> float:
-        return float(chi2.sf(self.chi_square, self.degrees_of_freedom)) if self.degrees_of_freedom > 0 else float("nan")
+_BALANCING_STEPS = 4
+_CLOSE_TO_ONE = 1 - 1e-16
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,15 @@ class ModelFit:
 
     Attributes:
         model: the fitted model.
-        log_likelihood: of all reads in their order.
+        log_likelihood: of all reads in their order, with the lines' own parameters integrated over their law.
         parameters: number of free parameters.
         bic: see the module's docstring; smaller is better.
-        standard_errors: of the parameters of Models 0 and 3, by field name, from the observed information; NaN for a
-            parameter at the edge of 0..1, where there is none. Empty for Models 1 and 2.
-        wordlines, bitlines: goodness of fit against failing cells by wordline, and by bitline.
+        standard_errors: of the model's parameters, by field name; for Models 1, 2 and 4 of each line (posterior
+            standard deviations). NaN for a parameter at the edge of 0..1, where there is none.
+        spreads: standard deviation between lines over their mean, of the chance that a cell fails, by "wordlines",
+            "bitlines" and "lanes", for the models that have lines.
+        cells, wordlines, bitlines, lanes: goodness of fit against errors a cell, and against failing cells by wordline,
+            bitline and data line. Lines that the model has parameters for are tested against their law.
         expected_cells: float64[n], expected cells with 1, 2, .. errors, for as many as `FitReport.observed_cells`.
     """
 
@@ -87,15 +90,46 @@ class ModelFit:
     log_likelihood: float
     parameters: int
     bic: float
-    standard_errors: dict[str, float]
+    standard_errors: dict[str, Floats]
+    spreads: dict[str, float]
+    cells: DispersionTest
     wordlines: DispersionTest
     bitlines: DispersionTest
+    lanes: DispersionTest
     expected_cells: Floats
+
+    @property
+    def tests(self) -> dict[str, DispersionTest]:
+        """The tests of goodness of fit that the data allow, by name."""
+        every = {"errors a cell": self.cells, "wordlines": self.wordlines, "bitlines": self.bitlines}
+        every["data lines"] = self.lanes
+        return {name: test for name, test in every.items() if test.degrees_of_freedom > 0}
+
+    @property
+    def p_value(self) -> float:
+        """Chance that the worst of the tests is as bad if the model holds (Bonferroni); NaN without a test."""
+        values = [test.p_value for test in self.tests.values()]
+        return min(1.0, len(values) * min(values)) if values else float("nan")
+
+    def intervals(self) -> dict[str, tuple[Floats, Floats]]:
+        """95 % intervals of the parameters, by field name; of one value where there is no standard error."""
+        found = {}
+        for name, error in self.standard_errors.items():
+            value = np.asarray(getattr(self.model, name), np.float64)
+            if name in ("hazard", "factor", "pooled_hazard"):  # not bounded by 1
+                found[name] = gamma_interval(value, error)
+            elif value.ndim:
+                found[name] = beta_interval(value, error)
+            else:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    width = np.nan_to_num(NORMAL_95 * error / (value * (1 - value)))
+                    found[name] = (np.asarray(expit(logit(value) - width)), np.asarray(expit(logit(value) + width)))
+        return found
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """The four models against one operating point.
+    """The models against one operating point.
 
     Attributes:
         point, write_condition, banks: what was fitted.
@@ -105,7 +139,8 @@ class FitReport:
         fits: by number of the model; a model that the data do not determine is absent.
         unavailable: why, by number of the model.
         chosen: number of the model to use: the smallest BIC, or Model 0 on a near tie.
-        near_tie: the data cannot tell Model 0 from the best of the others.
+        near_tie: another model has the smallest BIC, but by too little to justify more than Model 0.
+        tied: numbers of the models that the data cannot tell from the chosen one, closest first.
         observed_cells: int64[n], cells that had 1, 2, .. errors over all their reads.
     """
 
@@ -120,6 +155,7 @@ class FitReport:
     unavailable: dict[int, str]
     chosen: int
     near_tie: bool
+    tied: tuple[int, ...]
     observed_cells: Integers
 
     @property
@@ -131,11 +167,24 @@ class FitReport:
         """The chosen model."""
         return self.best.model
 
+    @property
+    def anywhere(self) -> ErrorModel:
+        """The best of the models that are the same at every address (0 and 3).
+
+        A network is trained before it is mapped: its tensors will not meet weak lines where training puts them.
+        """
+        return min((self.fits[number] for number in (0, 3) if number in self.fits), key=lambda each: each.bic).model
+
+    @property
+    def certain(self) -> bool:
+        """The data tell the chosen model from every other."""
+        return not self.tied
+
 
 def fit(
     profile: Profile, point: OperatingPoint, write_condition: WriteCondition, banks: Sequence[int] | None = None
 ) -> FitReport:
-    """Fit Error Models 0-3 to everything measured at an operating point, in ``banks`` (None: all tested ones).
+    """Fit the error models to everything measured at an operating point, in ``banks`` (None: all tested ones).
 
     Raises:
         FitError: nothing was measured there, or the rounds do not determine P and F.
@@ -151,19 +200,19 @@ def fit_population(
 ) -> FitReport:
     """`fit` for data that are already collected. ``origin`` goes into the models."""
     _check_determined(data, point)
-    lines = {1: _bitlines(data), 2: _wordlines(data)}
-    classes = _Classes.of(data)
+    crossing = Crossing.of(data)
     observed = np.bincount(data.errors)[1:].astype(np.int64)
-    fits = {0: _fit_uniform(data, origin, lines, observed.size)}
-    unavailable = {}
-    for number, kind in ((1, BitlineModel), (2, WordlineModel)):
-        fits[number] = _fit_lines(kind, data, origin, lines, fits[0].model, observed.size)
+    fits = {0: _fit_uniform(data, origin, crossing, observed)}
+    unavailable: dict[int, str] = {}
+    for kind in (BitlineModel, WordlineModel):
+        fits[kind.number] = _fit_lines(kind, data, origin, crossing, fits[0], observed)
+    classes = _Classes.of(data)
     if isinstance(classes, str):
-        unavailable[3] = classes
+        unavailable = dict.fromkeys((3, 4), classes)
     else:
-        fits[3] = _fit_data_dependent(data, origin, classes, lines, observed.size)
-    best = min(fits, key=lambda number: fits[number].bic)
-    near_tie = best != 0 and fits[0].bic - fits[best].bic < NEAR_TIE
+        fits[3] = _fit_data_dependent(data, origin, classes, crossing, observed)
+        fits[4] = _fit_crossed(data, origin, crossing, fits[3])
+    chosen, near_tie, tied = choose({number: (each.bic, each.parameters) for number, each in fits.items()})
     return FitReport(
         point=point,
         write_condition=write_condition,
@@ -174,10 +223,30 @@ def fit_population(
         reads=sum(section.row_count * section.trials for section in data.sections) * data.geometry.row_bits,
         fits=dict(sorted(fits.items())),
         unavailable=unavailable,
-        chosen=0 if near_tie else best,
+        chosen=chosen,
         near_tie=near_tie,
+        tied=tied,
         observed_cells=observed,
     )
+
+
+def choose(models: dict[int, tuple[float, int]]) -> tuple[int, bool, tuple[int, ...]]:
+    """The model to use, from BIC and number of parameters of each.
+
+    Returns:
+        Its number, whether it is Model 0 for a near tie, and which others the data cannot tell from it, closest first:
+        those that it leads by less than `CERTAIN` for each parameter by which they differ, one at least.
+    """
+    bic = {number: each for number, (each, _) in models.items()}
+    best = min(bic, key=lambda number: bic[number])
+    near_tie = best != 0 and bic[0] - bic[best] < NEAR_TIE
+    chosen = 0 if near_tie else best
+    tied = []
+    for number, (each, parameters) in models.items():
+        apart = max(1, abs(parameters - models[chosen][1]))
+        if number != chosen and each - bic[chosen] < CERTAIN * apart:
+            tied.append(number)
+    return chosen, near_tie, tuple(sorted(tied, key=lambda number: bic[number]))
 
 
 def _check_determined(data: Population, point: OperatingPoint) -> None:
@@ -192,103 +261,12 @@ def _check_determined(data: Population, point: OperatingPoint) -> None:
         )
 
 
-# Lines: groups of cells with parameters of their own.
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Sufficient statistics of groups of cells, by number of reads.
-
-    Attributes:
-        line: int64[g], module numbers, ascending.
-        trials: int64[c], the distinct numbers of reads.
-        tested, failing: int64[g, c], cells of the line so often read, and those of them that failed.
-        errors: int64[g], failed reads.
-    """
-
-    line: CellArray
-    trials: Integers
-    tested: Integers
-    failing: Integers
-    errors: Integers
-
-    @property
-    def failing_reads(self) -> Integers:
-        """int64[g], all reads of cells that failed."""
-        total: Integers = self.failing @ self.trials
-        return total
-
-    def pooled(self) -> "_Lines":
-        """All lines as one."""
-        return _Lines(
-            self.line[:1],
-            self.trials,
-            self.tested.sum(axis=0, keepdims=True),
-            self.failing.sum(axis=0, keepdims=True),
-            self.errors.sum(keepdims=True),
-        )
-
-
-def _lines(data: Population, line: CellArray, tested: Integers, line_of_cell: CellArray, trials: Integers) -> _Lines:
-    at = np.searchsorted(line, line_of_cell)
-    read = np.searchsorted(trials, data.trials)
-    failing = np.bincount(at * trials.size + read, minlength=line.size * trials.size)
-    errors = np.bincount(at, weights=data.errors, minlength=line.size)
-    return _Lines(line, trials, tested, failing.reshape(tested.shape).astype(np.int64), errors.astype(np.int64))
-
-
-def _distinct_trials(data: Population) -> Integers:
-    return np.unique(np.array([section.trials for section in data.sections], np.int64))
-
-
-def _wordlines(data: Population) -> _Lines:
-    trials = _distinct_trials(data)
-    line = np.concatenate(
-        [
-            section.bank * data.geometry.rows + section.row_start + np.arange(section.row_count)
-            for section in data.sections
-        ]
-    ).astype(np.int64)
-    reads = np.repeat([section.trials for section in data.sections], [section.row_count for section in data.sections])
-    tested = np.where(reads[:, None] == trials, data.geometry.row_bits, 0).astype(np.int64)
-    return _lines(data, line, tested, data.geometry.wordline(data.cell), trials)
-
-
-def _bitlines(data: Population) -> _Lines:
-    geometry, trials = data.geometry, _distinct_trials(data)
-    rows = _rows_by_subarray(data, trials)
-    starts = np.array(sorted(rows), np.int64) * geometry.row_bits
-    line = (starts[:, None] + np.arange(geometry.row_bits)).ravel()
-    tested = np.repeat(np.array([rows[subarray] for subarray in sorted(rows)]), geometry.row_bits, axis=0)
-    return _lines(data, line, tested, geometry.bitline(data.cell), trials)
-
-
-def _rows_by_subarray(data: Population, trials: Integers) -> dict[int, Integers]:
-    """Tested rows of each subarray (numbered over the module), by number of reads."""
-    size = min(data.geometry.subarray_rows, data.geometry.rows)
-    rows: dict[int, Integers] = {}
-    for section in data.sections:
-        column = int(np.searchsorted(trials, section.trials))
-        end = section.row_start + section.row_count
-        for subarray in range(section.row_start // size, -(-end // size)):
-            inside = min(end, (subarray + 1) * size) - max(section.row_start, subarray * size)
-            counts = rows.setdefault(section.bank * data.geometry.subarrays + subarray, np.zeros(trials.size, np.int64))
-            counts[column] += inside
-    return rows
-
-
 # Models with F_0 = F_1.
 
 
-def _fail_chance(flip: Floats, trials: Integers) -> Floats:
-    """Probability that a weak cell fails at least once, broadcast over both."""
-    with np.errstate(divide="ignore"):
-        return np.asarray(-np.expm1(trials * np.log1p(-flip)))
-
-
-def _best_weak_fraction(lines: _Lines, flip: Floats) -> Floats:
+def _best_weak_fraction(lines: Lines, flip: Floats) -> Floats:
     """P of each line at which the likelihood is highest, given its F."""
-    chance = _fail_chance(flip[:, None], lines.trials)
+    chance = fail_chance(flip[:, None], lines.trials)
     failing = lines.failing.sum(axis=1)
     if lines.trials.size == 1:
         return np.asarray(np.minimum(1.0, failing / (lines.tested[:, 0] * chance[:, 0])))
@@ -301,7 +279,7 @@ def _best_weak_fraction(lines: _Lines, flip: Floats) -> Floats:
     return high
 
 
-def _most_likely(lines: _Lines) -> tuple[Floats, Floats]:
+def _most_likely(lines: Lines) -> tuple[Floats, Floats]:
     """P and F of each line by maximum likelihood. Every line must have a cell that failed twice.
 
     The likelihood, maximised over P, has one maximum over F: bisection of its slope, for all lines at once.
@@ -313,7 +291,7 @@ def _most_likely(lines: _Lines) -> tuple[Floats, Floats]:
         middle = (low + high) / 2
         flip = expit(middle)
         weak = _best_weak_fraction(lines, flip)[:, None]
-        chance = _fail_chance(flip[:, None], lines.trials)
+        chance = fail_chance(flip[:, None], lines.trials)
         survive = np.exp((lines.trials - 1) * np.log1p(-flip[:, None]))
         with np.errstate(invalid="ignore", divide="ignore"):
             loss = np.where(rest > 0, rest * weak * lines.trials * survive / (1 - weak * chance), 0.0).sum(axis=1)
@@ -323,10 +301,10 @@ def _most_likely(lines: _Lines) -> tuple[Floats, Floats]:
     return _best_weak_fraction(lines, flip), flip
 
 
-def _log_likelihood(lines: _Lines, weak: Floats, flip: Floats) -> float:
+def _log_likelihood(lines: Lines, weak: Floats, flip: Floats) -> float:
     """Over all lines, with P and F of each (broadcast)."""
     failing = lines.failing.sum(axis=1)
-    silent = 1 - np.asarray(weak)[..., None] * _fail_chance(np.asarray(flip)[..., None], lines.trials)
+    silent = 1 - np.asarray(weak)[..., None] * fail_chance(np.asarray(flip)[..., None], lines.trials)
     terms = (
         _times_log(failing, weak)
         + _times_log(lines.errors, flip)
@@ -343,8 +321,8 @@ def _times_log(count: npt.ArrayLike, probability: npt.ArrayLike) -> Floats:
         return np.asarray(np.where(counts > 0, counts * np.log(chances), 0.0))
 
 
-def _fit_uniform(data: Population, origin: str, lines: dict[int, _Lines], length: int) -> ModelFit:
-    pooled = lines[2].pooled()
+def _fit_uniform(data: Population, origin: str, crossing: Crossing, observed: Integers) -> ModelFit:
+    pooled = crossing.wordlines.pooled()
     weak, flip = (float(values[0]) for values in _most_likely(pooled))
     model = UniformModel(
         geometry=data.geometry, banks=data.banks, origin=origin, weak_fraction=weak, flip_probability=flip
@@ -355,20 +333,26 @@ def _fit_uniform(data: Population, origin: str, lines: dict[int, _Lines], length
         return _uniform_slope(pooled, *parameters)
 
     errors = _standard_errors(slope, np.array([weak, flip]))
+    expected = _expected_cells(pooled, np.array([weak]), np.array([flip]), observed.size)
+    tests = {
+        name: goodness.of_lines(lines.failing_cells, lines.exposed(flip), weak, 1)
+        for name, lines in vars(crossing).items()
+    }
     return ModelFit(
         model=model,
         log_likelihood=likelihood,
         parameters=2,
         bic=-2 * likelihood + 2 * float(np.log(data.tested_cells)),
         standard_errors=dict(zip(("weak_fraction", "flip_probability"), errors, strict=True)),
-        wordlines=_uniform_dispersion(lines[2], weak, flip, 1),
-        bitlines=_uniform_dispersion(lines[1], weak, flip, 1),
-        expected_cells=_expected_cells(pooled, np.array([weak]), np.array([flip]), length),
+        spreads={},
+        cells=goodness.of_histogram(observed, expected, 1),
+        expected_cells=expected,
+        **tests,
     )
 
 
-def _uniform_slope(pooled: _Lines, weak: float, flip: float) -> Floats:
-    chance = _fail_chance(np.array([flip]), pooled.trials)
+def _uniform_slope(pooled: Lines, weak: float, flip: float) -> Floats:
+    chance = fail_chance(np.array([flip]), pooled.trials)
     rest = (pooled.tested - pooled.failing)[0] / (1 - weak * chance)
     survive = pooled.trials * (1 - flip) ** (pooled.trials - 1)
     errors, reads = int(pooled.errors[0]), int(pooled.failing_reads[0])
@@ -380,18 +364,38 @@ def _uniform_slope(pooled: _Lines, weak: float, flip: float) -> Floats:
     )
 
 
+# Models 1 and 2.
+
+
 def _fit_lines(
     kind: type[GroupedModel],
     data: Population,
     origin: str,
-    lines: dict[int, _Lines],
-    pooled: ErrorModel,
-    length: int,
+    crossing: Crossing,
+    uniform: ModelFit,
+    observed: Integers,
 ) -> ModelFit:
-    """Model 1 or 2. A line where no cell failed twice says nothing of F and takes the pooled one."""
+    own, name = (
+        (crossing.bitlines, "bitlines") if kind.number == BitlineModel.number else (crossing.wordlines, "wordlines")
+    )
+    pooled = uniform.model
     assert isinstance(pooled, UniformModel)
-    own = lines[kind.number]
-    weak, flip, free = _line_parameters(own, pooled.flip_probability)
+    failing, most = own.failing_cells, float(fail_chance(pooled.flip_probability, own.trials[-1:])[0])
+    exposed = own.exposed(pooled.flip_probability) / most
+    law = fit_chance_law(failing, exposed)
+    flips = fit_flip_law(
+        own.failing,
+        own.errors,
+        own.failing_reads,
+        own.trials,
+        pooled.flip_probability,
+        float(uniform.standard_errors["flip_probability"]),
+    )
+    moments = flip_posteriors(flips, own.failing, own.errors, own.failing_reads, own.trials)
+    chance, variance = chance_posteriors(law, failing, exposed)
+    weak, flip = np.minimum(1.0, chance * moments[:, 2]), moments[:, 0]
+    weak_error = np.sqrt(np.maximum(0.0, (variance + chance**2) * moments[:, 3] - (chance * moments[:, 2]) ** 2))
+    flip_error = np.sqrt(np.maximum(0.0, moments[:, 1] - flip**2))
     model = kind(
         geometry=data.geometry,
         banks=data.banks,
@@ -399,59 +403,55 @@ def _fit_lines(
         line=own.line,
         weak_fraction=weak,
         flip_probability=flip,
-        pooled_weak_fraction=pooled.weak_fraction,
-        pooled_flip_probability=pooled.flip_probability,
+        pooled_weak_fraction=min(
+            1.0, law.mean / float(fail_chance(min(flips.mean, _CLOSE_TO_ONE), own.trials[-1:])[0])
+        ),
+        pooled_flip_probability=flips.mean,
     )
-    likelihood = _log_likelihood(own, weak, flip)
-    informing = np.log(own.tested.sum(axis=1))
-    # Each line has a P; those with a cell that failed twice an F of their own; the others share one.
-    penalty = float(informing.sum() + informing[free].sum() + np.log(data.tested_cells))
-    own_test = _uniform_dispersion(own, weak, flip, own.line.size)
-    other_test = _crossed_dispersion(data, kind.number, own, lines[3 - kind.number], weak, flip)
+    likelihood = uniform.log_likelihood + law.gain + flips.gain
+    penalty = 2 * np.log(data.tested_cells) + np.log(failing.size) + np.log(max(1, int((failing > 0).sum())))
+    expected = _expected_of_lines(own, flip, flip_error, observed.size)
+    tests = {
+        "wordlines": goodness.crossed(*_against_bitlines(data, crossing)),
+        "bitlines": goodness.crossed(*_against_wordlines(data, crossing)),
+        "lanes": uniform.lanes if name == "wordlines" else goodness.NOTHING,
+        name: goodness.of_law(failing, exposed, law),
+    }
     return ModelFit(
         model=model,
         log_likelihood=likelihood,
-        parameters=int(own.line.size + free.sum() + 1),
-        bic=-2 * likelihood + penalty,
-        standard_errors={},
-        wordlines=other_test if kind.number == 1 else own_test,
-        bitlines=own_test if kind.number == 1 else other_test,
-        expected_cells=_expected_cells(own, weak, flip, length),
+        parameters=4,
+        bic=float(-2 * likelihood + penalty),
+        standard_errors={
+            "weak_fraction": weak_error,
+            "flip_probability": flip_error,
+            "pooled_weak_fraction": np.asarray(model.pooled_weak_fraction * law.mean_error / law.mean),
+            "pooled_flip_probability": np.asarray(flips.mean_error),
+        },
+        spreads={name: law.spread},
+        cells=goodness.of_histogram(observed, expected, 1),
+        expected_cells=expected,
+        **tests,
     )
 
 
-def _line_parameters(own: _Lines, pooled_flip: float) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
-    """P and F of each line, and whether its F is its own. Lines with equal counts are solved once."""
-    counts = np.column_stack([own.tested, own.failing, own.errors])
-    unique, inverse = _unique_rows(counts)
-    width = own.trials.size
-    distinct = _Lines(
-        np.arange(len(unique), dtype=np.int64), own.trials, unique[:, :width], unique[:, width:-1], unique[:, -1]
-    )
-    failing = distinct.failing.sum(axis=1)
-    free = distinct.errors > failing  # some cell failed twice
-    weak, flip = np.zeros(len(unique)), np.full(len(unique), pooled_flip)
-    if free.any():
-        weak[free], flip[free] = _most_likely(_subset(distinct, free))
-    once = (failing > 0) & ~free
-    if once.any():
-        weak[once] = _best_weak_fraction(_subset(distinct, once), flip[once])
-    return weak[inverse], flip[inverse], free[inverse]
+def _subarrays(data: Population, crossing: Crossing) -> tuple[Integers, Integers]:
+    """Number over the module of the subarray of each wordline, and of each bitline."""
+    geometry = data.geometry
+    rows = min(geometry.subarray_rows, geometry.rows)
+    return crossing.wordlines.line // rows, crossing.bitlines.line // geometry.row_bits
 
 
-def _unique_rows(counts: Integers) -> tuple[Integers, Integers]:
-    """`np.unique` over rows, by sorting one hash of each row and not the rows themselves, which is slow."""
-    weights = np.random.default_rng(0).integers(1, 1 << 62, counts.shape[1]) | 1
-    key = counts @ weights  # wraps around; rows that collide are caught below
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    if not np.array_equal(counts[first][inverse], counts):
-        unique, inverse = np.unique(counts, axis=0, return_inverse=True)
-        return unique, inverse.ravel()
-    return counts[first], inverse
+def _against_bitlines(data: Population, crossing: Crossing) -> tuple[Integers, ...]:
+    of_rows, of_bitlines = _subarrays(data, crossing)
+    across = crossing.bitlines
+    return crossing.wordlines.failing_cells, of_rows, across.failing_cells, across.cells, of_bitlines
 
 
-def _subset(lines: _Lines, mask: npt.NDArray[np.bool_]) -> _Lines:
-    return _Lines(lines.line[mask], lines.trials, lines.tested[mask], lines.failing[mask], lines.errors[mask])
+def _against_wordlines(data: Population, crossing: Crossing) -> tuple[Integers, ...]:
+    of_rows, of_bitlines = _subarrays(data, crossing)
+    across = crossing.wordlines
+    return crossing.bitlines.failing_cells, of_bitlines, across.failing_cells, across.cells, of_rows
 
 
 # Model 3.
@@ -518,7 +518,7 @@ class _Classes:
 
 
 def _fit_data_dependent(
-    data: Population, origin: str, classes: _Classes, lines: dict[int, _Lines], length: int
+    data: Population, origin: str, classes: _Classes, crossing: Crossing, observed: Integers
 ) -> ModelFit:
     parameters = _most_likely_data_dependent(classes)
     weak, flips = float(parameters[0]), parameters[1:]
@@ -531,20 +531,24 @@ def _fit_data_dependent(
         flip_one=float(flips[1]),
     )
     likelihood = classes.log_likelihood(weak, flips)
-    chance = classes.fail_chance(np.minimum(flips, 1 - 1e-16))
-    # Lines are taken to hold the classes in the proportions of the whole; what they expect differs by class only.
-    mean = float(weak * (classes.tested * chance).sum() / classes.tested.sum())
+    names = ("weak_fraction", "flip_zero", "flip_one")
+    expected = _expected_data_dependent(classes, weak, flips, observed.size)
+    tests = {
+        name: goodness.of_lines(lines.failing_cells, exposed, weak, 1)
+        for (name, lines), exposed in zip(
+            vars(crossing).items(), exposures(data, crossing, np.minimum(flips, _CLOSE_TO_ONE)), strict=True
+        )
+    }
     return ModelFit(
         model=model,
         log_likelihood=likelihood,
         parameters=3,
-        bic=-2 * likelihood + 3 * float(np.log(data.tested_cells)),
-        standard_errors=dict(
-            zip(("weak_fraction", "flip_zero", "flip_one"), _standard_errors(classes.slope, parameters), strict=True)
-        ),
-        wordlines=_scaled_dispersion(lines[2], mean),
-        bitlines=_scaled_dispersion(lines[1], mean),
-        expected_cells=_expected_data_dependent(classes, weak, flips, length),
+        bic=-2 * likelihood + 2 * float(np.log(data.tested_cells)) + float(np.log(data.cell.size)),
+        standard_errors=dict(zip(names, _standard_errors(classes.slope, parameters), strict=True)),
+        spreads={},
+        cells=goodness.of_histogram(observed, expected, 2),
+        expected_cells=expected,
+        **tests,
     )
 
 
@@ -566,10 +570,89 @@ def _most_likely_data_dependent(classes: _Classes) -> Floats:
     return np.asarray(best)
 
 
-# Standard errors and goodness of fit.
+# Wordlines, bitlines and data together.
 
 
-def _standard_errors(slope: Callable[[Floats], Floats], parameters: Floats) -> list[float]:
+def _fit_crossed(data: Population, origin: str, crossing: Crossing, dependent: ModelFit) -> ModelFit:
+    flat = dependent.model
+    assert isinstance(flat, DataDependentModel)
+    by_wordline, by_bitline, by_lane = exposures(
+        data, crossing, np.minimum([flat.flip_zero, flat.flip_one], _CLOSE_TO_ONE)
+    )
+    wordlines, bitlines, lanes = crossing.wordlines, crossing.bitlines, crossing.lanes
+    most = float(np.max(by_wordline / wordlines.cells))
+    row_law = fit_chance_law(wordlines.failing_cells, by_wordline / most)
+    lane_law = fit_chance_law(lanes.failing_cells, by_lane / most)
+    lane_chance, lane_variance = chance_posteriors(lane_law, lanes.failing_cells, by_lane / most)
+    relative = np.tile(lane_chance / lane_chance.mean(), bitlines.line.size // lanes.line.size)
+    bitline_law = fit_chance_law(bitlines.failing_cells, by_bitline / most * relative)
+    rows, row_variance = chance_posteriors(row_law, wordlines.failing_cells, by_wordline / most)
+    columns, column_variance = chance_posteriors(bitline_law, bitlines.failing_cells, by_bitline / most * relative)
+    lane_error = np.tile(lane_variance / lane_chance**2, relative.size // lanes.line.size)
+    hazard, factor = _balanced(data, crossing, rows / most, relative * columns / most)
+    gain = row_law.gain + lane_law.gain + bitline_law.gain
+    likelihood = dependent.log_likelihood + gain
+    lines = np.log([wordlines.line.size, lanes.line.size, bitlines.line.size])
+    errors = dependent.standard_errors
+    model = CrossedModel(
+        geometry=data.geometry,
+        banks=data.banks,
+        origin=origin,
+        wordline=wordlines.line,
+        hazard=hazard,
+        bitline=bitlines.line,
+        factor=factor,
+        pooled_hazard=float(-np.log1p(-min(row_law.mean / most, _CLOSE_TO_ONE))),
+        flip_zero=flat.flip_zero,
+        flip_one=flat.flip_one,
+    )
+    return ModelFit(
+        model=model,
+        log_likelihood=likelihood,
+        parameters=6,
+        bic=dependent.bic - 2 * gain + float(lines.sum()),
+        standard_errors={
+            "hazard": hazard * np.sqrt(row_variance) / rows,
+            "pooled_hazard": np.asarray(model.pooled_hazard * row_law.mean_error / row_law.mean),
+            "factor": factor * np.sqrt(column_variance / columns**2 + lane_error),
+            "flip_zero": errors["flip_zero"],
+            "flip_one": errors["flip_one"],
+        },
+        spreads={"wordlines": row_law.spread, "bitlines": bitline_law.spread, "lanes": lane_law.spread},
+        cells=dependent.cells,
+        wordlines=goodness.of_law(wordlines.failing_cells, by_wordline / most, row_law),
+        bitlines=goodness.of_law(bitlines.failing_cells, by_bitline / most * relative, bitline_law),
+        lanes=goodness.of_law(lanes.failing_cells, by_lane / most, lane_law),
+        expected_cells=dependent.expected_cells,
+    )
+
+
+def _balanced(data: Population, crossing: Crossing, row_weak: Floats, bitline_weak: Floats) -> tuple[Floats, Floats]:
+    """Hazards and factors whose products give each line its weak fraction (iterative proportional fitting)."""
+    of_rows, of_bitlines = _subarrays(data, crossing)
+    hazard = -np.log1p(-np.minimum(row_weak, _CLOSE_TO_ONE))
+    factor = np.empty(of_bitlines.size)
+    for subarray in np.unique(of_rows).tolist():
+        rows, columns = np.flatnonzero(of_rows == subarray), np.flatnonzero(of_bitlines == subarray)
+        levels, at = np.unique(bitline_weak[columns], return_inverse=True)
+        count = np.bincount(at)
+        along = hazard[rows]
+        across = levels / (count @ levels / count.sum())
+        # What a bitline shows relative to its subarray; how much the subarray has, its rows say.
+        wanted = across * row_weak[rows].mean()
+        for _ in range(_BALANCING_STEPS):
+            chance = -np.expm1(-np.outer(along, across))
+            across = across * wanted / chance.mean(axis=0)
+            chance = -np.expm1(-np.outer(along, across))
+            along = along * row_weak[rows] / (chance @ count / count.sum())
+        hazard[rows], factor[columns] = along, across[at]
+    return hazard, factor
+
+
+# Standard errors and expected counts.
+
+
+def _standard_errors(slope: Callable[[Floats], Floats], parameters: Floats) -> list[Floats]:
     """From the observed information; NaN for parameters at the edge, which are held while the others are judged."""
     edge = (parameters < 1e-12) | (parameters > 1 - 1e-7)
     free = np.flatnonzero(~edge)
@@ -586,56 +669,13 @@ def _standard_errors(slope: Callable[[Floats], Floats], parameters: Floats) -> l
         scale = np.sqrt(np.abs(np.diag(information)))
         variance = np.diag(np.linalg.inv((information + information.T) / 2 / np.outer(scale, scale))) / scale**2
     except np.linalg.LinAlgError:
-        return result.tolist()
+        return list(result)
     with np.errstate(invalid="ignore"):
         result[free] = np.sqrt(variance)
-    return result.tolist()
+    return list(result)
 
 
-def _chi_square(observed: Integers, expected: Floats, variance: Floats, fitted: int) -> DispersionTest:
-    used = variance > 0
-    chi_square = float(((observed - expected)[used] ** 2 / variance[used]).sum())
-    return DispersionTest(chi_square, max(0, int(used.sum()) - fitted))
-
-
-def _uniform_dispersion(lines: _Lines, weak: Floats | float, flip: Floats | float, fitted: int) -> DispersionTest:
-    """Lines whose cells all have the line's own P and F (or everybody's)."""
-    chance = np.asarray(weak)[..., None] * _fail_chance(np.asarray(flip, np.float64)[..., None], lines.trials)
-    expected = (lines.tested * chance).sum(axis=1)
-    return _chi_square(lines.failing.sum(axis=1), expected, (lines.tested * chance * (1 - chance)).sum(axis=1), fitted)
-
-
-def _scaled_dispersion(lines: _Lines, chance: float) -> DispersionTest:
-    """Lines whose cells all fail with ``chance``."""
-    tested = lines.tested.sum(axis=1)
-    return _chi_square(lines.failing.sum(axis=1), tested * chance, tested * chance * (1 - chance), 1)
-
-
-def _crossed_dispersion(
-    data: Population, number: int, own: _Lines, across: _Lines, weak: Floats, flip: Floats
-) -> DispersionTest:
-    """A line model against lines of the other kind: each crosses every line of its subarray once."""
-    geometry = data.geometry
-    chance = weak[:, None] * _fail_chance(flip[:, None], own.trials)
-    size = min(geometry.subarray_rows, geometry.rows)
-    if number == 1:  # wordlines cross the bitlines of their subarray, all with the wordline's trials
-        by_subarray, home = own.line // geometry.row_bits, across.line // size
-        weights: Floats = np.ones_like(chance)
-        chosen: Floats = (across.tested > 0).astype(np.float64)
-    else:  # bitlines cross the tested wordlines of their subarray, each with its own trials
-        by_subarray, home = own.line // size, across.line // geometry.row_bits
-        weights = (own.tested > 0).astype(np.float64)
-        chosen = np.ones((across.line.size, own.trials.size))
-    subarrays, at = np.unique(by_subarray, return_inverse=True)
-    mean, variance = np.zeros((subarrays.size, own.trials.size)), np.zeros((subarrays.size, own.trials.size))
-    np.add.at(mean, at, weights * chance)
-    np.add.at(variance, at, weights * chance * (1 - chance))
-    home = np.searchsorted(subarrays, home)
-    expected, spread = (chosen * mean[home]).sum(axis=1), (chosen * variance[home]).sum(axis=1)
-    return _chi_square(across.failing.sum(axis=1), expected, spread, 1)
-
-
-def _expected_cells(lines: _Lines, weak: Floats, flip: Floats, length: int) -> Floats:
+def _expected_cells(lines: Lines, weak: Floats, flip: Floats, length: int) -> Floats:
     """Expected cells with 1 .. ``length`` errors; lines with equal parameters are taken together."""
     counts = np.arange(1, length + 1)
     total = np.zeros(length)
@@ -646,6 +686,26 @@ def _expected_cells(lines: _Lines, weak: Floats, flip: Floats, length: int) -> F
         for low in range(0, pairs.size, step):
             part = slice(low, low + step)
             total += cells[part] @ binom.pmf(counts, trials, pairs[part, None])
+    return total
+
+
+def _expected_of_lines(lines: Lines, flip: Floats, error: Floats, length: int) -> Floats:
+    """The same of failing cells whose lines have posteriors of F with these means and standard deviations."""
+    counts = np.arange(1, length + 1)
+    total = np.zeros(length)
+    mean = np.clip(flip, 1e-9, 1 - 1e-9)
+    strength = np.clip(mean * (1 - mean) / np.maximum(error, 1e-6) ** 2 - 1, 1e-3, 1e6)
+    for column, trials in enumerate(lines.trials.tolist()):
+        keys = np.column_stack([np.round(mean, 9), strength])
+        distinct, at = np.unique(keys, axis=0, return_inverse=True)
+        cells = np.bincount(at.ravel(), weights=lines.failing[:, column], minlength=len(distinct))
+        some = cells > 0
+        a, b = (distinct[some, 0] * distinct[some, 1])[:, None], ((1 - distinct[some, 0]) * distinct[some, 1])[:, None]
+        step = max(1, (1 << 20) // length)
+        for low in range(0, len(a), step):
+            part = slice(low, low + step)
+            spread = betabinom.pmf(counts, trials, a[part], b[part])
+            total += cells[some][part] @ (spread / (1 - betabinom.pmf(0, trials, a[part], b[part])))
     return total
 
 

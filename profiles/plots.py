@@ -8,8 +8,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from profiles.error_models import BitlineModel, DataDependentModel, ErrorModel, Floats, UniformModel, WordlineModel
-from profiles.errors import FitError
+from profiles.error_models import (
+    BitlineModel,
+    CrossedModel,
+    DataDependentModel,
+    ErrorModel,
+    Floats,
+    UniformModel,
+    WordlineModel,
+)
+from profiles.errors import FitError, ProfileError
 from profiles.fit import FitReport
 from profiles.geometry import Geometry
 from profiles.population import Integers, Population, collect
@@ -19,7 +27,7 @@ from profiles.storage import Profile
 
 # Okabe and Ito's colours, which remain distinct for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MODEL_NAMES = {0: "0 uniform", 1: "1 by bitline", 2: "2 by wordline", 3: "3 data dependent"}
+MODEL_NAMES = {0: "0 uniform", 1: "1 by bitline", 2: "2 by wordline", 3: "3 data dependent", 4: "4 lines and data"}
 
 _UNTESTED = "#E4E4E4"
 _MAX_BLOCKS = 256
@@ -56,6 +64,126 @@ def plot_ber_surface(profile: Profile) -> Figure:
     axes[-1].legend(title="tRCD", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(_module(profile), fontsize=11)
     return figure
+
+
+def plot_ber_map(profile: Profile) -> Figure:
+    """BER as a heat map of VDD by tRCD, a panel for each write condition, all patterns pooled.
+
+    Measured points only, a cell for each: white was measured and clean, grey was not measured.
+
+    Raises:
+        ProfileError: access modes are mixed.
+    """
+    surfaces = {condition: ber_surface(profile, condition) for condition in WriteCondition}
+    shown = {condition: surface for condition, surface in surfaces.items() if surface}
+    every = [each for surface in shown.values() for each in surface]
+    vdds = sorted({each.point.vdd_mv for each in every})
+    trcds = sorted({each.point.trcd_ps for each in every})
+    size = (0.42 * max(6, len(vdds)) + 2, (0.42 * len(trcds) + 1.3) * max(1, len(shown)) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    if not shown:
+        _nothing(figure, "no point has been measured yet")
+        return figure
+    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    failing = [each.ber.ber for each in every if each.ber.errors]
+    norm = LogNorm(min(failing), max(max(failing), 1.01 * min(failing))) if failing else None
+    for axis, (condition, surface) in zip(axes, shown.items(), strict=True):
+        image = np.full((len(trcds), len(vdds)), np.nan)
+        clean = np.zeros(image.shape, bool)
+        for each in surface:
+            at = trcds.index(each.point.trcd_ps), vdds.index(each.point.vdd_mv)
+            image[at] = each.ber.ber if each.ber.errors else np.nan
+            clean[at] = not each.ber.errors
+        axis.set_facecolor(_UNTESTED)
+        axis.imshow(np.where(clean, 1.0, np.nan), aspect="auto", origin="lower", cmap="binary_r", vmin=0, vmax=1)
+        if norm is not None:
+            drawn = axis.imshow(image, aspect="auto", origin="lower", norm=norm, cmap="viridis")
+        axis.set_xticks(range(len(vdds)), [str(vdd) for vdd in vdds], rotation=90, fontsize=8)
+        axis.set_yticks(range(len(trcds)), [f"{trcd / 1000:g}" for trcd in trcds], fontsize=8)
+        axis.set_ylabel("tRCD (ns)")
+        axis.set_title(
+            f"written at {'nominal' if condition == WriteCondition.NOMINAL else 'the operating point'}", fontsize=10
+        )
+    axes[-1].set_xlabel("VDD (mV); white: clean, grey: not measured")
+    if norm is not None:
+        figure.colorbar(drawn, ax=list(axes), label="bit error rate", pad=0.01)
+    figure.suptitle(_module(profile), fontsize=11)
+    return figure
+
+
+def plot_zoom(
+    profile: Profile,
+    records: Sequence[PointRecord],
+    bank: int,
+    rows: tuple[int, int] | None = None,
+    bitlines: tuple[int, int] | None = None,
+) -> Figure:
+    """Where errors lie within one bank, row by bitline; pooled over ``records``. White failed nowhere.
+
+    Args:
+        profile: where the records come from.
+        records: points to pool.
+        bank: the bank.
+        rows: first row and the one after the last; None shows all that were tested.
+        bitlines: the same of bitlines, numbered column x data width + data line; None shows all.
+
+    Raises:
+        ProfileError: the bank was not tested in ``records``, a span lies outside what was, or a file is damaged.
+    """
+    geometry = profile.geometry
+    here = [record for record in records if bank in record.region.banks]
+    if not here:
+        tested = sorted({each for record in records for each in record.region.banks})
+        raise ProfileError(f"bank {bank} was not tested at these points of {profile.path}; tested: {tested}")
+    tested_rows = (
+        min(record.region.row_start for record in here),
+        max(record.region.row_start + record.region.row_count for record in here),
+    )
+    (top, bottom), (left, right) = (
+        _within(name, span, limit)
+        for name, span, limit in (("rows", rows, tested_rows), ("bitlines", bitlines, (0, geometry.row_bits)))
+    )
+    height, width = (-(-(end - first) // _MAX_BLOCKS) for first, end in ((top, bottom), (left, right)))
+    errors = np.zeros((-(-(bottom - top) // height), -(-(right - left) // width)))
+    reads = np.zeros(bottom - top)
+    for record in here:
+        first = max(0, record.region.row_start - top)
+        reads[first : max(first, record.region.row_start + record.region.row_count - top)] += record.rounds
+        cells = profile.cells(record.index, bank)
+        row, line = geometry.row(cells.cell), cells.cell % geometry.row_bits
+        inside = (row >= top) & (row < bottom) & (line >= left) & (line < right)
+        at = ((row[inside] - top) // height, (line[inside] - left) // width)
+        np.add.at(errors, at, cells.errors[inside].astype(np.float64))
+    by_block = np.add.reduceat(reads, np.arange(0, reads.size, height))
+    columns = np.diff([*range(0, right - left, width), right - left])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rate = errors / np.outer(by_block, columns)
+    figure = Figure(figsize=(10.5, 5.0), layout="constrained")
+    axis = figure.subplots()
+    axis.set_facecolor(_UNTESTED)
+    extent = (left - 0.5, left + errors.shape[1] * width - 0.5, top + errors.shape[0] * height - 0.5, top - 0.5)
+    shown: Any = {"aspect": "auto", "extent": extent, "interpolation": "nearest"}
+    axis.imshow(np.where(rate == 0, 1.0, np.nan), cmap="binary_r", vmin=0, vmax=1, **shown)
+    positive = rate[rate > 0]
+    if positive.size:
+        norm = LogNorm(positive.min(), max(positive.max(), positive.min() * 1.01))
+        drawn = axis.imshow(np.where(rate > 0, rate, np.nan), norm=norm, cmap="viridis", **shown)
+        figure.colorbar(drawn, ax=axis, label="bit error rate", pad=0.01)
+    axis.set_xlim(left - 0.5, right - 0.5)
+    axis.set_ylim(bottom - 0.5, top - 0.5)
+    axis.set_xlabel("bitline of the row: column x data width + data line" + (f" (by {width})" if width > 1 else ""))
+    axis.set_ylabel("row" + (f" (by {height})" if height > 1 else ""))
+    figure.suptitle(f"{_module(profile)}: {_conditions(here)}; bank {bank}", fontsize=11)
+    return figure
+
+
+def _within(name: str, span: tuple[int, int] | None, limit: tuple[int, int]) -> tuple[int, int]:
+    """The span, which must lie within what was tested; None is all of it."""
+    if span is None:
+        return limit
+    if not limit[0] <= span[0] < span[1] <= limit[1]:
+        raise ProfileError(f"{name} {span[0]}:{span[1]} are outside {limit[0]}:{limit[1]}, all that was tested here")
+    return span
 
 
 def plot_spatial(profile: Profile, records: Sequence[PointRecord]) -> Figure:
@@ -208,9 +336,7 @@ def _wordline_histogram(axis: Any, report: FitReport, data: Population) -> None:
         axis.plot(centres, np.diff(cumulative), style, color=COLOURS[number], label=MODEL_NAMES[number])
     axis.set_xlabel("failing cells of a wordline")
     axis.set_ylabel("wordlines")
-    dispersion = report.best.wordlines.dispersion
-    fitted = "each wordline fitted" if np.isnan(dispersion) else f"dispersion against the model {dispersion:.3g}"
-    axis.set_title(fitted, fontsize=10)
+    axis.set_title(f"chi-square / degrees of freedom {report.best.wordlines.dispersion:.3g}", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -233,11 +359,30 @@ def _wordline_chances(model: ErrorModel, data: Population, lines: Integers, tria
         return np.asarray(weak * -np.expm1(trials * np.log1p(-np.minimum(flip, 1 - 1e-16))))
     if isinstance(model, BitlineModel):
         return _crossing_chances(model, data.geometry, lines, trials)
-    if isinstance(model, DataDependentModel):
+    if isinstance(model, DataDependentModel | CrossedModel):
         pairs, cells = data.stored_classes()
         survive = (1 - model.flip_zero) ** pairs[:, 0] * (1 - model.flip_one) ** pairs[:, 1]
-        return np.full(lines.size, model.weak_fraction * float((cells * (1 - survive)).sum() / cells.sum()))
+        weak = (
+            _crossed_weak(model, lines) if isinstance(model, CrossedModel) else np.full(lines.size, model.weak_fraction)
+        )
+        return weak * float((cells * (1 - survive)).sum() / cells.sum())
     raise FitError(f"Error Model {model.number} cannot be drawn")
+
+
+def _crossed_weak(model: CrossedModel, lines: Integers) -> Floats:
+    """Weak fraction of each wordline, over the bitlines that it crosses."""
+    geometry = model.geometry
+    subarray, hazard, weak = (
+        lines // min(geometry.subarray_rows, geometry.rows),
+        model.hazards(lines),
+        np.empty(lines.size),
+    )
+    for each in np.unique(subarray).tolist():
+        factors = model.factors(each * geometry.row_bits + np.arange(geometry.row_bits, dtype=np.int64))
+        levels, count = np.unique(factors, return_counts=True)
+        here = subarray == each
+        weak[here] = -np.expm1(-np.outer(hazard[here], levels)) @ count / geometry.row_bits
+    return weak
 
 
 def _crossing_chances(model: BitlineModel, geometry: Geometry, lines: Integers, trials: Integers) -> Floats:
@@ -266,4 +411,5 @@ def _bic_bars(axis: Any, report: FitReport) -> None:
     axis.set_xticks([0.0, *10.0 ** np.arange(2, np.log10(widest) + 1, 2)])
     axis.invert_yaxis()
     axis.set_xlabel("BIC above the best")
-    axis.set_title("near tie: Model 0" if report.near_tie else "choice by BIC", fontsize=10)
+    verdict = f"cannot be told from {', '.join(map(str, report.tied))}" if report.tied else "told from all others"
+    axis.set_title(f"Model {report.chosen}: {verdict}", fontsize=10)

@@ -96,19 +96,34 @@ class Population:
         pairs = sorted(totals)
         return np.array(pairs, np.int64).reshape(-1, 2), np.array([totals[pair] for pair in pairs], np.int64)
 
-    def _reads_at_one(self, section: Section) -> Iterator[tuple[int, int]]:
-        """(reads while storing 1, cells of the section read so)."""
+    def ones_tile(self, section: Section) -> Integers | None:
+        """Reads while storing 1, int64[8, min(8, columns), 8] by residue of row, column and data line.
+
+        Returns:
+            None where a pseudo-random pattern was tested, which has no tile.
+
+        Raises:
+            FitError: the data came from a buffer.
+        """
         records = [self.records[index] for index in section.records]
         for record in records:
             if record.pattern.kind == PatternKind.BUFFER:
                 raise FitError(f"point {record.index} tested a data buffer, not a pattern; leave it out of the fit")
-        rows = section.row_start + np.arange(section.row_count, dtype=np.int64)
         if any(record.pattern.kind == PatternKind.RANDOM for record in records):
-            yield from self._reads_at_one_by_cell(section.bank, rows, records)
-            return
+            return None
         tile = np.zeros((PERIOD, min(PERIOD, self.geometry.columns), PERIOD), np.int64)
         for record in records:
             tile += record.rounds * pattern_tile(record.pattern, self.geometry).astype(np.int64)
+        return tile
+
+    def _reads_at_one(self, section: Section) -> Iterator[tuple[int, int]]:
+        """(reads while storing 1, cells of the section read so)."""
+        rows = section.row_start + np.arange(section.row_count, dtype=np.int64)
+        tile = self.ones_tile(section)
+        if tile is None:
+            records = [self.records[index] for index in section.records]
+            yield from self._reads_at_one_by_cell(section.bank, rows, records)
+            return
         rows_alike = np.bincount(rows % PERIOD, minlength=PERIOD)
         columns_alike = self.geometry.columns // tile.shape[1]
         lanes_alike = self.geometry.data_width // PERIOD

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from host.boards import open_board
@@ -12,13 +13,14 @@ from host.cli.console import console, progress_bar, table
 from host.cli.plan import load_plan
 from host.scan import scan as run_scan
 from profiles import exchange, plots, statistics
-from profiles.errors import PlanError
+from profiles.errors import FitError, PlanError
 from profiles.fit import FitReport
 from profiles.fit import fit as fit_models
 from profiles.geometry import Geometry
 from profiles.latency_study import import_latency_study
 from profiles.schema import OperatingPoint, PointRecord, WriteCondition, json_schema
 from profiles.storage import Profile
+from profiles.surface import BerSurface
 
 ProfilePath = Annotated[Path, typer.Argument(help="Profile folder, as `eden scan` writes it.")]
 PlanPath = Annotated[Path, typer.Argument(help="Plan (TOML), e.g. plans/default.toml.")]
@@ -186,22 +188,76 @@ def compare(
 
 
 @profile_app.command()
+def surface(
+    profile: ProfilePath,
+    vdd_mv: Annotated[int, typer.Option(min=1, max=3000, help="VDD, mV.")],
+    trcd_ps: Annotated[int, typer.Option(min=1, max=200_000, help="tRCD, ps.")],
+    write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
+) -> None:
+    """The BER at any VDD and tRCD between measured ones, with its interval, and how far each tRCD is clean.
+
+    A point that was not measured lies between the rates of milder and harsher ones; outside them nothing is claimed.
+    """
+    known = BerSurface.of(Profile.open(profile), write)
+    value = known.at(OperatingPoint(vdd_mv=vdd_mv, trcd_ps=trcd_ps))
+    rate = "unknown" if np.isnan(value.ber) else f"{value.ber:.3g}"
+    console.print(
+        f"{value.point}, written at {write.value.replace('_', ' ')}: BER {rate}, {value.low:.3g} .. {value.high:.3g} "
+        f"(95 %), {'measured' if value.measured else 'between measured points'}"
+    )
+    rows = [
+        [f"{trcd / 1000:g} ns", *(f"{limit} mV" if limit else "none measured" for limit in limits)]
+        for trcd, limits in known.clean_limits().items()
+    ]
+    table("clean down to", ["tRCD", "lowest clean VDD", "highest failing VDD"], rows)
+
+
+@profile_app.command()
 def plot(
     profile: ProfilePath,
     out: Annotated[Path, typer.Option(help="Folder for the pictures (PNG).")] = Path("build/plots"),
-    vdd_mv: Annotated[int | None, typer.Option(help="VDD of the map; default: the point with most errors.")] = None,
-    trcd_ps: Annotated[int | None, typer.Option(help="tRCD of the map.")] = None,
+    vdd_mv: Annotated[int | None, typer.Option(help="VDD of the maps; default: the point with most errors.")] = None,
+    trcd_ps: Annotated[int | None, typer.Option(help="tRCD of the maps.")] = None,
+    bank: Annotated[int | None, typer.Option(help="Bank to look into, row by bitline.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Rows of that bank, FIRST:END.")] = None,
+    bitlines: Annotated[str | None, typer.Option(help="Bitlines, column x DQ width + DQ, FIRST:END.")] = None,
 ) -> None:
-    """Draw BER over VDD and tRCD, and where the errors lie (bank, row, bitline, DQ lane)."""
+    """Draw BER over VDD and tRCD, where the errors lie (bank, row, bitline, DQ lane), and error models against them."""
+    if bank is None and (rows or bitlines):
+        raise PlanError("--rows and --bitlines look into one bank; give --bank too")
     opened = Profile.open(profile)
     records = _chosen(opened, vdd_mv, trcd_ps)
     out.mkdir(parents=True, exist_ok=True)
-    for name, figure in {
+    figures = {
         "ber.png": plots.plot_ber_surface(opened),
+        "map.png": plots.plot_ber_map(opened),
         "where.png": plots.plot_spatial(opened, records),
-    }.items():
+    }
+    if bank is not None:
+        spans = (_span("--rows", rows), _span("--bitlines", bitlines))
+        figures["zoom.png"] = plots.plot_zoom(opened, records, bank, *spans)
+    conditions = sorted({record.write_condition for record in records})
+    for condition in conditions:
+        try:
+            figures[f"models_{condition.value}.png"] = plots.plot_model(
+                fit_models(opened, records[0].point, condition), opened
+            )
+        except FitError as error:
+            console.print(f"no picture of models, {condition.value.replace('_', ' ')} writes: {error}")
+    for name, figure in figures.items():
         figure.savefig(out / name, dpi=120)
         console.print(str(out / name))
+
+
+def _span(option: str, text: str | None) -> tuple[int, int] | None:
+    """FIRST:END as numbers; None stays None. Raises PlanError."""
+    if text is None:
+        return None
+    try:
+        first, end = (int(part) for part in text.split(":"))
+    except ValueError as error:
+        raise PlanError(f"{option} is '{text}'; give two numbers as FIRST:END, e.g. 0:64") from error
+    return first, end
 
 
 @profile_app.command()
@@ -249,7 +305,7 @@ def fit(
     write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
     out: Annotated[Path | None, typer.Option(help="File for the chosen model (Parquet).")] = None,
 ) -> None:
-    """Fit Error Models 0-3 to one operating point by maximum likelihood, and choose.
+    """Fit Error Models 0-3, and wordlines, bitlines and data together (4), to one operating point, and choose.
 
     Needs a point with errors: `eden profile show` lists them.
     """
@@ -271,11 +327,23 @@ def show_fit(report: FitReport, title: str) -> None:
             f"{entry.parameters}",
             f"{entry.bic:.1f}",
             f"{entry.model.ber():.3e}",
+            f"{entry.p_value:.2g}",
         ]
         for number, entry in sorted(report.fits.items())
     ]
-    table(title, ["error model", "log likelihood", "parameters", "BIC", "BER"], rows)
+    table(title, ["error model", "log likelihood", "parameters", "BIC", "BER", "p of fit"], rows)
     for number, reason in report.unavailable.items():
         console.print(f"  Model {number}: {reason}")
     if report.near_tie:
         console.print("  Model 0 is within a near tie of the best, and the cheapest to inject.")
+    if report.tied:
+        others = ", ".join(str(number) for number in report.tied)
+        console.print(
+            f"  These data cannot tell Model {report.chosen} from {others}; scan more rows, rounds or patterns."
+        )
+    for name, test in report.best.tests.items():
+        if test.p_value < 0.001:
+            console.print(
+                f"  Model {report.chosen} does not describe the {name}: chi-square {test.dispersion:.3g} times what it "
+                "expects."
+            )

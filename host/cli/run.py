@@ -99,7 +99,7 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
         "precisions": {},
         "notes": _notes(board),
     }
-    fits[AT_POINT].model.save(out / "model.parquet")
+    fits[AT_POINT].anywhere.save(out / "model.parquet")
     tasks = [
         SearchTask(
             network_plan, p, out / p.value, out / "profile", out / "model.parquet", _digest(settings, profile, p)
@@ -251,6 +251,7 @@ def _write_report(folder: Path, content: dict[str, Any], profile: Profile, fits:
     reference = OperatingPoint(**content["reference_point"])
     figures = [
         ("Bit error rate over VDD and tRCD, with 95 % intervals.", plots.plot_ber_surface(profile)),
+        ("The same as a map; white was measured and clean.", plots.plot_ber_map(profile)),
         (f"Where the errors lie at {reference}.", plots.plot_spatial(profile, profile.find(reference))),
         ("The chosen error model against the data.", plots.plot_model(fits[0], profile)),
     ]

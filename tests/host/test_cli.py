@@ -147,6 +147,34 @@ def test_fit_writes_a_model_that_loads(run, profile: Path, tmp_path: Path) -> No
     assert load_error_model(model).ber() > 1e-4
 
 
+def test_surface_tells_what_is_known_between_points_and_nothing_beyond(run, profile: Path) -> None:
+    status, out, err = run("profile", "surface", profile, "--vdd-mv", "1060", "--trcd-ps", "10000")
+    assert status == 0, err
+    assert "BER unknown, 0 .. " in out
+    assert "between measured points" in out
+    assert "1100 mV" in out
+    assert_one_line(
+        *_without_output(run("profile", "surface", profile, "--vdd-mv", "1000", "--trcd-ps", "10000")),
+        "1000 mV, 10 ns",
+        "1040..1100 mV",
+        "scan it",
+    )
+
+
+def test_pictures_of_a_bank_and_of_models(run, profile: Path, tmp_path: Path) -> None:
+    zoom = ("--bank", "1", "--rows", "0:2", "--bitlines", "64:128")
+    status, _, err = run("profile", "plot", profile, "--out", tmp_path, *zoom)
+    assert status == 0, err
+    names = {"ber.png", "map.png", "where.png", "zoom.png", "models_nominal.png", "models_operating_point.png"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    for arguments, words in (
+        (("--bank", "1", "--rows", "all"), ("--rows is 'all'", "FIRST:END")),
+        (("--rows", "0:2"), ("give --bank",)),
+        (("--bank", "1", "--rows", "0:9"), ("rows 0:9 are outside 0:4",)),
+    ):
+        assert_one_line(*_without_output(run("profile", "plot", profile, "--out", tmp_path, *arguments)), *words)
+
+
 def test_export_and_import_round_trip(run, profile: Path, tmp_path: Path) -> None:
     assert run("profile", "export", profile, tmp_path / "p.zip")[0] == 0
     assert run("profile", "import", tmp_path / "p.zip", tmp_path / "copy")[0] == 0

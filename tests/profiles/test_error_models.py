@@ -1,9 +1,11 @@
 """Error Models 0-3: what they sample, how they scale, and that their files come back or are refused."""
 
+import io
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -11,11 +13,13 @@ from hypothesis import strategies as st
 
 from profiles.error_models import (
     BitlineModel,
+    CrossedModel,
     DataDependentModel,
     ErrorModel,
     GroupedModel,
     UniformModel,
     WordlineModel,
+    _sealed,
     load_error_model,
 )
 from profiles.errors import ModelError
@@ -23,7 +27,7 @@ from profiles.geometry import Geometry
 
 GEOMETRY = Geometry(banks=4, rows=512, columns=128, data_width=16, subarray_rows=128)
 WIDE = Geometry(banks=1, rows=256, columns=4096, data_width=64, subarray_rows=128)  # a row longer than a block
-NUMBERS = [0, 1, 2, 3]
+NUMBERS = [0, 1, 2, 3, 4]
 
 
 def make(number: int, geometry: Geometry = GEOMETRY, banks: tuple[int, ...] | None = None, seed: int = 1) -> ErrorModel:
@@ -33,6 +37,21 @@ def make(number: int, geometry: Geometry = GEOMETRY, banks: tuple[int, ...] | No
         return UniformModel(**shared, weak_fraction=0.02, flip_probability=0.3)
     if number == 3:
         return DataDependentModel(**shared, weak_fraction=0.02, flip_zero=0.1, flip_one=0.6)
+    if number == 4:
+        wordline, bitline = (
+            np.concatenate([bank * size + np.arange(0, size, 2) for bank in shared["banks"]])
+            for size in (geometry.rows, geometry.bitlines)
+        )
+        return CrossedModel(
+            **shared,
+            wordline=wordline,
+            hazard=rng.choice([0.0, 0.01, 0.2], wordline.size),
+            bitline=bitline,
+            factor=rng.choice([0.2, 1.0, 3.0], bitline.size),
+            pooled_hazard=0.03,
+            flip_zero=0.2,
+            flip_one=0.7,
+        )
     per_bank = geometry.bitlines if number == 1 else geometry.rows
     line = np.concatenate([bank * per_bank + np.arange(0, per_bank, 2) for bank in shared["banks"]])  # every other one
     kind = BitlineModel if number == 1 else WordlineModel
@@ -47,6 +66,9 @@ def make(number: int, geometry: Geometry = GEOMETRY, banks: tuple[int, ...] | No
 
 
 def line_probabilities(model: ErrorModel, cells: np.ndarray) -> np.ndarray:
+    if isinstance(model, CrossedModel):
+        hazard = model.hazards(model.geometry.wordline(cells)) * model.factors(model.geometry.bitline(cells))
+        return 1 - np.exp(-hazard)
     return model.parameters(model.line_of(cells))[0] if isinstance(model, GroupedModel) else np.full(cells.size, 0.02)
 
 
@@ -58,7 +80,7 @@ def test_samples_follow_the_weak_fractions(number: int, geometry: Geometry) -> N
     weak = model.sample_weak_cells(0, count, seed=5)
     probability = line_probabilities(model, np.arange(count))
     assert np.all(np.diff(weak.cell) > 0)
-    for part in (slice(None), probability == 0.03, probability == 0.01, probability == 0.2, probability == 0):
+    for part in (slice(None), *(probability == value for value in np.unique(probability))):
         mask = np.zeros(count, bool)
         mask[part] = True
         expected, variance = probability[mask].sum(), (probability * (1 - probability))[mask].sum()
@@ -131,6 +153,9 @@ def test_scaling_hits_the_rate_and_leaves_the_flips(number: int, ber: float) -> 
     assert scaled.ber() == pytest.approx(ber, rel=1e-9)
     cells = np.arange(0, GEOMETRY.cells, 997)
     assert np.array_equal(scaled.flip_probabilities(cells)[0], model.flip_probabilities(cells)[0])
+    if isinstance(scaled, CrossedModel):
+        assert np.array_equal(scaled.hazard == 0, model.hazard == 0) or ber == 0
+        assert np.array_equal(scaled.factor, model.factor)
     if isinstance(scaled, GroupedModel):
         assert scaled.weak_fraction.max() <= 1
         assert np.all(scaled.weak_fraction[model.weak_fraction == 0] == 0)
@@ -164,7 +189,7 @@ def test_files_come_back(number: int, tmp_path: Path) -> None:
     assert np.array_equal(left.flip_one, right.flip_one)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 4])
 def test_damaged_files_are_refused_or_unchanged(number: int, tmp_path: Path) -> None:
     geometry = Geometry(banks=1, rows=16, columns=16, data_width=16, subarray_rows=16)
     model = make(number, geometry)
@@ -188,6 +213,12 @@ def test_damaged_files_are_refused_or_unchanged(number: int, tmp_path: Path) -> 
         assert again.geometry == model.geometry
 
 
+def sealed(table: pa.Table) -> bytes:
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    return _sealed(written.getvalue())
+
+
 def test_foreign_future_and_missing_files(tmp_path: Path, planted: ModuleType) -> None:
     file = tmp_path / "model.parquet"
     with pytest.raises(ModelError, match="does not exist"):
@@ -199,9 +230,12 @@ def test_foreign_future_and_missing_files(tmp_path: Path, planted: ModuleType) -
         (b'{"version": 99}', "update the toolkit"),
         (record.replace(b'"number":0', b'"number":7'), "no Error Model 7"),
     ):
-        pq.write_table(table.replace_schema_metadata({b"eden.error_model": text}), file)
+        file.write_bytes(sealed(table.replace_schema_metadata({b"eden.error_model": text})))
         with pytest.raises(ModelError, match=message):
             load_error_model(file)
-    pq.write_table(table.replace_schema_metadata(None), file)
+    file.write_bytes(sealed(table.replace_schema_metadata(None)))
+    with pytest.raises(ModelError, match="not an error model"):
+        load_error_model(file)
+    pq.write_table(table, file)  # another program's: without a checksum of the footer
     with pytest.raises(ModelError, match="not an error model"):
         load_error_model(file)

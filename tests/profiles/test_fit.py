@@ -51,6 +51,7 @@ def fitted(planted: ModuleType, path: Path, model: ErrorModel, seed: int = 1, **
 def test_the_planted_model_is_chosen_and_fits(planted: ModuleType, tmp_path: Path, truth: ErrorModel) -> None:
     report = fitted(planted, tmp_path / "dimm", truth)
     assert report.chosen == truth.number
+    assert report.anywhere is report.fits[3 if truth.number == 3 else 0].model
     assert not report.near_tie
     assert report.model.ber() == pytest.approx(truth.ber(), rel=0.05)
     across = report.best.bitlines if truth.number == 2 else report.best.wordlines
@@ -77,17 +78,17 @@ def test_estimates_lie_within_their_standard_errors(planted: ModuleType, tmp_pat
 @pytest.mark.parametrize("number", [1, 2])
 def test_lines_give_back_their_own_parameters(planted: ModuleType, tmp_path: Path, number: int) -> None:
     truth = TRUTH[number]
-    model = fitted(planted, tmp_path / "dimm", truth).fits[number].model
+    best = fitted(planted, tmp_path / "dimm", truth).fits[number]
+    model = best.model
+    assert isinstance(model, type(truth))
     assert np.array_equal(model.line, truth.line)
-    tested = GEOMETRY.subarray_rows if number == 1 else GEOMETRY.row_bits
-    spread = np.sqrt(truth.weak_fraction * (1 - truth.weak_fraction) / tested)
-    strong = truth.weak_fraction * tested > 5
-    score = ((model.weak_fraction - truth.weak_fraction) / spread)[strong]
-    assert abs(score.mean()) < 0.15
-    assert score.std() == pytest.approx(1, abs=0.15)
-    flips = (model.flip_probability - truth.flip_probability)[strong]
-    assert abs(flips.mean()) < 0.02
-    assert flips.std() < 0.15
+    for name in ("weak_fraction", "flip_probability"):
+        score = (getattr(model, name) - getattr(truth, name)) / best.standard_errors[name]
+        assert abs(score.mean()) < 0.15
+        assert score.std() == pytest.approx(1, abs=0.15)
+        low, high = best.intervals()[name]
+        covered = (low <= getattr(truth, name)) & (getattr(truth, name) <= high)
+        assert covered.mean() == pytest.approx(0.95, abs=0.03)
 
 
 def test_regions_and_rounds_that_differ_are_fitted_together(planted: ModuleType, tmp_path: Path) -> None:
@@ -154,6 +155,7 @@ def test_model_3_needs_both_stored_values(planted: ModuleType, tmp_path: Path) -
     weak = TRUTH[0].sample_weak_cells(0, GEOMETRY.cells, 1)
     report = fit(planted.profile(tmp_path / "dimm", GEOMETRY, weak, ("0xFF",)), planted.POINT, NOMINAL)
     assert sorted(report.fits) == [0, 1, 2]
+    assert sorted(report.unavailable) == [3, 4]
     assert "while it stored 0" in report.unavailable[3]
 
 
@@ -171,4 +173,7 @@ def test_cells_that_always_fail_and_only_in_one_direction(planted: ModuleType, t
 def test_indistinguishable_data_choose_the_cheapest_model(planted: ModuleType, tmp_path: Path) -> None:
     """F_V0 and F_V1 that differ by less than the data can tell: Model 0."""
     truth = DataDependentModel(**SHARED, weak_fraction=0.0005, flip_zero=0.42, flip_one=0.45)
-    assert fitted(planted, tmp_path / "dimm", truth).chosen == 0
+    report = fitted(planted, tmp_path / "dimm", truth)
+    assert report.chosen == 0
+    assert 3 in report.tied
+    assert not report.certain
