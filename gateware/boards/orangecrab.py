@@ -48,4 +48,5 @@ ORANGECRAB = Board(
     peripherals=_peripherals,
     bridges="serial on the Feather pins (1 Mbaud, an adapter of yours)",
     loader=("--board", "orangeCrab"),
+    placer="heap",
 )

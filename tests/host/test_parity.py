@@ -156,6 +156,46 @@ def test_loading_any_digit_sends_its_pointer_to_the_start(configuration: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_every_fault(configuration: str) -> None:
+    simulated, mocked = pair(configuration)
+    build = simulated.build
+
+    def at(slot: Slot, bank: int = 1, address: int = 0) -> Instruction:
+        return replace(issue(slot, wait=20), immediate_bank=bank, immediate_row=address)
+
+    act, close, stop = Slot(Command.ACT, 0), Slot(Command.PREA, 0), Instruction(isa.Opcode.YIELD)
+    read, write = Slot(Command.RD, build.read_phase), Slot(Command.WR, build.write_phase)
+    capture = replace(at(replace(read, capture=True)), loop_end=True)
+    captures = [issue(loop_begin=build.buffer_bursts + 1), capture]
+    order_of_pointer_2 = isa.Setting.POINTER_ORDER + 8
+    for program, fault in (
+        ([at(act), at(read), at(close), stop], Fault.NONE),
+        ([at(read)], Fault.CLOSED_BANK),
+        ([at(write)], Fault.CLOSED_BANK),
+        ([at(act), at(replace(read, auto_precharge=True)), at(read)], Fault.CLOSED_BANK),
+        ([at(act), at(replace(write, auto_precharge=True)), at(act), at(write), at(close)], Fault.NONE),
+        ([at(act), at(act)], Fault.OPEN_BANK),
+        ([at(act), stop], Fault.OPEN_BANK),
+        ([at(act), at(Slot(Command.REF, 0))], Fault.OPEN_BANK),
+        ([at(act, bank=build.geometry.banks)], Fault.ADDRESS),
+        ([at(act, address=build.geometry.rows)], Fault.ADDRESS),
+        ([at(act), at(read, address=build.geometry.columns)], Fault.ADDRESS),
+        ([at(act), at(read, address=1)], Fault.ADDRESS),
+        ([at(act), *captures], Fault.CAPTURE_OVERFLOW),
+        ([at(replace(read, phase=build.read_phase + 1))], Fault.BAD_INSTRUCTION),
+        ([isa.set_(order_of_pointer_2, 0b010000)], Fault.BAD_INSTRUCTION),
+        ([isa.set_(order_of_pointer_2, 0b010010)], Fault.NONE),
+        ([isa.set_(isa.Setting.REFRESH, 10 | 10 << 32)], Fault.BAD_INSTRUCTION),
+        ([isa.set_(isa.Setting.PATTERN, max(PatternKind) + 1)], Fault.BAD_INSTRUCTION),
+        ([isa.set_(isa.Setting.LOG_RESERVE, build.log_blocks), stop], Fault.RESERVE),
+    ):
+        found = compare(lambda bench, program=program: bench.run([*program, END]), simulated, mocked)
+        assert found == fault, program
+    simulated.bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_where_loops_and_programs_end(configuration: str) -> None:
     """Loops too deep or never begun, a program without END, and loops that a chunk leaves open."""
     simulated, mocked = pair(configuration)
