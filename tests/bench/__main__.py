@@ -1,4 +1,4 @@
-"""Runs benchmarks: ``python -m tests.bench [mock | injection | gateware | profiles | fits | all]``.
+"""Runs benchmarks: ``python -m tests.bench [mock | injection | gateware | profiles | fits | energy | all]``.
 
 Every figure is one line of JSON, printed and appended to ``build/bench/NAME.jsonl``: ``bench, name, value, unit,
 bound, ratio, goal, met``. ``ratio`` is value over bound, measured in the same run, and ``goal`` what it must reach (or
@@ -44,12 +44,19 @@ def _fits() -> Iterable[Mapping[str, Any]]:
     return figures()
 
 
+def _energy() -> Iterable[Mapping[str, Any]]:
+    from tests.bench.energy import figures
+
+    return figures()
+
+
 BENCHES: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
     "mock": _mock,
     "injection": _injection,
     "gateware": _gateware,
     "profiles": _profiles,
     "fits": _fits,
+    "energy": _energy,
 }
 
 
