@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
     """Build into `OUTPUT`; returns what report.json holds.
 
     Raises:
-        BoardError: a tool is missing or failed (its words are in build.log), or a clock is missed.
+        BoardError: a tool is missing, failed (see build.log) or cannot see the folder; or a clock is missed.
     """
     folder = (OUTPUT / board.name).resolve()
+    if folder.is_relative_to(Path(tempfile.gettempdir()).resolve()) and not all(map(shutil.which, OPEN_TOOLS)):
+        raise BoardError(f"YoWASP's tools see nothing of {tempfile.gettempdir()}; move this checkout to another folder")
     folder.mkdir(parents=True, exist_ok=True)
     soc = board.soc(sys_clk_freq)
     toolchain = soc.platform.toolchain

@@ -108,6 +108,14 @@ def test_tools_that_are_missing_are_said(tmp_path: Path, monkeypatch: pytest.Mon
         Tools(folder)
 
 
+def test_a_folder_that_yowasp_does_not_see_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "OUTPUT", tmp_path)
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(build.shutil, "which", lambda tool: None)
+    with pytest.raises(BoardError, match="move this checkout"):
+        build.build(BOARDS["ecpix5"], 75e6)
+
+
 def test_what_cannot_be_loaded_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "OUTPUT", tmp_path)
     with pytest.raises(BoardError, match="make gateware BOARD=ecpix5"):
