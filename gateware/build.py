@@ -54,8 +54,8 @@ def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
         # written: FIFOs do not read what is not yet there, counters hand on what they have just written, and what the
         # host writes is read later. To define it would cost logic behind every block RAM, which is slow as it is.
         toolchain._synth_opts += "-no-rw-check "
-        # nextpnr's own figures, and the router that is not lost in a full design
-        toolchain._pnr_opts += f"--report nextpnr.json --placer {board.placer} --router router2 "
+        # nextpnr's own figures, and of its placers and routers those that are not lost in a full design
+        toolchain._pnr_opts += "--report nextpnr.json --placer static --router router2 "
     soc.build(build_dir=str(folder), build_name=board.name, run=False, **({"abc9": True} if ecp5 else {}))
     (folder / "csr.json").write_text(get_csr_json(soc.csr.regions, soc.constants, soc.bus.regions))
     _write_json(folder / "board.json", board_description(soc, board))

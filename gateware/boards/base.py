@@ -45,7 +45,6 @@ class Board:
         peripherals: adds bridges, sensors and what else the board has to a SoC.
         bridges: what the host can reach the board by, in words.
         loader: arguments of openFPGALoader that choose this board; none where it does not know it.
-        placer: nextpnr's placer, for an ECP5: "static" packs best, "heap" is for where its packing cannot be routed.
     """
 
     name: str
@@ -62,7 +61,6 @@ class Board:
     peripherals: Callable[[EdenSoC], None]
     bridges: str
     loader: tuple[str, ...]
-    placer: str = "static"
 
     def dram(self, sys_clk_freq: float) -> Any:
         """The DRAM module with its timings in system clocks of ``sys_clk_freq``."""

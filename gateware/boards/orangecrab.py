@@ -48,5 +48,4 @@ ORANGECRAB = Board(
     peripherals=_peripherals,
     bridges="serial on the Feather pins (1 Mbaud, an adapter of yours)",
     loader=("--board", "orangeCrab"),
-    placer="heap",
 )
