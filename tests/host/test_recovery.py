@@ -28,6 +28,8 @@ from tests.host import expectation
 ROWS, ROUNDS, SEED = 96, 8, 5
 TRCD_PS, WEAK_FRACTION = 10_000, 3e-3
 
+ALL_AT_ONCE = 2.99  # standard errors within which all 18 values of this file lie with 95 % (Bonferroni)
+
 
 def operating_point(preset: Preset) -> OperatingPoint:
     """Where the weak fraction comes nearest `WEAK_FRACTION`."""
@@ -133,7 +135,7 @@ def test_a_scan_gives_back_the_presets_parameters(vendor: str, tmp_path: Path) -
         estimate, error, (*known, np.log(preset.row_sigma)), strict=True,
     ):  # fmt: skip
         print(f"{vendor} {name}: {value:.3f} +- {1.96 * spread:.3f}, preset {truth:.3f}")
-        assert abs(value - truth) <= 1.96 * spread
+        assert abs(value - truth) <= ALL_AT_ONCE * spread
 
     chip = build_chip(board.geometry, preset, SEED)  # the same seed is the same chip
     check_lanes(data, crossing, lane_shares(chip.lane_threshold, chip.lane_alias))
