@@ -156,6 +156,33 @@ def test_loading_any_digit_sends_its_pointer_to_the_start(configuration: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_every_way_to_close_a_bank(configuration: str) -> None:
+    """What was open takes another row afterwards: the DRAM would report an ACT to a bank that was left open."""
+    simulated, mocked = pair(configuration)
+    build = simulated.build
+    read, write = Slot(Command.RD, build.read_phase), Slot(Command.WR, build.write_phase)
+
+    def at(slot: Slot, bank: int, address: int = 0) -> Instruction:
+        return replace(issue(slot, wait=40), immediate_bank=bank, immediate_row=address)
+
+    pattern = isa.set_(isa.Setting.PATTERN, int(PatternKind.RANDOM) | 3 << 32)
+    for closes in (
+        [at(Slot(Command.PREA, 0), 0)],
+        [at(Slot(Command.PRE, 0), bank) for bank in (0, 1)],
+        [at(replace(read, auto_precharge=True), bank) for bank in (0, 1)],
+        [at(replace(write, auto_precharge=True), bank) for bank in (0, 1)],
+    ):
+        opens = [[at(Slot(Command.ACT, 0), bank, row) for bank in (0, 1)] for row in (1, 2)]
+        compares = [at(replace(read, compare=True), bank) for bank in (0, 1)]
+        program = [pattern, isa.set_(isa.Setting.COUNTERS, 15), *opens[0], *closes, *opens[1], *compares]
+        program += [at(Slot(Command.PREA, 0), 1), END]
+        assert compare(lambda bench, program=program: bench.run(program), simulated, mocked) == Fault.NONE
+        assert simulated.bus.violations() == {}
+    simulated.bus.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_every_fault(configuration: str) -> None:
     simulated, mocked = pair(configuration)
     build = simulated.build
