@@ -54,7 +54,7 @@ class ErrorModel(Protocol):
 
 
 class StoredTensors:
-    """Stores bytes by name; counts bits read and flipped. Subclasses say what a read does by `_disturb`.
+    """Stores bytes by name; counts bits read and flipped. Subclasses say what a read does by `_read`.
 
     Attributes:
         flips: bits that reads returned wrong, by tensor.
@@ -81,13 +81,13 @@ class StoredTensors:
         """See `ApproximateMemory.load`. Raises NetworkError where nothing was stored by that name."""
         if tensor not in self._data:
             raise NetworkError(f"{tensor} is read before it was stored; store it first")
-        data = self._data[tensor].clone()
+        data = self._data[tensor]
         turn = self._loads.get(tensor, 0)
         self._loads[tensor] = turn + 1
-        flips = self._disturb(tensor, data, turn)
+        read, flips = self._read(tensor, data, turn)
         self.flips[tensor] = self.flips.get(tensor, 0) + flips.total
         self.bits_read[tensor] = self.bits_read.get(tensor, 0) + data.numel() * 8
-        return data
+        return read
 
     @property
     def total_flips(self) -> int:
@@ -102,16 +102,26 @@ class StoredTensors:
         """Flips a bit over everything read so far; 0 before the first read."""
         return self.total_flips / max(1, self.total_bits_read)
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        """Put the errors of read number ``turn`` (from 0) of ``tensor`` into ``data``."""
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        """What read number ``turn`` (from 0) of ``tensor``, stored as ``data``, returns in a new buffer."""
         raise NotImplementedError
+
+
+def _read_uniform(data: torch.Tensor, rate_zero: float, rate_one: float, seed: int) -> tuple[torch.Tensor, Flips]:
+    read = torch.empty_like(data)
+    return read, flip_uniform(data.numpy(), read.numpy(), rate_zero, rate_one, seed)
+
+
+def _read_weak_cells(data: torch.Tensor, weak: WeakCells, seed: int) -> tuple[torch.Tensor, Flips]:
+    read = data.clone()
+    return read, flip_weak_cells(read.numpy(), weak, seed)
 
 
 class ReliableMemory(StoredTensors):
     """Memory without errors."""
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        return Flips(0, 0)
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        return data.clone(), Flips(0, 0)
 
 
 class BitErrorMemory(StoredTensors):
@@ -127,8 +137,8 @@ class BitErrorMemory(StoredTensors):
             raise NetworkError(f"bit error rate {ber} is not within 0..1; give a probability")
         self.ber = ber
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        return flip_uniform(data.numpy(), self.ber, self.ber, derive_seed(self.seed, tensor, turn))
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        return _read_uniform(data, self.ber, self.ber, derive_seed(self.seed, tensor, turn))
 
 
 class ErrorModelMemory(StoredTensors):
@@ -160,11 +170,11 @@ class ErrorModelMemory(StoredTensors):
             self._first_cell[tensor] = self._allocate(tensor, bits)
             self._reserved[tensor] = bits
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
         draw = derive_seed(self.seed, tensor, turn)
         if self._uniform_rates is not None:
-            return flip_uniform(data.numpy(), *self._uniform_rates, draw)
-        return flip_weak_cells(data.numpy(), self._weak_cells(tensor, data.numel() * 8, turn), draw)
+            return _read_uniform(data, *self._uniform_rates, draw)
+        return _read_weak_cells(data, self._weak_cells(tensor, data.numel() * 8, turn), draw)
 
     def _allocate(self, tensor: str, bits: int) -> int:
         """The next cell with ``bits`` cells after it in one bank; when all banks are full, the first is used again."""
@@ -236,8 +246,8 @@ class ProfileMemory(StoredTensors):
             raise NetworkError(f"no weak cells are known for {tensor}; give its operating point's")
         return self._weak_cells[tensor]
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        return flip_weak_cells(data.numpy(), self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        return _read_weak_cells(data, self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
 
 
 class PerTensorMemory:
