@@ -5,9 +5,10 @@ Networks see `ApproximateMemory` only. Behind it lies an error model, a profile'
 stored as it was. Same seed, same stores and loads: same bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from eden.injection import Flips, flip_uniform, flip_weak_cells
@@ -201,8 +202,24 @@ class ErrorModelMemory(StoredTensors):
         return self.error_model.sample_weak_cells(self._first_cell[tensor], bits, seed)
 
 
+def gathered(weak: WeakCells, placement: Placement, bits: int) -> WeakCells:
+    """The weak cells that the first ``bits`` bits of a tensor meet, numbered by its bits; ``weak`` by the module's."""
+    parts, start = [], 0
+    for piece in placement.pieces:
+        here = weak.within(piece.first_cell, max(0, min(piece.cells, bits - start)))
+        parts.append(WeakCells(here.cell + start, here.flip_zero, here.flip_one))
+        start += piece.cells
+    return joined(parts)
+
+
+def joined(parts: Sequence[WeakCells]) -> WeakCells:
+    """Weak cells of places that follow one another, as one map."""
+    columns = zip(*((part.cell, part.flip_zero, part.flip_one) for part in parts), strict=True)
+    return WeakCells(*(np.concatenate(column) for column in columns))
+
+
 class ProfileMemory(StoredTensors):
-    """Tensors at real addresses of a characterised module: bit ``k`` lies in cell ``placement.first_cell + k``.
+    """Tensors at real addresses of a characterised module: bit ``k`` lies in the ``k``-th cell of its placement.
 
     Args:
         weak_cells: weak cells in module numbering; one map for all, or one by tensor where tensors have operating
@@ -230,14 +247,14 @@ class ProfileMemory(StoredTensors):
         if placement is None:
             raise NetworkError(f"{tensor} has no place in DRAM; map the network again")
         bits = data.numel() * 8
-        if bits > placement.cells:
+        if bits > placement.reserved:
             raise CapacityError(
-                f"{tensor} has {bits} bits but its placement in {placement.partition} holds {placement.cells}; "
+                f"{tensor} has {bits} bits but its placement in {placement.partition} holds {placement.reserved}; "
                 "map it with the batch size in use"
             )
         super().store(tensor, data)
         if tensor not in self._selected or self._selected[tensor][0] != bits:
-            self._selected[tensor] = (bits, self._map_of(tensor).within(placement.first_cell, bits))
+            self._selected[tensor] = (bits, gathered(self._map_of(tensor), placement, bits))
 
     def _map_of(self, tensor: str) -> WeakCells:
         if isinstance(self._weak_cells, WeakCells):

@@ -10,6 +10,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer g
 import host.cli.characterise as characterise
 import host.cli.networks as networks
 import host.cli.run as run
+import host.cli.study as study
 from host.cli.console import complain
 from host.cli.stages import use_one_thread
 from profiles.errors import EdenError
@@ -28,6 +29,7 @@ app = typer.Typer(
     """,
 )
 app.add_typer(characterise.profile_app, name="profile")
+app.add_typer(study.study_app, name="study")
 for command in (
     *(characterise.scan, characterise.fit),
     *(networks.train, networks.boost, networks.tolerance, networks.map_, networks.infer),
