@@ -1,29 +1,38 @@
-"""Bit flips in a buffer: exact Bernoulli draws at a cost that follows the flips, not the bits.
+"""Bit flips in a tensor: exact Bernoulli draws at a cost of about a nanosecond a flip, on any number of threads.
 
 Bit ``k`` of a buffer is bit ``k % 8`` of byte ``k // 8``, least significant first, as cells are numbered
-(`profiles.geometry`). Draws come from a counter-based generator (SplitMix64), so that the same seed gives the same
-flips on every machine; the *stored* bit decides the probability, as in Error Model 3.
+(`profiles.geometry`). Draws come from a counter-based generator (SplitMix64; Steele, Lea and Flood, OOPSLA 2014) and
+are decided by integers alone, so that the same seed gives the same flips on every machine; the *stored* bit decides the
+probability, as in Error Model 3.
 
-Uniform flips skip from flip to flip: the gap between successes of independent trials is geometric, and memoryless, so
-it is drawn in digits of base 1024: each digit is an independent geometric variable, looked up in an alias table (one
-random number, no logarithm). The skip is as exact as the tables' 53-bit thresholds.
+Uniform flips are drawn by blocks of `_BLOCK_BITS`: independent trials of one probability are a binomial number of
+successes at positions that are a uniform subset. The number comes from one 64-bit draw through the binomial's
+cumulative distribution, computed in decimal arithmetic; positions that were drawn before are drawn again. Each block
+has a random stream of its own, so that threads may share the blocks in any way.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Context, Decimal, localcontext
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from numba import njit
 
 from profiles.cells import WeakCells
 from profiles.errors import NetworkError
 
 Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
 
-_DIGIT_BITS = 10
-_DIGIT = 1 << _DIGIT_BITS
-_MOST_DIGITS = 4  # a top digit then steps 2**30 bits
+_POSITION_BITS = 14  # four positions in one 64-bit random number
+_BLOCK_BITS = 1 << _POSITION_BITS
+_BLOCK_WORDS = _BLOCK_BITS // 64
+_BLOCKS_A_THREAD = 512  # 1 MiB: below that a thread costs more than it saves
+_DIGITS = 50  # decimal digits of a cumulative probability; a 64-bit draw tells 20 apart
 _TO_UNIT = 2.0**-53
 
 
@@ -39,24 +48,39 @@ class Flips:
         return self.zero_to_one + self.one_to_zero
 
 
-def flip_uniform(buffer: Bytes, rate_zero: float, rate_one: float, seed: int) -> Flips:
-    """Flip each stored 0 of ``buffer`` with probability ``rate_zero`` and each stored 1 with ``rate_one``, in place.
+def flip_uniform(stored: Bytes, read: Bytes, rate_zero: float, rate_one: float, seed: int) -> Flips:
+    """Write to ``read`` what a read of ``stored`` returns: each 0 flips with ``rate_zero``, each 1 with ``rate_one``.
 
-    Every bit is drawn independently. Cost follows ``8 * buffer.size * max(rate_zero, rate_one)``.
+    Every bit is drawn independently. Large tensors are shared by as many threads as torch uses; the flips do not depend
+    on how many.
+
+    Args:
+        stored, read: uint8[n] each, contiguous; ``read`` may be ``stored`` itself.
+        rate_zero, rate_one: probabilities.
+        seed: 0 .. 2^64 - 1.
 
     Raises:
-        NetworkError: a rate is not a probability.
+        NetworkError: a rate is not a probability, or the buffers differ in size or have gaps.
     """
     for rate in (rate_zero, rate_one):
         if not 0 <= rate <= 1:
             raise NetworkError(f"bit error rate {rate} is not within 0..1; give a probability")
-    highest = max(rate_zero, rate_one)
-    if highest == 0:
-        return Flips(0, 0)
-    thresholds, aliases = _skip_tables(highest)
-    keep_zero, keep_one = rate_zero / highest, rate_one / highest
-    up, down = _flip_skipping(buffer, thresholds, aliases, keep_zero, keep_one, np.uint64(seed))
-    return Flips(int(up), int(down))
+    if stored.shape != read.shape or not (stored.flags.c_contiguous and read.flags.c_contiguous):
+        raise NetworkError(
+            f"what is stored has shape {stored.shape}, the buffer for its read {read.shape}; give two flat buffers of "
+            "one size, without gaps"
+        )
+    zero, one = _Draw.of(rate_zero), _Draw.of(rate_one)
+    whole = stored.size // 8 * 8
+    buffers = (stored[:whole].view(np.uint64), read[:whole].view(np.uint64), stored[whole:], read[whole:])
+    draws = (zero.counts, one.counts, zero.inverted, one.inverted, rate_zero == rate_one)
+    stream = np.uint64(seed)
+
+    def flip_blocks(first: int, last: int) -> tuple[int, int]:
+        up, down = _flip_blocks(*buffers, *draws, stream, first, last)
+        return int(up), int(down)
+
+    return Flips(*_in_threads(-(-stored.size * 8 // _BLOCK_BITS), flip_blocks))
 
 
 def flip_weak_cells(buffer: Bytes, weak: WeakCells, seed: int) -> Flips:
@@ -75,50 +99,56 @@ def flip_weak_cells(buffer: Bytes, weak: WeakCells, seed: int) -> Flips:
 
 def warm_up() -> None:
     """Compile the kernels now, so that the first read does not wait for it."""
-    flip_uniform(np.zeros(8, np.uint8), 0.5, 0.25, 0)
+    flip_uniform(np.zeros(8, np.uint8), np.zeros(8, np.uint8), 0.5, 0.25, 0)
     flip_weak_cells(np.zeros(8, np.uint8), WeakCells(np.zeros(1, np.int64), np.ones(1), np.ones(1)), 0)
 
 
-@lru_cache(maxsize=256)
-def _skip_tables(rate: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Alias tables (thresholds, aliases), each [digits, _DIGIT], of the digits of a geometric gap at ``rate``.
+@dataclass(frozen=True)
+class _Draw:
+    """How the flips of one rate are drawn: above one half, those that do not flip are.
 
-    Digit ``d`` is geometric with ratio ``(1 - rate) ** (_DIGIT ** d)``, given that it is below ``_DIGIT``. The top
-    digit is not so conditioned: its last outcome stands for "this much or more, draw on from there". Digits are as
-    few as make drawing on the exception.
+    Attributes:
+        counts: uint64[n], 2^64 times the chance that a block has at most ``k`` draws, for k = 0, 1, ...
+        inverted: all ones where what is drawn does not flip, else 0.
     """
-    digits = 1
-    while digits < _MOST_DIGITS and rate * _DIGIT**digits < 1:
-        digits += 1
-    log_survival = np.log1p(-rate) if rate < 1 else -np.inf
-    steps = np.arange(_DIGIT)
-    tables = []
-    for digit in range(digits):
-        exponent = float(log_survival) * _DIGIT**digit
-        weights = np.exp(exponent * steps) if np.isfinite(exponent) else (steps == 0).astype(np.float64)
-        if digit == digits - 1:
-            weights *= -np.expm1(exponent)
-            weights[-1] = np.exp(exponent * (_DIGIT - 1))
-        tables.append(_alias_table(weights / weights.sum()))
-    return np.stack([threshold for threshold, _ in tables]), np.stack([alias for _, alias in tables])
+
+    counts: Words
+    inverted: np.uint64
+
+    @classmethod
+    def of(cls, rate: float) -> "_Draw":
+        return cls(_binomial_thresholds(rate), np.uint64(0xFFFFFFFFFFFFFFFF if rate > 0.5 else 0))
 
 
-def _alias_table(probability: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Vose's alias method: outcome = i if u < threshold[i] else alias[i], for a uniform slot i."""
-    slots = probability.size
-    scaled = probability * slots
-    alias = np.arange(slots)
-    small = [i for i in range(slots) if scaled[i] < 1]
-    large = [i for i in range(slots) if scaled[i] >= 1]
-    while small and large:
-        low, high = small.pop(), large[-1]
-        alias[low] = high
-        scaled[high] -= 1 - scaled[low]
-        if scaled[high] < 1:
-            small.append(large.pop())
-    for left in small + large:
-        scaled[left] = 1.0
-    return scaled, alias
+@lru_cache(maxsize=256)
+def _binomial_thresholds(rate: float) -> Words:
+    """2^64 times the cumulative distribution of what is drawn in a block, up to where it rounds to 2^64.
+
+    Decimal arithmetic is specified to the last digit: libraries' exp and log are not, and differ between machines.
+    """
+    thresholds = []
+    with localcontext(Context(prec=_DIGITS)):
+        drawn, left = sorted((Decimal(rate), 1 - Decimal(rate)))
+        odds = drawn / left
+        chance = cumulative = left**_BLOCK_BITS
+        successes = 0
+        while (threshold := int(cumulative * 2**64)) < 2**64 - 1 and successes < _BLOCK_BITS:
+            thresholds.append(threshold)
+            successes += 1
+            chance *= odds * (_BLOCK_BITS + 1 - successes) / successes
+            cumulative += chance
+    return np.array(thresholds, np.uint64)
+
+
+def _in_threads(blocks: int, work: Callable[[int, int], tuple[int, int]]) -> tuple[int, int]:
+    """The sums of ``work`` over stretches of ``blocks``, one for each thread."""
+    threads = min(torch.get_num_threads(), blocks // _BLOCKS_A_THREAD)
+    if threads < 2:
+        return work(0, blocks)
+    bounds = [blocks * part // threads for part in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(work, bounds[:-1], bounds[1:]))
+    return sum(up for up, _ in parts), sum(down for _, down in parts)
 
 
 @njit(cache=True, inline="always")
@@ -136,51 +166,71 @@ def _scrambled(seed: np.uint64) -> np.uint64:
     return _random_bits(seed ^ np.uint64(0xD1B54A32D192ED03), np.uint64(0))
 
 
+@njit(cache=True, inline="always")
+def _ones(word: np.uint64) -> np.uint64:
+    """Bits set in ``word``; LLVM knows the pattern and uses the processor's own count."""
+    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
 @njit(cache=True, nogil=True)
-def _flip_skipping(buffer, thresholds, aliases, keep_zero, keep_one, seed):  # type: ignore[no-untyped-def]
-    """Visit Bernoulli successes by geometric gaps and flip each with the share that its stored bit asks for."""
-    start = _scrambled(seed)
-    counter = np.uint64(0)
-    one = np.uint64(1)
-    top = thresholds.shape[0] - 1
-    bits = np.int64(buffer.size) * 8
-    position = np.int64(0)  # the next bit to decide
-    up = down = 0
-    thin = keep_zero < 1.0 or keep_one < 1.0
-    slot_mask = np.uint64(_DIGIT - 1)
-    while position < bits:
-        gap = np.int64(0)
-        beyond = False
-        for digit in range(top, -1, -1):
-            random = _random_bits(start, counter)
-            counter += one
-            slot = np.int64(random & slot_mask)
-            unit = np.float64(random >> np.uint64(11)) * _TO_UNIT
-            outcome = slot if unit < thresholds[digit, slot] else aliases[digit, slot]
-            gap = (gap << _DIGIT_BITS) + outcome
-            if digit == top and outcome == _DIGIT - 1:
-                gap <<= _DIGIT_BITS * top
-                beyond = True
+def _draw_block(mask, counts, stream):  # type: ignore[no-untyped-def]
+    """Set a binomial number of bits of ``mask`` (all clear before), every subset of that size alike; the number."""
+    one, position_bits = np.uint64(1), np.uint64(_POSITION_BITS)
+    wanted = np.int64(np.searchsorted(counts, _random_bits(stream, np.uint64(0)), side="right"))
+    missing, counter = wanted, one
+    while missing > 0:
+        random = _random_bits(stream, counter)
+        counter += one
+        for _ in range(4):
+            position = random & np.uint64(_BLOCK_BITS - 1)
+            random >>= position_bits
+            before = mask[position >> np.uint64(6)]
+            after = before | (one << (position & np.uint64(63)))
+            mask[position >> np.uint64(6)] = after
+            missing -= np.int64(after != before)
+            if missing == 0:
                 break
-        position += gap
-        if beyond:
-            continue
-        if position >= bits:
-            break
-        byte = position >> 3
-        mask = np.uint8(1 << (position & 7))
-        position += 1
-        stored_one = (buffer[byte] & mask) != 0
-        if thin:
-            unit = np.float64(_random_bits(start, counter) >> np.uint64(11)) * _TO_UNIT
-            counter += one
-            if unit >= (keep_one if stored_one else keep_zero):
-                continue
-        buffer[byte] ^= mask
-        if stored_one:
-            down += 1
-        else:
-            up += 1
+    return wanted
+
+
+@njit(cache=True, nogil=True)
+def _flip_blocks(  # type: ignore[no-untyped-def]
+    stored, read, stored_rest, read_rest, zeros, ones, invert_zeros, invert_ones, alike, seed, first, last
+):
+    """Flip blocks ``first .. last - 1``; the ``rest`` is the bytes of a last word that is not whole."""
+    flip_zeros = np.zeros(_BLOCK_WORDS, np.uint64)
+    flip_ones = flip_zeros if alike else np.zeros(_BLOCK_WORDS, np.uint64)
+    start = _scrambled(seed)
+    up = down = np.uint64(0)
+    for block in range(first, last):
+        drawn = _draw_block(flip_zeros, zeros, _random_bits(start, np.uint64(2 * block)))
+        if not alike:
+            drawn += _draw_block(flip_ones, ones, _random_bits(start, np.uint64(2 * block + 1)))
+        begin = block * _BLOCK_WORDS
+        source, target = stored[begin : begin + _BLOCK_WORDS], read[begin : begin + _BLOCK_WORDS]
+        for word in range(source.size):
+            value = source[word]
+            rising = (flip_zeros[word] ^ invert_zeros) & ~value
+            falling = (flip_ones[word] ^ invert_ones) & value
+            up += _ones(rising)
+            down += _ones(falling)
+            target[word] = value ^ rising ^ falling
+        if stored_rest.size and block == stored.size // _BLOCK_WORDS:
+            word = stored.size - begin
+            for byte in range(stored_rest.size):
+                shift = np.uint64(8 * byte)
+                value = np.uint64(stored_rest[byte])
+                rising = ((flip_zeros[word] ^ invert_zeros) >> shift) & ~value & np.uint64(0xFF)
+                falling = ((flip_ones[word] ^ invert_ones) >> shift) & value
+                up += _ones(rising)
+                down += _ones(falling)
+                read_rest[byte] = np.uint8(value ^ rising ^ falling)
+        if drawn:
+            flip_zeros[:] = np.uint64(0)
+            flip_ones[:] = np.uint64(0)
     return up, down
 
 

@@ -1,10 +1,13 @@
 """Where each tensor lies in DRAM, and at which operating point (EDEN, section 3).
 
-The objective is explicit: a lower VDD comes first, since DRAM energy goes with VDD and hardly with tRCD; among points
-of one VDD, the shorter tRCD. VDD is one rail for the whole module; tRCD can differ by partition.
+The objective is explicit, a `Cost`. By default a lower VDD comes first, since DRAM energy goes with VDD and hardly with
+tRCD; among points of one VDD, the shorter tRCD. VDD is one for each rail; tRCD can differ by partition.
+
+Here are EDEN's own mappings; `eden.optimal` finds the cheapest.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +16,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import TensorSpec
-from eden.placement import Placement
+from eden.placement import Piece, Placement
 from profiles.errors import CapacityError, NetworkError
 from profiles.files import atomic_file
-from profiles.schema import ModuleIdentity, OperatingPoint
+from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint
 
 DEFAULT_ALIGNMENT_BITS = 512
-MAPPING_VERSION = 2
+MAPPING_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Partition:
         ifm_ber_by_point: the same for data written at the operating point, as IFMs are; None where it is not known to
             differ.
         rows: rates of each row, so that tensors find the rows that hold; None where only the whole was measured.
+        rail: the supply that it shares with the other partitions of that name.
+        access_mode: how it was read when the rates were measured; they hold for no other.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Partition:
     ber_by_point: Mapping[OperatingPoint, float]
     ifm_ber_by_point: Mapping[OperatingPoint, float] | None = None
     rows: "RowRates | None" = None
+    rail: str = "module"
+    access_mode: AccessMode = AccessMode.BURST_PER_ACTIVATION
 
     def points(self) -> list[OperatingPoint]:
         """Operating points that every kind of tensor was characterised at."""
@@ -83,6 +90,7 @@ class DramMapping(BaseModel):
         images: batch size that IFMs have room for.
         alignment_bits: every tensor starts at a multiple of it, a burst.
         placements: by tensor; they do not overlap.
+        vdd_mv: the lowest supply in use.
         trcd_ps: activation latency of each partition in use.
         module: whose cells it was made for; None where it was made for none in particular.
     """
@@ -98,12 +106,17 @@ class DramMapping(BaseModel):
 
     @property
     def trcd_ps(self) -> dict[str, int]:
-        return {placement.partition: placement.point.trcd_ps for placement in self.placements.values()}
+        return {piece.partition: piece.point.trcd_ps for piece in self.pieces}
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Every piece of every tensor."""
+        return [piece for placement in self.placements.values() for piece in placement.pieces]
 
     @property
     def cells(self) -> int:
         """Cells reserved."""
-        return sum(placement.cells for placement in self.placements.values())
+        return sum(piece.cells for piece in self.pieces)
 
     def save(self, path: Path) -> None:
         """Write the mapping as JSON. Raises ProfileError where the disk is full or cannot be written."""
@@ -123,6 +136,39 @@ class DramMapping(BaseModel):
         if mapping.version != MAPPING_VERSION:
             raise NetworkError(f"{path} has version {mapping.version}, not {MAPPING_VERSION}; run eden map again")
         return mapping
+
+
+Cost = Callable[[Partition, OperatingPoint], float]
+"""What an access to one bit of a partition costs at an operating point; not negative. The objective of a mapping."""
+
+
+def vdd_then_trcd(partition: Partition, point: OperatingPoint) -> float:
+    """The default objective: millivolts, and among equals picoseconds (a shorter tRCD never outweighs a millivolt)."""
+    return point.vdd_mv + point.trcd_ps * 1e-6
+
+
+def weighted(energy: float, latency: float, nominal: OperatingPoint) -> Cost:
+    """Energy and latency relative to ``nominal``, by these weights; energy goes with the square of VDD (CMOS's law)."""
+
+    def cost(partition: Partition, point: OperatingPoint) -> float:
+        return energy * (point.vdd_mv / nominal.vdd_mv) ** 2 + latency * point.trcd_ps / nominal.trcd_ps
+
+    return cost
+
+
+def mapping_cost(
+    mapping: DramMapping,
+    partitions: Sequence[Partition],
+    cost: Cost = vdd_then_trcd,
+    accesses: Mapping[str, float] | None = None,
+) -> float:
+    """Cost of reading every tensor: of each piece, the cost of its place and point, times its bits and accesses."""
+    by_name = {partition.name: partition for partition in partitions}
+    return sum(
+        cost(by_name[piece.partition], piece.point) * piece.cells * (accesses or {}).get(name, 1.0)
+        for name, placement in mapping.placements.items()
+        for piece in placement.pieces
+    )
 
 
 @dataclass(frozen=True)
@@ -220,8 +266,8 @@ def coarse_mapping(
         except CapacityError as error:
             failure = error
             continue
-        return _mapping(tensors, placements, images, alignment_bits)
-    raise failure or _nothing_tested(tensors)
+        return made_mapping(tensors, placements, images, alignment_bits)
+    raise failure or nothing_tested(tensors)
 
 
 def fine_mapping(
@@ -230,33 +276,52 @@ def fine_mapping(
     partitions: Sequence[Partition],
     images: int,
     alignment_bits: int = DEFAULT_ALIGNMENT_BITS,
+    cost: Cost = vdd_then_trcd,
+    accesses: Mapping[str, float] | None = None,
 ) -> DramMapping:
-    """EDEN's greedy Algorithm 1, at the lowest VDD at which all tensors find a place.
+    """EDEN's greedy Algorithm 1, at the cheapest VDD at which all tensors find a place; by default the lowest.
 
-    At each VDD the least tolerant tensor goes first (the larger of equals), to the partition with the largest tRCD
-    reduction among those with enough room and BER within its tolerance; it sets that partition's tRCD for those that
-    follow. Of equals, the partition with the fewest errors. Deterministic; greedy, so no proof that no lower VDD works.
+    At each VDD the least tolerant tensor goes first (the larger of equals), to the cheapest partition and tRCD among
+    those with enough room and BER within its tolerance; it sets that partition's tRCD for those that follow. Of equals,
+    the partition with the fewest errors. Deterministic; greedy, so no proof that nothing cheaper works.
+
+    Args:
+        accesses: how often each bit of a tensor is accessed; once, where it is not given.
 
     Raises:
         CapacityError: no VDD has a place for all; names the tensor, its size, its tolerance and what is free.
         NetworkError: a tensor without a tolerance.
     """
-    for tensor in tensors:
-        if tensor.name not in tolerated_ber:
-            raise NetworkError(f"no tolerated BER is known for {tensor.name}; run the fine tolerance search for it")
+    check_tolerances(tensors, tolerated_ber)
     order = sorted(tensors, key=lambda tensor: (tolerated_ber[tensor.name], -tensor.bits(images), tensor.name))
+    total = sum(aligned_bits(t, images, alignment_bits) * (accesses or {}).get(t.name, 1.0) for t in tensors)
     failure: CapacityError | None = None
+    best, lowest_cost = None, math.inf
     for vdd_mv in sorted({point.vdd_mv for point in _all_points(partitions)}):
+        if min(cost(p, k) for p in partitions for k in p.points() if k.vdd_mv == vdd_mv) * total >= lowest_cost:
+            continue
         rooms = [_Room(partition, alignment_bits) for partition in partitions]
         try:
             placements = {
-                tensor.name: _best_fit(tensor, tolerated_ber[tensor.name], images, rooms, vdd_mv) for tensor in order
+                tensor.name: _best_fit(tensor, tolerated_ber[tensor.name], images, rooms, vdd_mv, cost)
+                for tensor in order
             }
         except CapacityError as error:
             failure = error
             continue
-        return _mapping(tensors, placements, images, alignment_bits)
-    raise failure or _nothing_tested(tensors)
+        mapping = made_mapping(tensors, placements, images, alignment_bits)
+        if (found := mapping_cost(mapping, partitions, cost, accesses)) < lowest_cost:
+            best, lowest_cost = mapping, found
+    if best is None:
+        raise failure or nothing_tested(tensors)
+    return best
+
+
+def check_tolerances(tensors: Sequence[TensorSpec], tolerated_ber: Mapping[str, float]) -> None:
+    """Raises NetworkError for a tensor without a tolerance."""
+    for tensor in tensors:
+        if tensor.name not in tolerated_ber:
+            raise NetworkError(f"no tolerated BER is known for {tensor.name}; run the fine tolerance search for it")
 
 
 def _first_fit(tensor: TensorSpec, images: int, rooms: Sequence[_Room], point: OperatingPoint) -> Placement:
@@ -267,9 +332,11 @@ def _first_fit(tensor: TensorSpec, images: int, rooms: Sequence[_Room], point: O
     raise _no_room(tensor, images, rooms, f"at {point}")
 
 
-def _best_fit(tensor: TensorSpec, tolerated: float, images: int, rooms: Sequence[_Room], vdd_mv: int) -> Placement:
+def _best_fit(
+    tensor: TensorSpec, tolerated: float, images: int, rooms: Sequence[_Room], vdd_mv: int, cost: Cost
+) -> Placement:
     candidates = [
-        (aggressiveness(point), window.ber, index, room, point, window)
+        (cost(room.partition, point), window.ber, index, room, point, window)
         for index, room in enumerate(rooms)
         for point in _points_of(room, vdd_mv)
         if (window := room.best_window(tensor, images, point)) is not None
@@ -304,11 +371,12 @@ def _largest_first(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:
     return sorted(tensors, key=lambda tensor: (-tensor.bits(), tensor.name))
 
 
-def _mapping(
+def made_mapping(
     tensors: Sequence[TensorSpec], placements: Mapping[str, Placement], images: int, alignment_bits: int
 ) -> DramMapping:
+    """The mapping of ``tensors`` to ``placements``, in the order of ``tensors``."""
     ordered = {tensor.name: placements[tensor.name] for tensor in tensors}
-    vdd_mv = next(iter(ordered.values())).point.vdd_mv
+    vdd_mv = min(piece.point.vdd_mv for placement in ordered.values() for piece in placement.pieces)
     return DramMapping(images=images, alignment_bits=alignment_bits, vdd_mv=vdd_mv, placements=ordered)
 
 
@@ -321,7 +389,8 @@ def _no_room(tensor: TensorSpec, images: int, rooms: Sequence[_Room], where: str
     )
 
 
-def _nothing_tested(tensors: Sequence[TensorSpec]) -> Exception:
+def nothing_tested(tensors: Sequence[TensorSpec]) -> Exception:
+    """What to raise where there is no operating point to map to, or nothing to map."""
     if not tensors:
         return NetworkError("there are no tensors to map; calibrate the network first")
     return CapacityError("no partition was tested at any operating point; scan the module first")

@@ -5,9 +5,10 @@ Networks see `ApproximateMemory` only. Behind it lies an error model, a profile'
 stored as it was. Same seed, same stores and loads: same bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from eden.injection import Flips, flip_uniform, flip_weak_cells
@@ -54,7 +55,7 @@ class ErrorModel(Protocol):
 
 
 class StoredTensors:
-    """Stores bytes by name; counts bits read and flipped. Subclasses say what a read does by `_disturb`.
+    """Stores bytes by name; counts bits read and flipped. Subclasses say what a read does by `_read`.
 
     Attributes:
         flips: bits that reads returned wrong, by tensor.
@@ -81,13 +82,13 @@ class StoredTensors:
         """See `ApproximateMemory.load`. Raises NetworkError where nothing was stored by that name."""
         if tensor not in self._data:
             raise NetworkError(f"{tensor} is read before it was stored; store it first")
-        data = self._data[tensor].clone()
+        data = self._data[tensor]
         turn = self._loads.get(tensor, 0)
         self._loads[tensor] = turn + 1
-        flips = self._disturb(tensor, data, turn)
+        read, flips = self._read(tensor, data, turn)
         self.flips[tensor] = self.flips.get(tensor, 0) + flips.total
         self.bits_read[tensor] = self.bits_read.get(tensor, 0) + data.numel() * 8
-        return data
+        return read
 
     @property
     def total_flips(self) -> int:
@@ -102,16 +103,26 @@ class StoredTensors:
         """Flips a bit over everything read so far; 0 before the first read."""
         return self.total_flips / max(1, self.total_bits_read)
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        """Put the errors of read number ``turn`` (from 0) of ``tensor`` into ``data``."""
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        """What read number ``turn`` (from 0) of ``tensor``, stored as ``data``, returns in a new buffer."""
         raise NotImplementedError
+
+
+def _read_uniform(data: torch.Tensor, rate_zero: float, rate_one: float, seed: int) -> tuple[torch.Tensor, Flips]:
+    read = torch.empty_like(data)
+    return read, flip_uniform(data.numpy(), read.numpy(), rate_zero, rate_one, seed)
+
+
+def _read_weak_cells(data: torch.Tensor, weak: WeakCells, seed: int) -> tuple[torch.Tensor, Flips]:
+    read = data.clone()
+    return read, flip_weak_cells(read.numpy(), weak, seed)
 
 
 class ReliableMemory(StoredTensors):
     """Memory without errors."""
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        return Flips(0, 0)
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        return data.clone(), Flips(0, 0)
 
 
 class BitErrorMemory(StoredTensors):
@@ -127,8 +138,8 @@ class BitErrorMemory(StoredTensors):
             raise NetworkError(f"bit error rate {ber} is not within 0..1; give a probability")
         self.ber = ber
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        return flip_uniform(data.numpy(), self.ber, self.ber, derive_seed(self.seed, tensor, turn))
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        return _read_uniform(data, self.ber, self.ber, derive_seed(self.seed, tensor, turn))
 
 
 class ErrorModelMemory(StoredTensors):
@@ -160,11 +171,11 @@ class ErrorModelMemory(StoredTensors):
             self._first_cell[tensor] = self._allocate(tensor, bits)
             self._reserved[tensor] = bits
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
         draw = derive_seed(self.seed, tensor, turn)
         if self._uniform_rates is not None:
-            return flip_uniform(data.numpy(), *self._uniform_rates, draw)
-        return flip_weak_cells(data.numpy(), self._weak_cells(tensor, data.numel() * 8, turn), draw)
+            return _read_uniform(data, *self._uniform_rates, draw)
+        return _read_weak_cells(data, self._weak_cells(tensor, data.numel() * 8, turn), draw)
 
     def _allocate(self, tensor: str, bits: int) -> int:
         """The next cell with ``bits`` cells after it in one bank; when all banks are full, the first is used again."""
@@ -191,8 +202,24 @@ class ErrorModelMemory(StoredTensors):
         return self.error_model.sample_weak_cells(self._first_cell[tensor], bits, seed)
 
 
+def gathered(weak: WeakCells, placement: Placement, bits: int) -> WeakCells:
+    """The weak cells that the first ``bits`` bits of a tensor meet, numbered by its bits; ``weak`` by the module's."""
+    parts, start = [], 0
+    for piece in placement.pieces:
+        here = weak.within(piece.first_cell, max(0, min(piece.cells, bits - start)))
+        parts.append(WeakCells(here.cell + start, here.flip_zero, here.flip_one))
+        start += piece.cells
+    return joined(parts)
+
+
+def joined(parts: Sequence[WeakCells]) -> WeakCells:
+    """Weak cells of places that follow one another, as one map."""
+    columns = zip(*((part.cell, part.flip_zero, part.flip_one) for part in parts), strict=True)
+    return WeakCells(*(np.concatenate(column) for column in columns))
+
+
 class ProfileMemory(StoredTensors):
-    """Tensors at real addresses of a characterised module: bit ``k`` lies in cell ``placement.first_cell + k``.
+    """Tensors at real addresses of a characterised module: bit ``k`` lies in the ``k``-th cell of its placement.
 
     Args:
         weak_cells: weak cells in module numbering; one map for all, or one by tensor where tensors have operating
@@ -220,14 +247,14 @@ class ProfileMemory(StoredTensors):
         if placement is None:
             raise NetworkError(f"{tensor} has no place in DRAM; map the network again")
         bits = data.numel() * 8
-        if bits > placement.cells:
+        if bits > placement.reserved:
             raise CapacityError(
-                f"{tensor} has {bits} bits but its placement in {placement.partition} holds {placement.cells}; "
+                f"{tensor} has {bits} bits but its placement in {placement.partition} holds {placement.reserved}; "
                 "map it with the batch size in use"
             )
         super().store(tensor, data)
         if tensor not in self._selected or self._selected[tensor][0] != bits:
-            self._selected[tensor] = (bits, self._map_of(tensor).within(placement.first_cell, bits))
+            self._selected[tensor] = (bits, gathered(self._map_of(tensor), placement, bits))
 
     def _map_of(self, tensor: str) -> WeakCells:
         if isinstance(self._weak_cells, WeakCells):
@@ -236,8 +263,8 @@ class ProfileMemory(StoredTensors):
             raise NetworkError(f"no weak cells are known for {tensor}; give its operating point's")
         return self._weak_cells[tensor]
 
-    def _disturb(self, tensor: str, data: torch.Tensor, turn: int) -> Flips:
-        return flip_weak_cells(data.numpy(), self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+        return _read_weak_cells(data, self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
 
 
 class PerTensorMemory:

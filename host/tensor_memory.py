@@ -1,6 +1,6 @@
 """Tensors held in a board's DRAM: the approximate memory of `eden` with nothing modelled."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,20 +12,28 @@ from profiles.geometry import Geometry
 from profiles.schema import OperatingPoint
 
 
-class Placed(Protocol):
-    """Where a tensor lies: what `eden.mapping.Placement` says of it."""
+class Stretch(Protocol):
+    """Cells one after another that hold part of a tensor: `eden.placement.Piece`."""
 
     @property
     def first_cell(self) -> int:
-        """Module cell index of its first bit, at the start of a burst."""
+        """Module cell index of the first bit, at the start of a burst."""
 
     @property
     def cells(self) -> int:
-        """Cells reserved for it."""
+        """Cells reserved; whole bursts."""
 
     @property
     def point(self) -> OperatingPoint:
-        """Operating point that it is read at."""
+        """Operating point that they are read at."""
+
+
+class Placed(Protocol):
+    """Where a tensor lies: `eden.placement.Placement`."""
+
+    @property
+    def pieces(self) -> Sequence[Stretch]:
+        """Stretches of cells, in the order of the tensor's bits."""
 
 
 class BoardMemory:
@@ -51,8 +59,9 @@ class BoardMemory:
         """Write zeros to every place, at nominal: a WRITE that fails keeps what lay there before."""
         self._supply(self._board.rail.nominal_mv)
         for place in self._placements.values():
-            zeros = torch.zeros(place.cells // 8, dtype=torch.uint8)
-            self._board.write_bursts(place.first_cell, self._bursts(zeros), self._board.timings.trcd)
+            for piece in place.pieces:
+                zeros = torch.zeros(piece.cells // 8, dtype=torch.uint8)
+                self._board.write_bursts(piece.first_cell, self._bursts(zeros), self._board.timings.trcd)
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
         """Write ``data`` (uint8, flat) as ``tensor``.
@@ -62,15 +71,16 @@ class BoardMemory:
             CapacityError: it is larger than its place.
         """
         place = self._place(tensor)
-        if data.numel() * 8 > place.cells:
+        room = sum(piece.cells for piece in place.pieces)
+        if data.numel() * 8 > room:
             raise CapacityError(
-                f"{tensor} has {data.numel() * 8} bits, its place holds {place.cells}; map the network with this batch "
-                "size"
+                f"{tensor} has {data.numel() * 8} bits, its place holds {room}; map the network with this batch size"
             )
         at_point = tensor in self._written_at_point
-        self._supply(place.point.vdd_mv if at_point else self._board.rail.nominal_mv)
-        trcd = self._clocks(place.point) if at_point else self._board.timings.trcd
-        self._board.write_bursts(place.first_cell, self._bursts(data), trcd)
+        for piece, part in _parts(place, data):
+            self._supply(piece.point.vdd_mv if at_point else self._board.rail.nominal_mv)
+            trcd = self._clocks(piece.point) if at_point else self._board.timings.trcd
+            self._board.write_bursts(piece.first_cell, self._bursts(part), trcd)
         self._stored[tensor] = data
 
     def load(self, tensor: str) -> torch.Tensor:
@@ -78,10 +88,13 @@ class BoardMemory:
         if tensor not in self._stored:
             raise NetworkError(f"{tensor} is read before it was stored; store it first")
         stored, place = self._stored[tensor], self._place(tensor)
-        self._supply(place.point.vdd_mv)
-        count = -(-stored.numel() * 8 // self._board.geometry.burst_bits)
-        words = self._board.read_bursts(place.first_cell, count, self._clocks(place.point))
-        data = torch.from_numpy(words.view(np.uint8).reshape(-1)[: stored.numel()].copy())
+        read = [np.empty(0, np.uint8)]
+        for piece, part in _parts(place, stored):
+            self._supply(piece.point.vdd_mv)
+            count = -(-part.numel() * 8 // self._board.geometry.burst_bits)
+            words = self._board.read_bursts(piece.first_cell, count, self._clocks(piece.point))
+            read.append(words.view(np.uint8).reshape(-1)[: part.numel()])
+        data = torch.from_numpy(np.concatenate(read))
         wrong = int(np.bitwise_count(np.bitwise_xor(data.numpy(), stored.numpy())).sum())
         self.flips[tensor] = self.flips.get(tensor, 0) + wrong
         self.bits_read[tensor] = self.bits_read.get(tensor, 0) + stored.numel() * 8
@@ -115,10 +128,21 @@ class BoardMemory:
         return padded.view(np.uint32).reshape(-1, size // 4)
 
 
+def _parts(place: Placed, data: torch.Tensor) -> Iterator[tuple[Stretch, torch.Tensor]]:
+    """The bytes of ``data`` that lie in each piece; pieces that it does not reach are left out."""
+    start = 0
+    for piece in place.pieces:
+        part = data[start : start + piece.cells // 8]
+        if part.numel():
+            yield piece, part
+        start += piece.cells // 8
+
+
 def _check_places(placements: Mapping[str, Placed], geometry: Geometry) -> None:
     """Raises CapacityError where a place is off a burst's start, outside the module, or over another."""
     end, before = 0, ""
-    for tensor, place in sorted(placements.items(), key=lambda item: item[1].first_cell):
+    pieces = [(tensor, piece) for tensor, placed in placements.items() for piece in placed.pieces]
+    for tensor, place in sorted(pieces, key=lambda item: item[1].first_cell):
         last = place.first_cell + place.cells - 1
         if place.first_cell % geometry.burst_bits or place.first_cell < 0 or last >= geometry.cells:
             raise CapacityError(

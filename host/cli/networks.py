@@ -8,7 +8,7 @@ import typer
 from eden.approximate import ApproximateNetwork
 from eden.boosting import boost as boost_network
 from eden.inference import Accuracy, agrees, evaluate, predict_accuracy
-from eden.mapping import DramMapping
+from eden.mapping import Cost, DramMapping, vdd_then_trcd, weighted
 from eden.networks import NETWORKS
 from eden.precision import Precision
 from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
@@ -19,10 +19,12 @@ from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError
+from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
 NetworkPath = Annotated[Path, typer.Argument(help="Network, as `eden train` or `eden boost` writes it.")]
 ModelPath = Annotated[Path, typer.Option(help="Error model, as `eden fit --out` writes it.")]
+MAP_DRAWS = 5
 INFERENCE_EPOCH = 1 << 32  # apart from those of any scan
 TargetDrop = Annotated[float, typer.Option(help="Accuracy that may be lost, percent of images.")]
 Baseline = Annotated[
@@ -111,28 +113,30 @@ def map_(
     out: Annotated[Path, typer.Option(help="File for the mapping (JSON).")],
     batch: Annotated[int, typer.Option(help="Images in DRAM at a time.")] = 50,
     margin: Annotated[float, typer.Option(help="Points of validation accuracy above the target to ask for.")] = 0.2,
+    energy: Annotated[float, typer.Option(help="Weight of DRAM energy (it goes with the square of VDD).")] = 0.0,
+    latency: Annotated[float, typer.Option(help="Weight of activation latency (tRCD).")] = 0.0,
     seed: Seed = 1,
 ) -> None:
-    """Place every tensor, at the lowest VDD that meets the target over the profile's own cells (EDEN, section 3)."""
-    tolerated = stages.load_tolerance(tolerance)
-    split = stages.dataset().validation
+    """Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).
+
+    Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second.
+    """
+    tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
+    split, target = stages.dataset().validation, tolerated.target_accuracy + margin / 100
+    module = measured.header.module
+    cost: Cost = vdd_then_trcd
+    if energy or latency:
+        nominal = OperatingPoint(vdd_mv=module.nominal_vdd_mv, trcd_ps=module.nominal_trcd_ps)
+        cost = weighted(energy, latency, nominal)
     with progress_bar("map") as progress:
-        choice = stages.choose_point(
-            stages.load_network(network),
-            tolerated.fine,
-            Profile.open(profile),
-            split,
-            tolerated.target_accuracy + margin / 100,
-            batch,
-            5,
-            seed,
-            progress,
-        )
+        choice = stages.choose_point(loaded, tolerated.fine, measured, split, target, batch, MAP_DRAWS, seed, progress)
+    choice = stages.cheaper_choice(choice, loaded, tolerated.fine, measured, split, target, MAP_DRAWS, seed, cost)
     place = choice.footprint
     place.mapping.save(out)
     rows = [
-        [p.tensor, p.partition, str(p.point), f"{p.cells / 8192:.1f}", f"{place.ber[p.tensor]:.1e}"]
+        [p.tensor, piece.partition, str(piece.point), f"{piece.cells / 8192:.1f}", f"{place.ber[p.tensor]:.1e}"]
         for p in place.mapping.placements.values()
+        for piece in p.pieces
     ]
     table("mapping", ["tensor", "partition", "VDD, tRCD", "KiB", "BER"], rows)
     console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
@@ -167,7 +171,8 @@ def _compare_with_prediction(
     profile: Profile, network: ApproximateNetwork, mapping: DramMapping, measured: Accuracy
 ) -> None:
     place, test = stages.footprint(profile, mapping), stages.dataset().test
-    fitted = stages.fitted_memory(stages.fits_at(profile, place.point), place, stages.partitions(profile))
+    fits = {point: stages.fits_at(profile, point) for point in {piece.point for piece in mapping.pieces}}
+    fitted = stages.fitted_memory(fits, place, stages.partitions(profile))
     for name, memory_of in (("the fitted error models", fitted), ("the profile's own cells", place.memory)):
         with progress_bar(f"predict from {name}") as progress:
             predicted = predict_accuracy(network, memory_of, test.images, test.labels, 10, mapping.images, progress)

@@ -136,7 +136,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         measured, memory = stages.infer_on_board(board, network, place.mapping, test, epoch, progress)
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
-        by_model = _predict(network, stages.fitted_memory(fits, place, stages.partitions(profile)), place)
+        by_model = _predict(network, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place)
         by_cells = _predict(network, place.memory, place)
     results = {
         "baseline_accuracy": clean,

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.datasets import Dataset, Split, mnist5000
 from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
-from eden.mapping import DramMapping, Partition, RowRates, aggressiveness, fine_mapping
-from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory
+from eden.mapping import Cost, DramMapping, Partition, RowRates, aggressiveness, fine_mapping, mapping_cost
+from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory, joined
 from eden.networks import build
-from eden.placement import Placement
+from eden.optimal import optimal_mapping
+from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from host.board import Board
@@ -200,7 +201,7 @@ class Footprint:
     @property
     def mean_ber(self) -> float:
         """Over all bits of the network."""
-        cells = {name: placement.cells for name, placement in self.mapping.placements.items()}
+        cells = {name: placement.reserved for name, placement in self.mapping.placements.items()}
         return sum(self.ber[name] * count for name, count in cells.items()) / sum(cells.values())
 
     def memory(self, seed: int) -> ProfileMemory:
@@ -215,13 +216,21 @@ def is_ifm(tensor: str) -> bool:
 
 def footprint(profile: Profile, mapping: DramMapping) -> Footprint:
     """Look up the weak cells of a mapping in the profile it was made from."""
-    points = {placement.point for placement in mapping.placements.values()}
+    points = {piece.point for piece in mapping.pieces}
     maps = {(p, c): measured_weak_cells(profile, p, c) for p in points for c in (NOMINAL, AT_POINT)}
     cells, rates = {}, {}
     for name, placement in mapping.placements.items():
-        cells[name] = maps[placement.point, AT_POINT if is_ifm(name) else NOMINAL]
-        rates[name] = cells[name].within(placement.first_cell, placement.cells).ber(placement.cells)
+        condition = AT_POINT if is_ifm(name) else NOMINAL
+        pieces = sorted(placement.pieces, key=lambda piece: piece.first_cell)
+        cells[name] = joined([_module_cells(maps[piece.point, condition], piece) for piece in pieces])
+        rates[name] = cells[name].ber(placement.reserved)
     return Footprint(mapping, cells, rates)
+
+
+def _module_cells(weak: WeakCells, piece: Piece) -> WeakCells:
+    """The weak cells of a piece, in module numbering."""
+    here = weak.within(piece.first_cell, piece.cells)
+    return WeakCells(here.cell + piece.first_cell, here.flip_zero, here.flip_one)
 
 
 def map_at(
@@ -324,6 +333,38 @@ def choose_point(
     return min(chosen.values(), key=lambda choice: aggressiveness(choice.footprint.point))
 
 
+def cheaper_choice(
+    choice: Choice,
+    network: ApproximateNetwork,
+    tolerated: Mapping[str, float],
+    profile: Profile,
+    validation: Split,
+    target_accuracy: float,
+    draws: int,
+    seed: int,
+    cost: Cost,
+) -> Choice:
+    """The cheapest mapping with an operating point for each partition, if it costs less and meets the target too.
+
+    Otherwise ``choice`` itself: the tolerances that the cheapest mapping relies on were found on an error model, and
+    whether the network holds is for the profile's own cells to say.
+    """
+    parts, images = partitions(profile), choice.footprint.mapping.images
+    try:
+        found = optimal_mapping(network.tensors(), tolerated, parts, images, cost=cost)
+    except CapacityError:
+        return choice
+    if found.cost >= mapping_cost(choice.footprint.mapping, parts, cost):
+        return choice
+    place = footprint(profile, found.mapping.model_copy(update={"module": profile.header.module}))
+
+    def memory(draw: int) -> ProfileMemory:
+        return place.memory(derive_seed(seed, "choice", draw))
+
+    predicted = predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
+    return Choice(place, predicted, None, None) if predicted.mean >= target_accuracy else choice
+
+
 # ---- the error model's prediction, and the DRAM ----------------------------------------------------------------------
 
 
@@ -333,7 +374,7 @@ def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, Fit
 
 
 def fitted_memory(
-    fits: Mapping[WriteCondition, FitReport], place: Footprint, parts: list[Partition]
+    fits: Mapping[OperatingPoint, Mapping[WriteCondition, FitReport]], place: Footprint, parts: list[Partition]
 ) -> Callable[[int], ProfileMemory]:
     """Memories that follow the fitted models where each tensor lies; each seed is another module of their kind.
 
@@ -346,14 +387,19 @@ def fitted_memory(
         weak = {}
         for name, placement in place.mapping.placements.items():
             kind, condition = ("ifm", AT_POINT) if is_ifm(name) else ("weight", NOMINAL)
-            weak[name] = _sample_rows(fits[condition].model, placement, by_name[placement.partition], kind, seed)
+            weak[name] = joined(
+                [
+                    _sample_rows(fits[piece.point][condition].model, piece, by_name[piece.partition], kind, seed)
+                    for piece in sorted(placement.pieces, key=lambda piece: piece.first_cell)
+                ]
+            )
         return ProfileMemory(weak, place.mapping.placements, derive_seed(seed, "reads"))
 
     return memory
 
 
-def _sample_rows(model: ErrorModel, placement: Placement, part: Partition, kind: str, seed: int) -> WeakCells:
-    """Weak cells of a placement, in module numbering."""
+def _sample_rows(model: ErrorModel, placement: Piece, part: Partition, kind: str, seed: int) -> WeakCells:
+    """Weak cells of a piece, in module numbering."""
     first, end = placement.first_cell, placement.first_cell + placement.cells
     if part.rows is None or model.number not in UNIFORM_MODELS:
         found = model.sample_weak_cells(first, placement.cells, seed)
@@ -365,8 +411,7 @@ def _sample_rows(model: ErrorModel, placement: Placement, part: Partition, kind:
         if low < high:
             here = model.scaled(min(float(rate), model.highest_ber)).sample_weak_cells(low, high - low, seed)
             pieces.append(WeakCells(here.cell + low, here.flip_zero, here.flip_one))
-    columns = zip(*((p.cell, p.flip_zero, p.flip_one) for p in pieces), strict=True)
-    return WeakCells(*(np.concatenate(column) for column in columns))
+    return joined(pieces)
 
 
 def infer_on_board(

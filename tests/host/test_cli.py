@@ -136,6 +136,19 @@ def test_published_rates_are_imported(run, tmp_path: Path) -> None:
     assert_one_line(*_without_output(run("profile", "import", study, tmp_path / "other")), "study.csv")
 
 
+def test_the_study_of_mapping_writes_figures_and_a_picture(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("host.cli.mapping_study.SIZES", {(12, 4, 2, 3): ((1, 2), 10.0, 1e-6)})
+    status, out, err = run("study", "mapping", "--out", tmp_path)
+    assert status == 0, err
+    rows = json.loads((tmp_path / "mapping.json").read_text())["rows"]
+    assert [row["seeds"] for row in rows] == [[1], [2]]
+    assert all(row["gap"] <= row["goal"] and row["cost"] <= row["greedy_cost"] for row in rows if row["greedy_cost"])
+    assert (tmp_path / "mapping.png").stat().st_size > 1000
+    assert "mapping.json" in out
+
+
 def test_fit_writes_a_model_that_loads(run, profile: Path, tmp_path: Path) -> None:
     from profiles.error_models import load_error_model
 

@@ -12,7 +12,7 @@ from eden.approximate import ApproximateNetwork
 from eden.bounding import Bounding
 from eden.datasets import Split
 from eden.inference import Prediction
-from eden.mapping import DramMapping, fine_mapping
+from eden.mapping import DramMapping, fine_mapping, mapping_cost, vdd_then_trcd, weighted
 from eden.memory import ReliableMemory
 from eden.networks import build
 from eden.precision import Precision
@@ -271,6 +271,24 @@ def test_the_choice_meets_its_target_over_the_profiles_cells(
     again = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
     assert again.footprint.mapping == choice.footprint.mapping
     assert again.predicted == choice.predicted
+
+
+def test_a_cheaper_mapping_is_taken_only_if_it_meets_the_target(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    arguments = (choice, network, rates(network, 1e-3), profile, split)
+    parts = stages.partitions(profile)
+    nominal = OperatingPoint(vdd_mv=1350, trcd_ps=13_750)
+    for cost in (vdd_then_trcd, weighted(0.0, 1.0, nominal)):
+        found = stages.cheaper_choice(*arguments, 0.0, 3, 1, cost)
+        before = mapping_cost(choice.footprint.mapping, parts, cost)
+        assert mapping_cost(found.footprint.mapping, parts, cost) <= before
+        assert stages.cheaper_choice(*arguments, 1.1, 3, 1, cost) is choice
+        assert found.footprint.memory(0).placements == found.footprint.mapping.placements
+    fastest = stages.cheaper_choice(*arguments, 0.0, 3, 1, weighted(0.0, 1.0, nominal))
+    assert fastest is not choice
+    assert max(piece.point.trcd_ps for piece in fastest.footprint.mapping.pieces) < choice.footprint.point.trcd_ps
 
 
 # ---- what does not work is said --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 
 from eden.mapping import DramMapping
 from eden.memory import ReliableMemory
-from eden.placement import Placement
+from eden.placement import Piece, Placement
 from eden.precision import Precision
 from host.board import Board
 from host.boards import MockEnvironment, MockSupply, mock_build
@@ -280,3 +280,24 @@ def test_it_is_the_reliable_memory_at_nominal(rig: tuple[Board, RecordingSupply]
                 assert torch.equal(there.load(name), here.load(name))
     assert there.total_bits_read == here.total_bits_read
     assert there.total_flips == 0
+
+
+def test_a_tensor_in_several_pieces_comes_back_whole(rig: tuple[Board, RecordingSupply]) -> None:
+    opened, _ = rig
+    burst = GEOMETRY.burst_bits
+    more = (
+        Piece(partition="other", first_cell=GEOMETRY.bank_bits, cells=2 * burst, point=NOMINAL),
+        Piece(partition="bank", first_cell=0, cells=3 * burst, point=NOMINAL),
+    )
+    split = Placement(tensor="a", partition="bank", first_cell=8 * burst, cells=burst, point=NOMINAL, more=more)
+    memory = BoardMemory(opened, {"a": split, "b": place("b", burst, NOMINAL, 9 * burst)}, frozenset({"a"}))
+    for size in (burst // 8 - 3, burst // 8 + 1, 6 * burst // 8 - 5, 6 * burst // 8):
+        data = torch.from_numpy(np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8))
+        with opened.rail.guarded():
+            memory.clear()
+            memory.store("a", data)
+            assert torch.equal(memory.load("a"), data)
+    with pytest.raises(CapacityError, match=f"its place holds {6 * burst}"):
+        memory.store("a", torch.zeros(6 * burst // 8 + 1, dtype=torch.uint8))
+    with pytest.raises(CapacityError, match="mapped over"):
+        BoardMemory(opened, {"a": split, "b": place("b", burst, NOMINAL, burst)}, frozenset())
