@@ -80,7 +80,7 @@ class ScanPlan(_Table):
         banks, rows: cells to test.
         cells: where single cells are kept at any error rate. Elsewhere, points at which more than 1e-3 (`host.scan`)
             of the bits fail are counted by row, bitline and data line instead. Default: the first rows tested, up to
-            `CELLS_DEFAULT_BYTES`, room for a network.
+            `CELLS_DEFAULT_BYTES`; in `eden run`, twice what its network takes if that is more.
         write: at which point data are written: nominal, operating_point (as IFMs are), or both in turn.
         access_mode: burst_per_activation (what tRCD acts on) or linear.
         refresh: kept or withheld while testing.

@@ -75,8 +75,10 @@ def report(
 
 def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
     out, network_plan = settings.output, settings.network
+    needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
+    plan = stages.with_room(settings.scan, board.geometry, needed)
     with progress_bar("scan") as progress:
-        profile = scan(board, settings.scan, out / "profile", progress)
+        profile = scan(board, plan, out / "profile", progress)
     with progress_bar("fit error models"):
         reference = stages.reference_point(profile)
         fits = stages.fits_at(profile, reference)

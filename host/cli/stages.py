@@ -13,7 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.datasets import Dataset, Split, mnist5000
 from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
-from eden.mapping import Cost, DramMapping, Partition, RowRates, aggressiveness, fine_mapping, mapping_cost
+from eden.mapping import (
+    DEFAULT_ALIGNMENT_BITS,
+    Cost,
+    DramMapping,
+    Partition,
+    RowRates,
+    aggressiveness,
+    aligned_bits,
+    fine_mapping,
+    mapping_cost,
+)
 from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory, joined
 from eden.networks import build
 from eden.optimal import optimal_mapping
@@ -21,6 +31,7 @@ from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from host.board import Board
+from host.plan import Cells, Rows, ScanPlan
 from host.tensor_memory import BoardMemory
 from profiles import statistics
 from profiles.cells import WeakCells
@@ -28,12 +39,14 @@ from profiles.error_models import ErrorModel, Floats
 from profiles.errors import BoardError, CapacityError, FitError, NetworkError, PlanError
 from profiles.files import atomic_file, first_problem, read_bounded
 from profiles.fit import FitReport, fit
+from profiles.geometry import Geometry
 from profiles.population import measured_weak_cells
 from profiles.progress import Progress, silent
 from profiles.schema import OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
 NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
+ROOM_TO_CHOOSE = 2  # cells known by default, over those that the network takes
 REFERENCE_BER = 3e-3  # where a model for training is fitted: a rate at which networks begin to suffer
 
 
@@ -130,6 +143,43 @@ def model_memory(model: ErrorModel, fresh_map: bool = False) -> Callable[[float,
 
 
 # ---- mapping ---------------------------------------------------------------------------------------------------------
+
+
+def named_network_cells(name: str, precision: Precision, images: int) -> int:
+    """`network_cells` of a network of `eden.networks`, before it is trained."""
+    network = ApproximateNetwork(build(name, 0), precision)
+    network.calibrate([dataset().validation.images[:1]])
+    return network_cells(network, images)
+
+
+def network_cells(network: ApproximateNetwork, images: int) -> int:
+    """Cells that every weight, and every IFM of a batch of ``images``, take together."""
+    return sum(aligned_bits(tensor, images, DEFAULT_ALIGNMENT_BITS) for tensor in network.tensors())
+
+
+def with_room(plan: ScanPlan, geometry: Geometry, needed: int) -> ScanPlan:
+    """``plan`` such that single cells are known in enough rows for tensors of ``needed`` cells, with a choice of rows.
+
+    A plan that names its rows keeps them.
+
+    Raises:
+        PlanError: the tensors do not fit the cells that would be known; better said before a scan than after it.
+    """
+    known = plan.cell_regions(geometry)
+    if not plan.cells:
+        rows = -(-ROOM_TO_CHOOSE * needed // (len(plan.banks) * geometry.row_bits))
+        wanted = min(max(rows, known[0].row_count), plan.rows.count)
+        plan = plan.model_copy(
+            update={"cells": (Cells(banks=plan.banks, rows=Rows(start=plan.rows.start, count=wanted)),)}
+        )
+        known = plan.cell_regions(geometry)
+    room = sum(region.cells(geometry) for region in known)
+    if needed > room:
+        raise PlanError(
+            f"the network's tensors take {needed / 2**23:.1f} MiB of DRAM, and the plan knows the cells of "
+            f"{room / 2**23:.1f} MiB; test more rows or banks, or use smaller batches"
+        )
+    return plan
 
 
 def partitions(profile: Profile) -> list[Partition]:

@@ -167,6 +167,31 @@ def test_partitions_are_what_the_cells_say(profile: Profile, point: OperatingPoi
             assert part.ber(kind, point) > 0
 
 
+def test_cells_are_known_where_the_network_will_lie() -> None:
+    geometry = Geometry(banks=4, rows=1 << 14, columns=1024, data_width=64, burst_length=8, chip_width=8)
+    grid = (Grid(trcd_ps=10_000, vdd_mv=(1200,)),)
+    plan = ScanPlan(grid=grid, patterns=("0x00",), rounds=1, banks=(0, 2), rows=Rows(start=8, count=9000))
+    default = plan.cell_regions(geometry)[0].cells(geometry)
+    assert stages.with_room(plan, geometry, default // 2).cell_regions(geometry) == plan.cell_regions(geometry)
+    (wide,) = stages.with_room(plan, geometry, default).cell_regions(geometry)
+    assert (wide.banks, wide.row_start, wide.cells(geometry)) == ((0, 2), 8, 2 * default)
+    (all_of_it,) = stages.with_room(plan, geometry, 9000 * 2 * geometry.row_bits).cell_regions(geometry)
+    assert all_of_it == plan.region
+    with pytest.raises(PlanError, match="smaller batches"):
+        stages.with_room(plan, geometry, 9000 * 2 * geometry.row_bits + 1)
+    named = plan.model_copy(update={"cells": (Cells(banks=(2,), rows=Rows(start=100, count=2)),)})
+    assert stages.with_room(named, geometry, 2 * geometry.row_bits) == named
+    with pytest.raises(PlanError, match="test more rows"):
+        stages.with_room(named, geometry, 2 * geometry.row_bits + 1)
+
+
+def test_a_network_takes_what_its_mapping_reserves(network: ApproximateNetwork, profile: Profile) -> None:
+    parts, point = stages.partitions(profile), profile.operating_points()[0]
+    mapping = stages.map_at(network, dict.fromkeys((t.name for t in network.tensors()), 1.0), parts, point, images=7)
+    reserved = sum(placement.reserved for placement in mapping.placements.values())
+    assert stages.network_cells(network, 7) == reserved
+
+
 def test_footprint_is_what_the_cells_say(profile: Profile, network: ApproximateNetwork) -> None:
     place = stages.footprint(profile, mapped(network, profile, CLIFF))
     by_condition = {c: errors_by_cell(profile, CLIFF, c) for c in (NOMINAL, AT_POINT)}
