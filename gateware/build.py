@@ -13,13 +13,16 @@ elaborates the design in any case, as a check. What comes out is in build/gatewa
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,9 @@ from profiles.errors import BoardError, EdenError
 
 OUTPUT = Path("build/gateware")
 OPEN_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
-PLACEMENTS = 3  # attempts to meet timing, each with a seed of its own
+PLACEMENTS = 5  # attempts to route and meet timing, each with a seed of its own
+ROUTING_ROUNDS = 150  # what routes at all has done so by then; nextpnr itself would go on for ever
+_LOOK_S = 5.0  # how often what a tool says is looked at
 ECP5_CELLS = {"luts": "TRELLIS_COMB", "flip_flops": "TRELLIS_FF", "block_rams": "DP16KD"}
 
 
@@ -79,18 +84,33 @@ def make_bitstream(tools: "Tools", folder: Path, name: str) -> dict[str, Any]:
     """Run the script that LiteX left in ``folder``; place and route again with other seeds until all clocks are met.
 
     Returns:
-        The figures of the last attempt; `check_clocks` tells whether it succeeded.
+        The figures of the last attempt that could be routed; `check_clocks` tells whether it succeeded.
+
+    Raises:
+        BoardError: a tool failed, or no attempt could be routed.
     """
     script = (folder / f"build_{name}.sh").read_text()
     later = "\n".join(line for line in script.splitlines() if not line.startswith("yosys "))
+    figures: dict[str, Any] = {}
     for seed in range(1, PLACEMENTS + 1):
         attempt = folder / f"place_{seed}.sh"
         attempt.write_text((script if seed == 1 else later).replace("--seed 1", f"--seed {seed}"))
-        tools.run("bash", attempt.name)
+        if not tools.run("bash", attempt.name, until=_hopeless):
+            continue
         figures = ecp5_figures(json.loads((folder / "nextpnr.json").read_text()))
         if not missed_clocks(figures):
             break
+    if not figures:
+        raise BoardError(
+            f"{name}: none of {PLACEMENTS} placements could be routed; give the engine smaller memories (sizes in "
+            f"gateware/boards/{name}.py)"
+        )
     return figures
+
+
+def _hopeless(said: str) -> bool:
+    """Whether nextpnr has routed for `ROUTING_ROUNDS` rounds."""
+    return f"iter={ROUTING_ROUNDS} wires=" in said
 
 
 class Tools:
@@ -110,16 +130,30 @@ class Tools:
                 _wrap_yowasp(tool, wrappers / tool)
         self._environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{wrappers}"}
 
-    def run(self, *command: str) -> None:
-        """Run one tool.
+    def run(self, *command: str, until: Callable[[str], bool] = lambda said: False) -> bool:
+        """Run one tool; False if it was stopped because what it had ``said`` so far met ``until``.
 
         Raises:
             BoardError: it failed.
         """
+        before = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("a") as log:
-            done = subprocess.run(command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, check=False)
-        if done.returncode:
-            raise BoardError(f"'{' '.join(command)}' ended with status {done.returncode}; see {self._log}")
+            process = subprocess.Popen(
+                command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK_S)
+                if until(self._log.read_text(errors="replace")[before:]):
+                    return False
+        finally:
+            if process.poll() is None:  # given up, or Ctrl-C: the script and the tool that it runs
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+        if process.returncode:
+            raise BoardError(f"'{' '.join(command)}' ended with status {process.returncode}; see {self._log}")
+        return True
 
     def elaborate(self, name: str, device: str) -> dict[str, Any]:
         """Let yosys synthesise ``name``.v for a Xilinx device; returns its statistics."""

@@ -58,16 +58,35 @@ def test_placement_goes_on_until_the_clocks_are_met(tmp_path: Path, needed: int,
     scripts = []
 
     class Recorder:
-        def run(self, _shell: str, script: str) -> None:
+        def run(self, _shell: str, script: str, until: object) -> bool:
             scripts.append((tmp_path / script).read_text())
             outcome = json.loads(json.dumps(NEXTPNR))
             outcome["fmax"]["$glbnet$sys_clk"]["achieved"] = 80.0 if len(scripts) >= needed else 70.0
             (tmp_path / "nextpnr.json").write_text(json.dumps(outcome))
+            return True
 
     figures = build.make_bitstream(Recorder(), tmp_path, "ecpix5")  # type: ignore[arg-type]
     assert bool(build.missed_clocks(figures)) == (needed > build.PLACEMENTS)
     assert ["yosys" in script for script in scripts] == [True, *[False] * (attempts - 1)]
     assert [f"--seed {k + 1}\n" in script for k, script in enumerate(scripts)] == [True] * attempts
+
+
+@needs_open_tools
+def test_what_does_not_route_is_given_up_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that goes on for ever with the first seeds, and ends at once with a later one."""
+    folder = tmp_path / "board"
+    folder.mkdir()
+    (folder / "good.json").write_text(json.dumps(NEXTPNR | {"fmax": {}}))
+    router = f"echo 'Info: iter={build.ROUTING_ROUNDS} wires=1 overused=9'; sleep 1000"
+    (folder / "build_ecpix5.sh").write_text(
+        f"seed=$(echo --seed 1 | cut -d' ' -f2)\nif [ $seed -lt 3 ]; then {router}; fi\ncp good.json nextpnr.json\n"
+    )
+    monkeypatch.setattr(build, "_LOOK_S", 0.1)
+    assert build.make_bitstream(Tools(folder), folder, "ecpix5")["resources"]
+    assert sorted(file.name for file in folder.glob("place_*.sh")) == ["place_1.sh", "place_2.sh", "place_3.sh"]
+    monkeypatch.setattr(build, "PLACEMENTS", 2)
+    with pytest.raises(BoardError, match="none of 2 placements could be routed"):
+        build.make_bitstream(Tools(folder), folder, "ecpix5")
 
 
 def test_xilinx_cells_are_counted_by_kind() -> None:
