@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,15 +30,22 @@ DEFAULT_LAW = VddLaw(CoreLaw.DYNAMIC_SQUARE, io_scaled=False)
 DEFAULT_STALL = 0.5
 STALLS = (0.25, 0.75)  # band of the share of time that a system waits for DRAM
 PRECISIONS = (Precision.FP32, Precision.INT8)
+DRAM_OF_FAMILY = {
+    "DDR3": "ddr3-1600",
+    "DDR3L": "ddr3l-1600",
+    "DDR4": "ddr4-2400",
+    "LPDDR3": "lpddr3-1600",
+    "LPDDR4": "lpddr4-3200",
+}
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A cut of VDD and of tRCD. ``assumed``: the paper gives none for this network."""
+    """A cut of VDD and of tRCD. ``source``: "paper"; "assumed" where it gives none for this network; or "measured"."""
 
     vdd_mv: int
     trcd_ps: int
-    assumed: bool
+    source: Literal["paper", "assumed", "measured"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,11 @@ class Points:
         """From `eden/operating_points.toml`."""
         data = tomllib.loads((Path(__file__).parent / "operating_points.toml").read_text(encoding="utf-8"))
         found = {
-            (precision, name): OperatingPoint(**point, assumed=False)
+            (precision, name): OperatingPoint(**point, source="paper")
             for precision in PRECISIONS
             for name, point in data[precision].items()
         }
-        return cls(data["nominal_vdd_mv"], OperatingPoint(**data["assumed"], assumed=True), found)
+        return cls(data["nominal_vdd_mv"], OperatingPoint(**data["assumed"], source="assumed"), found)
 
     def at(self, network: str, precision: Precision) -> OperatingPoint:
         return self.of.get((precision, network), self.assumed)
@@ -76,7 +83,7 @@ class Cell:
     """
 
     network: str
-    platform: str
+    platform: Platform
     precision: Precision
     point: OperatingPoint
     energy_saved: dict[tuple[VddLaw, str, str], float]
@@ -88,8 +95,7 @@ class Cell:
     @property
     def time_ratio(self) -> float:
         """With the platform's own row policy and outstanding bursts."""
-        platform = PLATFORMS[self.platform]
-        return self.time_ratios[platform.policy, platform.outstanding]
+        return self.time_ratios[self.platform.policy, self.platform.outstanding]
 
     @property
     def fastest(self) -> float:
@@ -126,7 +132,7 @@ def evaluate(name: str, layers: Sequence[Layer], platform: Platform, precision: 
             ratios[policy, outstanding] = after / before
     joules = {part: value * platform.channels for part, value in energy(paces["computing"][0], spec).parts().items()}
     seconds = nominal.length * spec.tck_ps * 1e-12
-    return Cell(name, platform.name, precision, point, saved, ratios, joules, moved, seconds)
+    return Cell(name, platform, precision, point, saved, ratios, joules, moved, seconds)
 
 
 def _both(
@@ -175,12 +181,12 @@ def row(cell: Cell, law: VddLaw = DEFAULT_LAW, stall: float = DEFAULT_STALL) -> 
     gains = [speed_up(share, ratio) for share in STALLS for ratio in cell.time_ratios.values()]
     return {
         "network": cell.network,
-        "platform": cell.platform,
+        "platform": cell.platform.name,
         "precision": cell.precision.value,
         "vdd_cut_mv": cell.point.vdd_mv,
         "trcd_cut_ps": cell.point.trcd_ps,
-        "operating_point": "assumed" if cell.point.assumed else "paper",
-        "dram": PLATFORMS[cell.platform].dram,
+        "operating_point": cell.point.source,
+        "dram": cell.platform.dram,
         "read_bytes": cell.traffic.read_bytes,
         "written_bytes": cell.traffic.written_bytes,
         "nominal_joules": cell.joules,
@@ -201,7 +207,7 @@ def row(cell: Cell, law: VddLaw = DEFAULT_LAW, stall: float = DEFAULT_STALL) -> 
         "speed_up": speed_up(stall, cell.time_ratio),
         "speed_up_low": min(gains),
         "speed_up_high": max(gains),
-        "sentence": PLATFORMS[cell.platform].note,
+        "sentence": cell.platform.note,
     }
 
 
@@ -217,7 +223,7 @@ def averages(
             these = [
                 cell
                 for cell in cells
-                if (cell.platform, cell.precision) == (platform.name, precision) and not cell.point.assumed
+                if (cell.platform.name, cell.precision) == (platform.name, precision) and cell.point.source == "paper"
             ]
             if these:
                 yield _average(these, platform, precision, law, stall)
@@ -277,6 +283,31 @@ def _sentence(
             "with the row policy and dependence that gain most; it states neither these nor the share."
         )
     return " ".join(parts)
+
+
+def of_run(
+    name: str, layers: Sequence[Layer], precision: Precision, cut: OperatingPoint, nominal_vdd_mv: int, dram: str
+) -> Iterator[Cell]:
+    """A cell a platform for a network of one's own at a measured operating point, each platform with that very DRAM.
+
+    Args:
+        name, layers, precision: the network (`eden.layers.layers_of`).
+        cut: of VDD and tRCD, from the module's nominal values.
+        nominal_vdd_mv: the module's.
+        dram: the module's JEDEC family, as in ``DRAM_OF_FAMILY``.
+
+    Raises:
+        ModelError: no figures of such a DRAM are here, or the cut leaves nothing.
+    """
+    if dram not in DRAM_OF_FAMILY:
+        raise ModelError(f"no currents of {dram} are known; known are {', '.join(DRAM_OF_FAMILY)}")
+    points, seen = Points(nominal_vdd_mv, cut, {}), set()
+    for platform in PLATFORMS.values():
+        kind = platform.name.split(", ")[0]
+        if kind not in seen:
+            seen.add(kind)
+            own = replace(platform, name=f"{kind}, {dram}", dram=DRAM_OF_FAMILY[dram])
+            yield evaluate(name, layers, own, precision, points)
 
 
 def headline(networks: Sequence[str], platforms: Sequence[str], progress: Callable[[int, int], None]) -> Iterator[Cell]:

@@ -133,8 +133,20 @@ def _section(precision: str, r: dict[str, Any]) -> str:
             for t in r["tensors"]
         ],
     )
+    savings = _table(
+        ["platform", "DRAM energy saved", "by any law", "DRAM time", "speed-up", "waiting 25 to 75 % of its time"],
+        [
+            [
+                *(s["platform"], percent(s["energy_saved"])),
+                f"{percent(s['energy_saved_low'])} … {percent(s['energy_saved_high'])}",
+                f"-{percent(1 - s['dram_time_ratio'])}",
+                *(percent(s["speed_up"]), f"{percent(s['speed_up_low'])} … {percent(s['speed_up_high'])}"),
+            ]
+            for s in r["savings"]
+        ],
+    )
     curves = _figure(_curves(r, r["target_accuracy"]), "Accuracy over bit error rate, on validation images.")
-    return f"<h2>{precision}</h2>{sentences}{curves}{tensors}"
+    return f"<h2>{precision}</h2>{sentences}{curves}{tensors}{savings}"
 
 
 def write_html(

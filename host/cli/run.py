@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from eden import saving
 from eden.approximate import ApproximateNetwork
 from eden.inference import Prediction, agrees, evaluate, predict_accuracy
+from eden.layers import layers_of
 from eden.mapping import DramMapping
 from eden.precision import Precision
 from host.board import Board
@@ -29,7 +31,7 @@ from profiles.fit import FitReport
 from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 PREDICTION_DRAWS = 20
 
 
@@ -178,7 +180,24 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
             for spec in network.tensors()
         ],
     }
+    results["savings"] = _savings(network, task.plan.name, point, board)
     return results | _next_point(task, board, profile, network, target)
+
+
+def _savings(network: ApproximateNetwork, name: str, point: OperatingPoint, board: Board) -> list[dict[str, Any]]:
+    """What the operating point saves, a row a platform; none for a network whose numbers take other than 8 or 32 bits.
+
+    Platforms' speeds are known for these only.
+    """
+    if network.precision not in saving.PRECISIONS:
+        return []
+    module = board.module
+    cut = saving.OperatingPoint(
+        vdd_mv=module.nominal_vdd_mv - point.vdd_mv, trcd_ps=module.nominal_trcd_ps - point.trcd_ps, source="measured"
+    )
+    layers = layers_of(network.module, stages.dataset().test.images[:1])
+    cells = saving.of_run(name, layers, network.precision, cut, module.nominal_vdd_mv, module.dram_type)
+    return [saving.row(cell) for cell in cells]
 
 
 def _next_point(
@@ -228,6 +247,8 @@ def _notes(board: Board) -> list[str]:
         "The error model's prediction draws new maps of weak cells, at the rate measured for each row.",
         "A tensor may lie where the BER exceeds what it tolerates: tolerances guide the placement, and the accuracy of "
         "the whole network over the profile's own cells decides.",
+        "What is saved follows from the datasheet's currents, each platform's traffic and JEDEC's timings; the law of "
+        "VDD and the share of time that a system waits for DRAM are assumptions: each figure stands in its band.",
         "Intervals of an accuracy are Clopper-Pearson at 95 % over images; predictions are where 95 % of single runs "
         "are expected.",
         "Weights were written once at nominal VDD and tRCD and read for every batch; IFMs were written and read at the "

@@ -129,6 +129,11 @@ def test_the_report_holds_what_it_must(finished: Path) -> None:
     assert 0 < results["trcd_ps"] < report["nominal_trcd_ps"]
     assert results["flips_read"] == sum(tensor["flips_read"] for tensor in results["tensors"])
     assert results["accuracy_low"] <= results["accuracy_on_dram"] <= results["accuracy_high"]
+    platforms = [row["platform"] for row in results["savings"]]
+    assert platforms == ["CPU, DDR3L", "CPU without prefetch, DDR3L", "GPU, DDR3L", "Eyeriss, DDR3L", "TPU, DDR3L"]
+    for row in results["savings"]:
+        assert (row["vdd_cut_mv"], row["operating_point"]) == (1350 - results["vdd_mv"], "measured")
+        assert 0 < row["energy_saved_low"] <= row["energy_saved"] <= row["energy_saved_high"] < 1
     assert results["target_met"] == (results["accuracy_on_dram"] >= results["baseline_accuracy"] - 0.05)
 
 
@@ -198,7 +203,7 @@ def test_damaged_reports_are_one_line(
 ) -> None:
     shutil.copytree(finished / "run", tmp_path / "run")
     file = tmp_path / "run" / "report.json"
-    hollow = {"hollow": lambda text: '{"format": "eden-run", "version": 1}'}
+    hollow = {"hollow": lambda text: '{"format": "eden-run", "version": 2}'}
     file.write_text({**DAMAGE, **hollow}[damage](file.read_text()))
     monkeypatch.setattr(sys, "argv", ["eden", "report", str(tmp_path / "run")])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
