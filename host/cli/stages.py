@@ -166,12 +166,10 @@ def with_room(plan: ScanPlan, geometry: Geometry, needed: int) -> ScanPlan:
         PlanError: the tensors do not fit the cells that would be known; better said before a scan than after it.
     """
     known = plan.cell_regions(geometry)
-    if not plan.cells:
-        rows = -(-ROOM_TO_CHOOSE * needed // (len(plan.banks) * geometry.row_bits))
-        wanted = min(max(rows, known[0].row_count), plan.rows.count)
-        plan = plan.model_copy(
-            update={"cells": (Cells(banks=plan.banks, rows=Rows(start=plan.rows.start, count=wanted)),)}
-        )
+    rows = -(-ROOM_TO_CHOOSE * needed // (len(plan.banks) * geometry.row_bits))
+    if not plan.cells and min(rows, plan.rows.count) > known[0].row_count:
+        wanted = Rows(start=plan.rows.start, count=min(rows, plan.rows.count))
+        plan = plan.model_copy(update={"cells": (Cells(banks=plan.banks, rows=wanted),)})
         known = plan.cell_regions(geometry)
     room = sum(region.cells(geometry) for region in known)
     if needed > room:
