@@ -28,7 +28,7 @@ class NetworkPlan(BaseModel):
     precisions: tuple[Precision, ...] = (Precision.INT8, Precision.FP32)
     seed: int = 1
     target_drop_pct: float = Field(default=1.0, gt=0, le=100)
-    selection_margin_pct: float = Field(default=0.2, ge=0, le=100)
+    selection_margin_pct: float = Field(default=0.0, ge=0, le=100)
     batch: int = Field(default=50, gt=0, le=10_000)
     draws: int = Field(default=5, ge=2, le=1000)
 
