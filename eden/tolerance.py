@@ -263,17 +263,22 @@ def fine(
     )
 
 
+def joint_memory(memory_at: MemoryAt, rates: Mapping[str, float], seed: int) -> ApproximateMemory:
+    """A memory with each tensor at its own rate; a tensor's errors depend on its own rate and the seed alone."""
+    by_rate = {ber: memory_at(ber, derive_seed(seed, f"{ber:.6e}")) for ber in set(rates.values())}
+    return PerTensorMemory({tensor: by_rate[ber] for tensor, ber in rates.items()})
+
+
+def mean_ber(rates: Mapping[str, float], bits: Mapping[str, int]) -> float:
+    """Mean bit error rate over the bits of all tensors, each at its own rate."""
+    return sum(ber * bits[tensor] for tensor, ber in rates.items()) / sum(bits.values())
+
+
 def _joint(
     meter: AccuracyMeter, memory_at: MemoryAt, rates: Mapping[str, float], bits: Mapping[str, int]
 ) -> CurvePoint:
-    """Accuracy with each tensor at its own rate; a tensor's errors depend on its own rate and the draw alone."""
-
-    def memory_of(seed: int) -> ApproximateMemory:
-        by_rate = {ber: memory_at(ber, derive_seed(seed, f"{ber:.6e}")) for ber in set(rates.values())}
-        return PerTensorMemory({tensor: by_rate[ber] for tensor, ber in rates.items()})
-
-    mean = sum(ber * bits[tensor] for tensor, ber in rates.items()) / sum(bits.values())
-    return meter.at(mean, memory_of)
+    """Accuracy with each tensor at its own rate."""
+    return meter.at(mean_ber(rates, bits), lambda seed: joint_memory(memory_at, rates, seed))
 
 
 def _half_width(values: torch.Tensor) -> float:
