@@ -58,7 +58,7 @@ SMALLEST_LUMP = 0.35  # more draws than eight leave what differs between images
 BOUND_STEP = 0.99  # ratio of the targets that a bound is chosen from
 LOWEST_BOUND = 1e-4
 ROUNDING = 1e-9
-LOST = 1e-9  # a capital this low does not come back, and is too low for the binomial tail's rounding
+LOST = 1e-200  # a capital this low does not come back, and binomial masses would underflow
 
 
 class Population(StrEnum):
@@ -157,7 +157,7 @@ def certify(
     """
     bits = {tensor.name: tensor.bits() for tensor in network.tensors()}
     _check_ladder(ladder, bits)
-    steps = _evaluations(data, sampling)
+    steps = _check_sample(data, target_drop, sampling, confidence) * sampling.draws
     rungs: list[Rung] = []
     for number, rates in enumerate(ladder):
 
@@ -183,6 +183,7 @@ def certify_map(
     baseline_right: torch.Tensor,
     target_drop: float,
     sampling: Sampling = CERTIFICATE_SAMPLING,
+    held: int = 1,
     confidence: float = CONFIDENCE,
     progress: Progress = silent,
 ) -> Certificate:
@@ -191,12 +192,15 @@ def certify_map(
     Args:
         memory: a memory whose map is fixed and whose reads are independent, such as a profile's own cells.
         ber: its mean bit error rate, to be written in the certificate.
+        held: images in memory at a time, a multiple of the batch: each has cells of its own there. Reads are still
+            drawn anew for each unit.
         (others as in `certify`)
 
     Raises:
         NetworkError: as in `certify`.
     """
-    losses = paired_losses(network, lambda _: memory, data, baseline_right, sampling, progress)
+    _check_sample(data, target_drop, sampling, confidence)
+    losses = paired_losses(network, lambda _: memory, data, baseline_right, sampling, progress, held)
     rung = _rung(ber, {}, losses, target_drop, sampling, confidence)
     return _certificate(Population.THIS_MAP, (rung,), data, target_drop, sampling, confidence)
 
@@ -215,28 +219,37 @@ def paired_losses(
     baseline_right: torch.Tensor,
     sampling: Sampling,
     progress: Progress = silent,
+    held: int = 1,
 ) -> Floats:
     """Loss of each unit, the mean over its images and draws: float64[units], within -1..1.
 
-    ``memory_of(seed)`` gives the memory of one draw of one unit. The network's own memory is put back afterwards.
+    Args:
+        memory_of: gives the memory of one draw of one unit, by seed; the network's own is put back afterwards.
+        held: see `certify_map`; the pass is over all that are held, of which only the unit's results count.
+        (others as in `certify`)
 
     Raises:
-        NetworkError: no images, or another number of them than of ``baseline_right``.
+        NetworkError: no images, another number of them than of ``baseline_right``, or batches that are not held whole.
     """
     if not len(data) or len(data) != len(baseline_right):
         raise NetworkError(f"{len(data)} images and {len(baseline_right)} results of the baseline; give one for each")
-    starts = range(0, len(data), sampling.batch)
+    size, together = sampling.batch, max(held, sampling.batch)
+    if together % size:
+        raise NetworkError(f"{held} images are held in batches of {size}; hold whole batches")
+    starts = range(0, len(data), size)
     losses = np.zeros(len(starts))
     before = network.memory
     try:
         for unit, start in enumerate(starts):
-            chosen = slice(start, start + sampling.batch)
+            first = start // together * together
+            images, labels = data.images[first : first + together], data.labels[first : first + together]
+            clean = baseline_right[start : start + size].double()
             for draw in range(sampling.draws):
                 memory = memory_of(derive_seed(sampling.seed, unit, draw))
                 if memory is not network.memory:
                     network.memory = memory
-                right = correct_images(network, data.images[chosen], data.labels[chosen], sampling.batch)
-                losses[unit] += float((baseline_right[chosen].double() - right.double()).mean()) / sampling.draws
+                right = correct_images(network, images, labels, together)[start - first : start - first + size]
+                losses[unit] += float((clean - right.double()).mean()) / sampling.draws
                 progress(unit * sampling.draws + draw + 1, len(starts) * sampling.draws)
     finally:
         network.memory = before
@@ -337,9 +350,9 @@ def _reaches_one(
             mass *= (left - count + 1) / count * odds
             below += mass
         while count > 0 and capital < below - mass:
-            below -= mass
             mass *= count / ((left - count + 1) * odds)
             count -= 1
+            below = _sum_down(count, left, mass, odds)
         share = min(1.0, max(0.0, (capital - (below - mass)) / mass))
         mass_before = mass * count / (left * rate)  # of one lump fewer in one unit fewer
         mass_here = mass * (left - count) / (left * (1 - rate))  # of as many lumps in one unit fewer
@@ -357,6 +370,17 @@ def _reaches_one(
     return False
 
 
+@njit(cache=True, nogil=True)
+def _sum_down(count: int, left: int, mass: float, odds: float) -> float:
+    """Probability of ``count`` lumps or fewer in ``left`` units, summed from ``mass``, as differences would cancel."""
+    below = mass
+    while count > 0 and mass > ROUNDING * ROUNDING * below:
+        mass *= count / ((left - count + 1) * odds)
+        below += mass
+        count -= 1
+    return below
+
+
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -368,12 +392,6 @@ def _rung(
     sampling: Sampling,
     confidence: float,
 ) -> Rung:
-    needed = units_needed(target_drop, confidence)
-    if losses.size < needed:
-        raise NetworkError(
-            f"{losses.size} units cannot show a loss below {100 * target_drop:g} % with {100 * confidence:g} % "
-            f"confidence, {needed} are needed; give more images, smaller batches or a larger target"
-        )
     lump = lump_size(sampling)
     holds = bool(shows_drop_below(losses, target_drop, lump, confidence))
     bound = drop_bound(losses, lump, confidence)
@@ -399,8 +417,17 @@ def _certificate(
     )
 
 
-def _evaluations(data: Split, sampling: Sampling) -> int:
-    return -(-len(data) // sampling.batch) * sampling.draws
+def _check_sample(data: Split, target_drop: float, sampling: Sampling, confidence: float) -> int:
+    """How many units the sample has."""
+    if sampling.draws < 1 or sampling.batch < 1:
+        raise NetworkError(f"{sampling.draws} draws of {sampling.batch} images; give at least one of each")
+    units, needed = -(-len(data) // sampling.batch), units_needed(target_drop, confidence)
+    if units < needed:
+        raise NetworkError(
+            f"{units} units cannot show a loss below {100 * target_drop:g} % with {100 * confidence:g} % "
+            f"confidence, {needed} are needed; give more images, smaller batches or a larger target"
+        )
+    return units
 
 
 def _check_target(target_drop: float, confidence: float) -> None:

@@ -4,7 +4,7 @@ A population knows its mean loss at every bit error rate of its ladder. A repeat
 and asks for the certified rate; how often that rate's true loss is not below the target is the rate of violation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from profiles.progress import Progress, silent
 
 Floats = npt.NDArray[np.float64]
 Shows = Callable[[Floats, float, Sampling], npt.NDArray[np.bool_]]
-"""Whether each row of losses [repeats, units] shows that the mean is below a target, as a bound says."""
+"""Whether each row of losses [repeats, images] shows that the mean is below a target, as a bound says."""
 
 REPEATS_AT_ONCE = 100
 
@@ -41,8 +41,8 @@ class Population(Protocol):
     @property
     def drops(self) -> Floats: ...
 
-    def sample(self, random: np.random.Generator, repeats: int, images: int, sampling: Sampling) -> list[Floats]:
-        """Losses float64[repeats, units] at each rate, of the same ``images`` images at all of them."""
+    def sample(self, random: np.random.Generator, repeats: int, images: int, sampling: Sampling) -> Iterator[Floats]:
+        """Losses float64[repeats, images] at each rate, of the same images at all, each the mean of its draws."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +71,33 @@ class SyntheticPopulation:
 
     @property
     def drops(self) -> Floats:
-        """See `Population`: a normal sum exceeds a bound."""
-        spread = np.sqrt(self.margin**2 + self.common**2 + self.own**2)
-        struck: Floats = stats.norm.cdf(np.log(self.rates / self.centre) / spread)
-        return struck * (1 - self.wrong - self.wrong * self.righted)
+        """See `Population`: what a normal sum exceeds."""
+        return np.array(stats.norm.cdf(np.log(self.rates / self.centre) / self._spread) * self._struck_loss)
 
     def rate_of(self, drop: float) -> float:
         """The bit error rate whose mean loss is ``drop``."""
-        spread = np.sqrt(self.margin**2 + self.common**2 + self.own**2)
-        struck = drop / (1 - self.wrong - self.wrong * self.righted)
-        return float(self.centre * np.exp(spread * stats.norm.ppf(struck)))
+        return float(self.centre * np.exp(self._spread * stats.norm.ppf(drop / self._struck_loss)))
 
-    def sample(self, random: np.random.Generator, repeats: int, images: int, sampling: Sampling) -> list[Floats]:
+    def sample(self, random: np.random.Generator, repeats: int, images: int, sampling: Sampling) -> Iterator[Floats]:
         """See `Population.sample`. ``images`` is a multiple of the batch."""
-        units = (repeats, images // sampling.batch)
-        shape = (*units, sampling.batch)
+        shape = (repeats, images // sampling.batch, sampling.batch)
         margin = random.normal(np.log(self.centre), self.margin, shape)
         sign = np.where(random.random(shape) < self.wrong, -1.0 * (random.random(shape) < self.righted), 1.0)
-        losses = [np.zeros(units) for _ in self.rates]
-        for _ in range(sampling.draws):
-            severity = random.normal(0, self.common, (*units, 1)) + random.normal(0, self.own, shape) - margin
-            for loss, rate in zip(losses, self.rates, strict=True):
-                loss += (sign * (np.log(rate) + severity > 0)).mean(axis=-1) / sampling.draws
-        return losses
+        severities = [
+            random.normal(0, self.common, (*shape[:2], 1)) + random.normal(0, self.own, shape) - margin
+            for _ in range(sampling.draws)
+        ]
+        for rate in self.rates:
+            struck: Floats = np.mean([severity > -np.log(rate) for severity in severities], axis=0)
+            yield np.reshape(sign * struck, (repeats, images))
+
+    @property
+    def _spread(self) -> float:
+        return float(np.sqrt(self.margin**2 + self.common**2 + self.own**2))
+
+    @property
+    def _struck_loss(self) -> float:
+        return 1 - self.wrong - self.wrong * self.righted
 
 
 @dataclass(frozen=True)
@@ -115,17 +119,15 @@ class PooledPopulation:
         """See `Population`: means over all images and draws."""
         return np.array(self.clean.mean() - self.right.mean(axis=(1, 2)), np.float64)
 
-    def sample(self, random: np.random.Generator, repeats: int, images: int, sampling: Sampling) -> list[Floats]:
-        """See `Population.sample`. Images and draws are drawn with replacement; a batch is one image here."""
+    def sample(self, random: np.random.Generator, repeats: int, images: int, sampling: Sampling) -> Iterator[Floats]:
+        """See `Population.sample`. Images, and draws of each, are drawn with replacement: no image shares a draw."""
         _, draws, count = self.right.shape
         chosen = random.integers(0, count, (repeats, images))
-        losses = []
         for right in self.right:
             found = np.zeros((repeats, images))
             for _ in range(sampling.draws):
                 found += right[random.integers(0, draws, (repeats, images)), chosen]
-            losses.append(self.clean[chosen] - found / sampling.draws)
-        return losses
+            yield self.clean[chosen] - found / sampling.draws
 
 
 def pool(
@@ -139,8 +141,8 @@ def pool(
 ) -> PooledPopulation:
     """Results of ``network`` on ``data`` in ``draws`` draws at each rate.
 
-    ``memory_of(rate's number, draw)`` makes the memory. Images of a batch share the draw of the weights; samples take
-    images and draws apart from each other, so that only the population's own size is limited by that.
+    ``memory_of(number of the rate, draw)`` gives the memory. That images of a batch share the weights' errors here does
+    no harm: samples take a draw for each image by itself.
     """
     before = network.memory
     clean = correct_images(network, data.images, data.labels, batch).numpy()
@@ -161,28 +163,30 @@ class Outcome:
     """What repeats of a certificate came to.
 
     Attributes:
-        repeats: how many.
-        violations: in how many a rung was certified whose true loss is not below the target.
-        ratios: certified rate over the true one, by repeat, 0 where nothing was certified.
-        passes: share of repeats in which each rung was certified.
+        violated: bool[repeats], whether a rung was certified whose true loss is not below the target.
+        ratios: float64[repeats], certified rate over the true one; 0 where nothing was certified.
     """
 
-    repeats: int
-    violations: int
+    violated: npt.NDArray[np.bool_]
     ratios: Floats
-    passes: Floats
 
     @property
-    def violated(self) -> tuple[float, float, float]:
-        """Rate of violation, with its 95 % interval."""
-        return self.violations / self.repeats, *clopper_pearson(self.violations, self.repeats)
+    def violations(self) -> tuple[float, float, float]:
+        """Rate of violations, with its exact 95 % interval."""
+        count, total = int(self.violated.sum()), len(self.violated)
+        return count / total, *clopper_pearson(count, total)
 
-    def joined(self, other: "Outcome") -> "Outcome":
-        """Both together."""
-        repeats = self.repeats + other.repeats
-        passes = (self.passes * self.repeats + other.passes * other.repeats) / repeats
-        ratios = np.concatenate([self.ratios, other.ratios])
-        return Outcome(repeats, self.violations + other.violations, ratios, passes)
+    @property
+    def median(self) -> tuple[float, float, float]:
+        """Median of the ratios, with its exact 95 % interval from the order of the repeats."""
+        ordered, total = np.sort(self.ratios), len(self.ratios)
+        low = int(stats.binom.ppf((1 - CONFIDENCE) / 2, total, 0.5)) - 1
+        return float(np.median(ordered)), float(ordered[max(low, 0)]), float(ordered[min(total - low - 1, total - 1)])
+
+    @staticmethod
+    def joined(parts: "Sequence[Outcome]") -> "Outcome":
+        """Those of several populations, as one."""
+        return Outcome(np.concatenate([p.violated for p in parts]), np.concatenate([p.ratios for p in parts]))
 
 
 def repeat(
@@ -191,54 +195,67 @@ def repeat(
     images: int,
     sampling: Sampling,
     repeats: int,
-    shows: Shows,
+    bounds: Mapping[str, Shows],
     progress: Progress = silent,
-) -> Outcome:
-    """Certify again and again, images and errors drawn anew each time.
+) -> dict[str, Outcome]:
+    """Certify again and again, images and errors drawn anew each time, the same for each of ``bounds``.
 
-    The true rate is the highest of the ladder with a loss below ``target_drop``, or, on the ladder or above it, the
-    first rung whose loss is not: to put the target at one rung's own loss is the hardest case.
+    The true rate is the first of the ladder whose loss is not below ``target_drop``: to put the target at one rung's
+    own loss is the hardest case, and makes that rung's rate the true tolerance.
     """
     random = np.random.default_rng(sampling.seed)
     false = population.drops >= target_drop
-    true_rate = population.rates[int(np.argmax(false))] if false.any() else population.rates[-1]
-    violations, ratios, passes = 0, [], np.zeros(len(population.rates))
+    true_rate = population.rates[int(np.argmax(false))]
+    parts: dict[str, list[Outcome]] = {name: [] for name in bounds}
     for done in range(0, repeats, REPEATS_AT_ONCE):
         count = min(REPEATS_AT_ONCE, repeats - done)
-        held = np.ones(count, np.bool_)
-        certified, violated = np.zeros(count), np.zeros(count, np.bool_)
+        held = {name: np.ones(count, np.bool_) for name in bounds}
+        certified = {name: np.zeros(count) for name in bounds}
+        violated = {name: np.zeros(count, np.bool_) for name in bounds}
         for number, losses in enumerate(population.sample(random, count, images, sampling)):
-            held[held] = shows(losses[held], target_drop, sampling) if held.any() else False
-            certified[held] = population.rates[number]
-            violated |= held & false[number]
-            passes[number] += held.sum()
-        violations += int(violated.sum())
-        ratios.append(certified / true_rate)
+            for name, shows in bounds.items():
+                climbing = held[name]
+                if climbing.any():
+                    climbing[climbing] = shows(losses[climbing], target_drop, sampling)
+                certified[name][climbing] = population.rates[number]
+                violated[name] |= climbing & false[number]
+        for name in bounds:
+            parts[name].append(Outcome(violated[name], certified[name] / true_rate))
         progress(done + count, repeats)
-    return Outcome(repeats, violations, np.concatenate(ratios), passes / repeats)
+    return {name: Outcome.joined(found) for name, found in parts.items()}
 
 
 # ---- bounds to compare -----------------------------------------------------------------------------------------------
 
 
+def _by_unit(losses: Floats, sampling: Sampling) -> Floats:
+    units: Floats = losses.reshape(len(losses), -1, sampling.batch).mean(axis=-1)
+    return units
+
+
 def by_certificate(losses: Floats, target_drop: float, sampling: Sampling) -> npt.NDArray[np.bool_]:
     """What certificates use."""
-    return shows_drop_below(losses, target_drop, lump_size(sampling))
+    return shows_drop_below(_by_unit(losses, sampling), target_drop, lump_size(sampling))
+
+
+def by_images_alone(losses: Floats, target_drop: float, sampling: Sampling) -> npt.NDArray[np.bool_]:
+    """The same with each image taken for a unit, even where a batch of them shares its errors: no guarantee."""
+    return shows_drop_below(losses, target_drop, 1.0)
 
 
 def by_whole_lumps(losses: Floats, target_drop: float, sampling: Sampling) -> npt.NDArray[np.bool_]:
     """The same with the bets of the plain binomial test, however many draws there are."""
-    return shows_drop_below(losses, target_drop, 1.0)
+    return shows_drop_below(_by_unit(losses, sampling), target_drop, 1.0)
 
 
-def by_hedged_betting(losses: Floats, target_drop: float, sampling: Sampling) -> npt.NDArray[np.bool_]:
-    """Predictable plug-in bets (Waudby-Smith and Ramdas, 2024, section 4.1), one-sided, at most half of the capital."""
-    units = losses.shape[-1]
-    gains = (1 - losses) / 2
+def by_predictable_bets(losses: Floats, target_drop: float, sampling: Sampling) -> npt.NDArray[np.bool_]:
+    """Predictable plug-in bets (Waudby-Smith and Ramdas, 2024, section 4), one-sided, at most half of the capital."""
+    gains = (1 - _by_unit(losses, sampling)) / 2
+    units = gains.shape[-1]
     counts = np.arange(1, units + 1)
     means = (0.5 + np.cumsum(gains, axis=-1)) / (counts + 1)
     variances = (0.25 + np.cumsum((gains - means) ** 2, axis=-1)) / (counts + 1)
-    before = np.concatenate([np.full((*losses.shape[:-1], 1), 0.25), variances[..., :-1]], axis=-1)
+    before = np.concatenate([np.full((len(gains), 1), 0.25), variances[:, :-1]], axis=-1)
     mean = (1 - target_drop) / 2
     bets = np.minimum(np.sqrt(2 * np.log(1 / (1 - CONFIDENCE)) / (before * units)), 0.5 / mean)
     capital = np.cumsum(np.log1p(bets * (gains - mean)), axis=-1).max(axis=-1)
@@ -247,13 +264,15 @@ def by_hedged_betting(losses: Floats, target_drop: float, sampling: Sampling) ->
 
 def by_empirical_bernstein(losses: Floats, target_drop: float, sampling: Sampling) -> npt.NDArray[np.bool_]:
     """Maurer and Pontil (COLT 2009), theorem 4, for losses in a range of 2."""
-    units, log = losses.shape[-1], np.log(2 / (1 - CONFIDENCE))
-    reach = np.sqrt(2 * losses.var(axis=-1, ddof=1) * log / units) + 2 * 7 * log / (3 * (units - 1))
-    return np.array(losses.mean(axis=-1) + reach <= target_drop)
+    found = _by_unit(losses, sampling)
+    units, log = found.shape[-1], np.log(2 / (1 - CONFIDENCE))
+    reach = np.sqrt(2 * found.var(axis=-1, ddof=1) * log / units) + 2 * 7 * log / (3 * (units - 1))
+    return np.array(found.mean(axis=-1) + reach <= target_drop)
 
 
 def by_student(losses: Floats, target_drop: float, sampling: Sampling) -> npt.NDArray[np.bool_]:
     """Student's t: right only in the limit of many units."""
-    units = losses.shape[-1]
-    reach = stats.t.ppf(CONFIDENCE, units - 1) * losses.std(axis=-1, ddof=1) / np.sqrt(units)
-    return np.array(losses.mean(axis=-1) + reach <= target_drop)
+    found = _by_unit(losses, sampling)
+    units = found.shape[-1]
+    reach = stats.t.ppf(CONFIDENCE, units - 1) * found.std(axis=-1, ddof=1) / np.sqrt(units)
+    return np.array(found.mean(axis=-1) + reach <= target_drop)

@@ -121,6 +121,7 @@ def _section(precision: str, r: dict[str, Any]) -> str:
         f"{percent(r['accuracy_predicted_cells'])}: "
         f"{'they agree' if r['prediction_agrees'] else 'they DISAGREE'} within their joint uncertainty.</p>"
         f"{_next_point(r)}"
+        f"<p>{html.escape(r['certificate_sentence'])}</p>"
         f"<p>{html.escape(r['boost_sentence'])}</p>"
     )
     tensors = _table(

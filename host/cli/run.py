@@ -7,14 +7,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from eden import saving
 from eden.approximate import ApproximateNetwork
+from eden.certificate import Certificate, certify_map, units_needed
 from eden.inference import Prediction, agrees, evaluate, predict_accuracy
 from eden.layers import layers_of
 from eden.mapping import DramMapping
 from eden.precision import Precision
+from eden.seeds import derive_seed
+from eden.tolerance import Sampling
 from host.board import Board
 from host.boards import open_board
 from host.cli import stages
@@ -54,6 +58,7 @@ def run(
     table("Accuracy with every weight and IFM in DRAM", SUMMARY_COLUMNS, summary_rows(content))
     for results in content["precisions"].values():
         console.print(results["boost_sentence"])
+        console.print(results["certificate_sentence"])
     console.print(f"report: {settings.output / 'report.html'}")
 
 
@@ -125,7 +130,9 @@ def _digest(settings: RunPlan, profile: Profile, precision: Precision) -> str:
     """What a precision's results depend on, besides the code."""
     plan = settings.network.model_dump(mode="json", exclude={"precisions"})
     measured = [profile.header.model_dump(mode="json"), *(p.model_dump(mode="json") for p in profile.points)]
-    return hashlib.sha256(json.dumps([version("eden-dram"), plan, precision.value, measured]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([version("eden-dram"), REPORT_VERSION, plan, precision.value, measured]).encode()
+    ).hexdigest()
 
 
 def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile: Profile) -> dict[str, Any]:
@@ -134,7 +141,8 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
     baseline, network = stages.load_network(task.folder / BASELINE), stages.load_network(task.folder / NETWORK)
     place = stages.footprint(profile, DramMapping.load(task.folder / MAPPING))
     point = place.point
-    clean = evaluate(baseline, test.images, test.labels).accuracy
+    unboosted = evaluate(baseline, test.images, test.labels)
+    clean = unboosted.accuracy
     target, epoch = clean - task.plan.target_drop_pct / 100, len(profile.points)
     with progress_bar(f"{precision}: DRAM at {point}") as progress:
         measured, memory = stages.infer_on_board(board, network, place.mapping, test, epoch, progress)
@@ -142,6 +150,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         fits = stages.fits_at(profile, point)
         by_model = _predict(network, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place)
         by_cells = _predict(network, place.memory, place)
+    certificate = _certificate(task, network, place, unboosted.correct_images)
     results = {
         "baseline_accuracy": clean,
         "accuracy_on_dram": measured.accuracy,
@@ -164,6 +173,8 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         "predicted_cells_low": by_cells.low,
         "predicted_cells_high": by_cells.high,
         "cells_prediction_agrees": agrees(measured, by_cells),
+        "certificate": certificate.model_dump(mode="json") if certificate else None,
+        "certificate_sentence": _certificate_sentence(task, certificate),
         "boost_sentence": _boost_sentence(precision, found),
         "tensors": [
             {
@@ -223,6 +234,40 @@ def _next_point(
 def _predict(network: ApproximateNetwork, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
     test = stages.dataset().test
     return predict_accuracy(network, memory_of, test.images, test.labels, PREDICTION_DRAWS, place.mapping.images)
+
+
+def _certificate(
+    task: SearchTask, network: ApproximateNetwork, place: Footprint, baseline_right: torch.Tensor
+) -> Certificate | None:
+    """What is shown of the accuracy lost on this DIMM's map; None where the test images are too few to show it."""
+    test, drop = stages.dataset().test, task.plan.target_drop_pct / 100
+    sampling = Sampling(draws=1, batch=1, seed=derive_seed(task.plan.seed, "certificate"))
+    if drop >= 1 or len(test) < units_needed(drop):
+        return None
+    with progress_bar(f"{task.precision}: certify") as progress:
+        return certify_map(
+            network,
+            place.memory(sampling.seed),
+            place.mean_ber,
+            test,
+            baseline_right,
+            drop,
+            sampling,
+            held=place.mapping.images,
+            progress=progress,
+        )
+
+
+def _certificate_sentence(task: SearchTask, certificate: Certificate | None) -> str:
+    target = f"{task.plan.target_drop_pct:g} %"
+    if certificate is None:
+        return f"{task.precision}: the test images are too few to show a loss below {target} of others like them."
+    rung = certificate.rungs[0]
+    verdict = f"which shows the loss to be below {target}" if rung.holds else f"which does not show it below {target}"
+    return (
+        f"{task.precision}: on this DIMM's map {100 * rung.drop:.2f} % of the test images are lost, and of images like "
+        f"them, with reads drawn anew, {100 * rung.drop_high:.2f} % at most (95 % confidence), {verdict}."
+    )
 
 
 def _boost_sentence(precision: Precision, found: dict[str, Any]) -> str:

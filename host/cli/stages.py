@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
+from eden.certificate import Certificate
 from eden.datasets import Dataset, Split, mnist5000
 from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
 from eden.mapping import (
@@ -95,17 +97,35 @@ def network_name(path: Path) -> str:
 
 
 class Tolerance(BaseModel):
-    """What `eden tolerance` found: target accuracy, coarse BER, and BER of each tensor."""
+    """What `eden tolerance` found.
+
+    Attributes:
+        target_accuracy: on the validation split.
+        coarse: BER of all tensors alike, as searched for.
+        fine: BER of each tensor, as searched for.
+        certificate: how much of ``fine``, all tensors together, is shown to meet the target on the validation split.
+        final_check: the same of what was certified, once, on the test split; None where nothing was.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: Literal["eden-tolerance"] = "eden-tolerance"
+    version: Literal[2]
     target_accuracy: float = Field(ge=0, le=1)
     coarse: float = Field(ge=0, le=1)
-    fine: dict[str, float]
+    fine: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    certificate: Certificate
+    final_check: Certificate | None
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """BER that each tensor is to have: as certified, or as searched for where nothing was."""
+        certified = self.certificate.certified
+        return certified.rates if certified else self.fine
 
 
 def load_tolerance(path: Path) -> Tolerance:
-    """Read a tolerance file. Raises NetworkError where it is missing or no such file."""
+    """Read a tolerance file. Raises NetworkError where it is missing, no such file, or of another version."""
     try:
         return Tolerance.model_validate_json(read_bounded(path, 1 << 20))
     except ValidationError as error:
@@ -138,8 +158,16 @@ def model_memory(model: ErrorModel, fresh_map: bool = False) -> Callable[[float,
     With ``fresh_map`` every read meets another module: what a network should be trained with, so that it does not learn
     one module's cells by heart. A rate that no such module can have is taken as the highest that one can.
     """
-    highest = model.highest_ber
-    return lambda ber, seed: ErrorModelMemory(model.scaled(min(ber, highest)), seed, fresh_map)
+    highest, scaled = model.highest_ber, cache(model.scaled)
+    return lambda ber, seed: ErrorModelMemory(scaled(min(ber, highest)), seed, fresh_map)
+
+
+def any_map_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemory]:
+    """As `model_memory`, for memories that are read once: each seed is another module, all of it.
+
+    Where weak cells lie anywhere with the same probability, a map for each read is the same thing, and quicker.
+    """
+    return model_memory(model, fresh_map=model.number in UNIFORM_MODELS)
 
 
 # ---- mapping ---------------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 import typer
 
+from host.cli.certificates_study import certificates
 from host.cli.headline_study import headline
 from host.cli.mapping_study import mapping
 
 study_app = typer.Typer(
     no_args_is_help=True, help="Studies of the method and of what it saves: figures with their uncertainty and goals."
 )
+study_app.command()(certificates)
 study_app.command()(headline)
 study_app.command()(mapping)
