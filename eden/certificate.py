@@ -358,7 +358,7 @@ def _reaches_one(
         mass_here = mass * (left - count) / (left * (1 - rate))  # of as many lumps in one unit fewer
         slope = min(((1 - share) * mass_before + share * mass_here) / lump, capital / (1 - target))
         capital += slope * (target - loss)
-        if capital >= 1 - ROUNDING:
+        if capital >= 1:
             return True
         if capital <= LOST:
             return False
@@ -367,7 +367,7 @@ def _reaches_one(
         else:
             mass, below = mass_here, below + rate * mass_here
         left -= 1
-    return False
+    return capital >= 1 - ROUNDING
 
 
 @njit(cache=True, nogil=True)

@@ -348,4 +348,4 @@ def test_impossible_certificates_are_refused(
         with pytest.raises(NetworkError, match=words):
             attempt(**changed)
     with pytest.raises(NetworkError, match="hold whole batches"):
-        certify_map(copying_network, ReliableMemory(), 0.0, images, right, TARGET, Sampling(1, 3), held=4)
+        certify_map(copying_network, ReliableMemory(), 0.0, images, right, TARGET, Sampling(1, 2), held=3)
