@@ -57,7 +57,8 @@ CERTIFICATE_SAMPLING = Sampling(draws=4, batch=1)
 SMALLEST_LUMP = 0.35  # more draws than eight leave what differs between images
 BOUND_STEP = 0.99  # ratio of the targets that a bound is chosen from
 LOWEST_BOUND = 1e-4
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # a capital so near 1 has reached it; what it begins with is less by as much
+EPSILON = 1e-17  # of a sum, changes it no more
 LOST = 1e-200  # a capital this low does not come back, and binomial masses would underflow
 
 
@@ -278,7 +279,7 @@ def shows_drop_below(
 
     Returns:
         bool[...]. For 0 and 1 with ``lump`` 1: whether Clopper and Pearson's one-sided upper bound is ``target_drop``
-        or less.
+        or less (unless, in mid-sample, that had a chance below 1e-9 of still turning out otherwise, and did).
 
     Raises:
         NetworkError: losses out of range or not finite, none at all, or impossible target, lump or confidence.
@@ -358,7 +359,7 @@ def _reaches_one(
         mass_here = mass * (left - count) / (left * (1 - rate))  # of as many lumps in one unit fewer
         slope = min(((1 - share) * mass_before + share * mass_here) / lump, capital / (1 - target))
         capital += slope * (target - loss)
-        if capital >= 1:
+        if capital >= 1 - ROUNDING:
             return True
         if capital <= LOST:
             return False
@@ -367,14 +368,14 @@ def _reaches_one(
         else:
             mass, below = mass_here, below + rate * mass_here
         left -= 1
-    return capital >= 1 - ROUNDING
+    return False
 
 
 @njit(cache=True, nogil=True)
 def _sum_down(count: int, left: int, mass: float, odds: float) -> float:
     """Probability of ``count`` lumps or fewer in ``left`` units, summed from ``mass``, as differences would cancel."""
     below = mass
-    while count > 0 and mass > ROUNDING * ROUNDING * below:
+    while count > 0 and mass > EPSILON * below:
         mass *= count / ((left - count + 1) * odds)
         below += mass
         count -= 1
