@@ -53,8 +53,8 @@ from profiles.progress import Progress, silent
 
 Floats = npt.NDArray[np.float64]
 
-CERTIFICATE_SAMPLING = Sampling(draws=4, batch=1)
-SMALLEST_LUMP = 0.35  # more draws than eight leave what differs between images
+CERTIFICATE_SAMPLING = Sampling(draws=8, batch=1)
+SMALLEST_LUMP = 0.5  # what differs between images stays, however many draws
 BOUND_STEP = 0.99  # ratio of the targets that a bound is chosen from
 LOWEST_BOUND = 1e-4
 ROUNDING = 1e-9  # a capital so near 1 has reached it; what it begins with is less by as much

@@ -323,6 +323,14 @@ def test_bad_files_are_one_line(run, tmp_path: Path, command: str, kind: str) ->
     assert_one_line(*_without_output(run(*arguments)), bad.name)
 
 
+RUNG = {"ber": 0.01, "rates": {}, "drop": 0.0, "drop_high": 0.01, "holds": True}
+CERTIFICATE = {"confidence": 0.95, "target_drop": 0.01, "images": 1000, "draws": 8, "batch": 1, "rungs": [RUNG]}
+TOLERANCE = {
+    **{"format": "eden-tolerance", "version": 2, "target_accuracy": 0.9, "coarse": 0.01, "fine": {}},
+    **{"certificate": {"population": "this DIMM's map", **CERTIFICATE}, "final_check": None},
+}
+
+
 @pytest.mark.parametrize("command", ["boost", "tolerance", "map", "infer"])
 @pytest.mark.parametrize("kind", ["missing", "binary", "folder", "device"])
 def test_bad_networks_are_one_line(run, profile: Path, tmp_path: Path, command: str, kind: str) -> None:
@@ -334,7 +342,7 @@ def test_bad_networks_are_one_line(run, profile: Path, tmp_path: Path, command: 
     elif kind == "device":
         bad = Path("/dev/null")
     tolerances, mapping = tmp_path / "tolerance.json", tmp_path / "mapping.json"
-    tolerances.write_text('{"target_accuracy": 0.9, "coarse": 0.01, "fine": {}}')
+    tolerances.write_text(json.dumps(TOLERANCE))
     mapping.write_text('{"images": 1, "alignment_bits": 512, "vdd_mv": 1350, "placements": {}}')
     model = tmp_path / "model.parquet"
     arguments = {

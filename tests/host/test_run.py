@@ -135,6 +135,11 @@ def test_the_report_holds_what_it_must(finished: Path) -> None:
         assert (row["vdd_cut_mv"], row["operating_point"]) == (1350 - results["vdd_mv"], "measured")
         assert 0 < row["energy_saved_low"] <= row["energy_saved"] <= row["energy_saved_high"] < 1
     assert results["target_met"] == (results["accuracy_on_dram"] >= results["baseline_accuracy"] - 0.05)
+    shown = results["certificate"]
+    assert (shown["population"], shown["images"], shown["draws"], shown["batch"]) == ("this DIMM's map", 200, 1, 1)
+    assert shown["rungs"][0]["drop"] < shown["rungs"][0]["drop_high"]
+    assert "95 % confidence" in results["certificate_sentence"]
+    assert results["certificate_sentence"].replace("'", "&#x27;") in (finished / "run" / "report.html").read_text()
 
 
 @pytest.mark.slow
