@@ -250,11 +250,11 @@ def paired_losses(
                 if memory is not network.memory:
                     network.memory = memory
                 right = correct_images(network, images, labels, together)[start - first : start - first + size]
-                losses[unit] += float((clean - right.double()).mean()) / sampling.draws
+                losses[unit] += float((clean - right.double()).mean())
                 progress(unit * sampling.draws + draw + 1, len(starts) * sampling.draws)
     finally:
         network.memory = before
-    return losses
+    return losses / sampling.draws
 
 
 # ---- the bound -------------------------------------------------------------------------------------------------------
