@@ -3,6 +3,7 @@
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from host.programs import EngineBuild, Traversal
 from host.rail import Rail
 from host.timings import JedecTimings, Timings
 from profiles.cells import LineCounts
-from profiles.errors import BoardError, LinkError, ProfileError, ProgramError
+from profiles.errors import BoardError, LinkError, ProfileError, ProgramError, UnacknowledgedError
 from profiles.geometry import CellArray, Geometry
 from profiles.schema import ModuleIdentity
 
@@ -35,6 +36,7 @@ _BUILD = (
     "cas_write_latency",
 )
 _FULL = (1 << 32) - 1  # where line counters stop
+START_ATTEMPTS = 8
 SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
 
 
@@ -125,6 +127,7 @@ class Board:
         )
         self.buffer_bursts, self.row_counters = self._constants["buffer_bursts"], self._constants["row_counters"]
         self._burst_words = self.geometry.burst_bits // 32
+        self._starts: int | None = None  # of the program that ran last, in this session
 
     @property
     def timings(self) -> Timings:
@@ -188,7 +191,8 @@ class Board:
             if state == State.DONE and self._state() == State.DONE:
                 break
             if state == State.HALTED:
-                self.set_register("control", RESUME)
+                with suppress(UnacknowledgedError):  # the next look at its state tells
+                    self.set_register("control", RESUME)
             elif state != State.RUNNING:
                 self._raise_fault(state)
             if (now := self.register("clocks")) != clocks:
@@ -202,15 +206,21 @@ class Board:
             )
 
     def result(self) -> RunResult:
-        """Totals of the program that ran last."""
+        """Totals of the program that ran last.
+
+        Raises:
+            LinkError: it was started again since.
+        """
         banks = self.geometry.banks
         words = self.memory("bank_errors", 0, 4 * banks).astype(np.int64).reshape(banks, 2, 2)
-        return RunResult(
+        result = RunResult(
             reads=self.register("reads_compared"),
             errors=words[:, :, 0] | words[:, :, 1] << 32,
             clocks=self.register("clocks"),
             refreshes=self.register("refreshes"),
         )
+        self._check_starts()
+        return result
 
     def failing_cells(self, program: Sequence[Instruction], traversal: Traversal) -> Iterator[CellArray]:
         """Run a test of ``traversal`` and yield the failing cells, in the order they were read.
@@ -270,6 +280,7 @@ class Board:
             words = self.memory("capture", 0, size * self._burst_words)
             if zlib.crc32(words.tobytes()) != self.register("capture_check"):
                 raise LinkError(f"{size} captured bursts fail their CRC; run it again, and check the link")
+            self._check_starts()
             parts.append(words)
         return np.concatenate(parts).reshape(count, self._burst_words)
 
@@ -286,10 +297,25 @@ class Board:
         if buffer is not None:
             self.set_register("buffer_check", zlib.crc32(buffer.tobytes()))
         self.set_register("buffer_length", 0 if buffer is None else buffer.shape[0])
-        starts = self.register("starts")
-        self.set_register("control", START)
-        if self.register("starts") != (starts + 1) & 0xFFFFFFFF:
-            raise LinkError("the board did not start the program; run it again, and check the link")
+        self._starts = self.register("starts") + 1 & 0xFFFFFFFF
+        for _ in range(START_ATTEMPTS):
+            acknowledged = False
+            with suppress(UnacknowledgedError):
+                self.set_register("control", START)
+                acknowledged = True
+            if self.register("starts") == self._starts:
+                return
+            if acknowledged:
+                break
+        raise LinkError("the board did not start the program; run it again, and check the link")
+
+    def _check_starts(self) -> None:
+        """What was read since the last program ended is that program's."""
+        if self._starts is not None and (starts := self.register("starts")) != self._starts:
+            raise LinkError(
+                f"the board has started {starts - self._starts} programs more than it was asked to; "
+                "the measurement is void, run it again, and check who else uses the board"
+            )
 
     def _blocks(self, consumed: int, produced: int) -> Iterator[Words]:
         """Checked blocks ``consumed .. produced - 1`` of the ring, in contiguous runs."""
