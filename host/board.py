@@ -16,6 +16,7 @@ from gateware.isa import Instruction
 from gateware.registers import CSR_BASE, RESUME, START, Fault, State
 from host import errorlog, programs
 from host.bus import Bus, Words
+from host.identity import identify
 from host.programs import EngineBuild, Traversal
 from host.rail import Rail
 from host.timings import JedecTimings, Timings
@@ -24,17 +25,6 @@ from profiles.errors import BoardError, LinkError, ProfileError, ProgramError, U
 from profiles.geometry import CellArray, Geometry
 from profiles.schema import ModuleIdentity
 
-_BUILD = (
-    "nphases",
-    "read_phase",
-    "write_phase",
-    "log_blocks",
-    "buffer_bursts",
-    "program_depth",
-    "row_counters",
-    "tck_ps",
-    "cas_write_latency",
-)
 _FULL = (1 << 32) - 1  # where line counters stop
 START_ATTEMPTS = 8
 SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
@@ -103,19 +93,9 @@ class Board:
         self.module, self.name, self.seed = module, name, seed
         self._offsets, self._bases = registers.register_offsets(), registers.memory_bases()
         self._words = {register.name: register.words for register in registers.REGISTERS}
-        if (identity := self.register("identity")) != registers.IDENTITY:
-            raise LinkError(
-                f"'{name}' answers {identity:#010x} where a test engine says {registers.IDENTITY:#010x}; "
-                "check link and bitstream"
-            )
-        if (version := self.register("interface_version")) != registers.INTERFACE_VERSION:
-            raise BoardError(
-                f"gateware interface {version}, host {registers.INTERFACE_VERSION}; load the bitstream of this release"
-            )
+        self.identity = identify(bus, name)
+        self._constants = self.identity.constants
         shape = ("banks", "rows", "columns", "data_width", "burst_length")
-        self._constants = {name: self.register(name) for name in (*shape, *_BUILD)}
-        if self._constants != {name: self.register(name) for name in self._constants}:
-            raise LinkError(f"'{name}' describes itself differently at each reading; check the link")
         try:
             self.geometry = Geometry(**{name: self._constants[name] for name in shape}, chip_width=chip_width)
         except ValueError as error:

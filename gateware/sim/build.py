@@ -14,7 +14,7 @@ from litex.soc.integration.export import get_csr_json
 
 from gateware.boards.base import Board
 from gateware.description import stamped_description
-from gateware.sim.configurations import BENCHMARKED, CONFIGURATIONS, SERIAL_BAUDRATE
+from gateware.sim.configurations import BENCHMARKED, CONFIGURATIONS, SERIAL_CLOCKS
 from gateware.sim.library import LIBRARY, folder
 from gateware.soc import EdenSoC
 from profiles.errors import BoardError
@@ -92,7 +92,7 @@ def _build(board: Board, target: Path) -> None:
         work, ready = Path(name), Path(name) / "ready"
         ready.mkdir()
         soc = board.soc(board.sys_clk_freq)
-        about = stamped_description(soc, board, serial_divisor=round(board.sys_clk_freq / SERIAL_BAUDRATE))
+        about = stamped_description(soc, board, serial_divisor=SERIAL_CLOCKS)
         soc.finalize()
         (work / f"{_TOP}.v").write_text(_verilog(soc, ready, target))
         (ready / "board.json").write_text(about)

@@ -77,7 +77,8 @@ class EtherbonedMemory:
 
     Attributes:
         written: (address, word) of every write on the bus, in order.
-        clock: clocks so far.
+        dropped: packets that the guard has dropped.
+        answered_at: clocks of the last call in which a byte was answered.
     """
 
     def __init__(self, data_width: int, clocks: int = 1) -> None:
@@ -92,7 +93,7 @@ class EtherbonedMemory:
             | {"dropped": board.bridge.guard._dropped.status},
         )
         self.written: list[tuple[int, int]] = []
-        self.clock = self.dropped = 0
+        self.dropped, self.answered_at = 0, np.zeros(0, np.int64)
         self._pending = b""
 
     def send(self, datagrams: Sequence[bytes], afterwards: int = 6000) -> list[bytes]:
@@ -113,6 +114,12 @@ class EtherbonedMemory:
                 answers.append(self._payload(content))
         return answers
 
+    def clocks_for(self, datagrams: Sequence[bytes], afterwards: int = 40_000) -> int:
+        """Clocks from the first byte of the first datagram to the last byte of the last answer."""
+        answers = self.send(datagrams, afterwards)
+        assert len(answers) == len(datagrams)
+        return int(self.answered_at[-1]) + 1
+
     def _payload(self, packet: bytes) -> bytes:
         """Of a UDP datagram from board to host."""
         assert packet[9] == 17
@@ -132,7 +139,6 @@ class EtherbonedMemory:
             last[at + len(each) - 1] = 1
             at += len(each) + len(_GAP)
         seen = self._dut.clock(clocks, valid=valid, last=last, last_be=last, data=data, ready=1)
-        self.clock += clocks
         self.dropped = int(seen["dropped"][-1])
         writes = np.flatnonzero(seen["writes"])
         self.written += zip((4 * seen["address"][writes]).tolist(), seen["word"][writes].tolist(), strict=True)

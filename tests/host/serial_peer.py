@@ -27,7 +27,9 @@ WORDS = 1 << 14  # of memory, from address 0
 
 
 class Peer(Protocol):
-    """What stands behind the line."""
+    """What stands behind the line. ``busy``: it has more to say although nothing comes."""
+
+    busy: bool
 
     def send(self, line: bytes) -> bytes:
         """Take bytes, return what is answered."""
@@ -38,6 +40,8 @@ class Peer(Protocol):
 
 class PythonBoard:
     """A board with nothing but memory. ``written`` lists (address, word) of every write done, in order."""
+
+    busy = False
 
     def __init__(self) -> None:
         self.memory: dict[int, int] = {}
@@ -122,11 +126,12 @@ class SerialLine:
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._master, self._stop_read], [], [], SILENCE_MS / 1000)
+            wait_s = 0 if self._peer.busy else SILENCE_MS / 1000
+            ready, _, _ = select.select([self._master, self._stop_read], [], [], wait_s)
             if self._stop_read in ready:
                 return
             line = os.read(self._master, 4096) if ready else b""
-            answer = self._peer.send(self._harm(line)) if ready else self._peer.silence()
+            answer = self._peer.send(self._harm(line)) if ready or self._peer.busy else self._peer.silence()
             answer = self._harm(answer)
             while answer:
                 answer = answer[os.write(self._master, answer) :]
