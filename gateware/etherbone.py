@@ -1,7 +1,7 @@
 """The board's end of the Ethernet cable: LiteEth's Etherbone, with what it needs to be safe and fast.
 
-See `gateware.etherbone_protocol` for the datagrams. LiteX's own ``add_etherbone`` would give the core FIFOs of 16 words,
-in which a longer packet gets stuck for good, and packets with a wrong FCS.
+See `gateware.etherbone_protocol` for the datagrams. LiteX's own ``add_etherbone`` would give the core FIFOs of 16
+words, in which a longer packet gets stuck for good, and packets with a wrong FCS.
 """
 
 from typing import Any
@@ -47,17 +47,20 @@ class EtherboneBridge(LiteXModule):
     Args:
         core: the network stack.
         cd: the clock domain that this is in, by a name that is not renamed inside the stack.
+        registered: put a `RegisterSlice` before the bus, for FPGAs that are slow.
 
     Attributes:
         bus: the bus master.
     """
 
-    def __init__(self, core: LiteEthUDPIPCore, cd: str) -> None:
+    def __init__(self, core: LiteEthUDPIPCore, cd: str, registered: bool) -> None:
         self.etherbone = LiteEthEtherbone(_GuardedPorts(core.udp, self), PORT, buffer_depth=PACKET_WORDS, cd=cd)
         _mend(self.etherbone)
-        self.slice = RegisterSlice()
-        self.comb += self.etherbone.wishbone.bus.connect(self.slice.master)
-        self.bus = self.slice.bus
+        self.bus = self.etherbone.wishbone.bus
+        if registered:
+            self.slice = RegisterSlice()
+            self.comb += self.bus.connect(self.slice.master)
+            self.bus = self.slice.bus
 
 
 def _mend(core: LiteEthEtherbone) -> None:
@@ -71,9 +74,9 @@ def _mend(core: LiteEthEtherbone) -> None:
         fifo.comb += fifo.param_fifo.sink.valid.eq(sink.valid & sink.last & room)
 
 
-def add_etherbone(soc: EdenSoC, core: LiteEthUDPIPCore) -> None:
-    """Let the host in by Etherbone, through a network stack that is in the SoC already."""
+def add_etherbone(soc: EdenSoC, core: LiteEthUDPIPCore, registered: bool) -> None:
+    """Let the host in by Etherbone, through a network stack that is in the SoC already; see `EtherboneBridge`."""
     soc.cd_sys_bus = ClockDomain("sys_bus")  # the system clock
     soc.comb += [soc.cd_sys_bus.clk.eq(ClockSignal("sys")), soc.cd_sys_bus.rst.eq(ResetSignal("sys"))]
-    soc.etherbone = EtherboneBridge(core, cd="sys_bus")
+    soc.etherbone = EtherboneBridge(core, cd="sys_bus", registered=registered)
     soc.bus.add_master("etherbone", soc.etherbone.bus)

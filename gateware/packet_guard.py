@@ -9,7 +9,7 @@ from migen import Cat, If, Memory, Mux, Signal
 class PacketGuard(LiteXModule):
     """Takes packets as fast as they come and keeps them until they are taken; drops those that it may not pass on.
 
-    LiteEth marks a frame with a wrong FCS in its last word, after which its words have long been used, and a stream that
+    LiteEth marks a frame with a wrong FCS in its last word, when the words before it have been used, and a stream that
     is not taken fast enough loses words from the middle of a frame. Here such a packet is dropped as a whole, and so is
     one that there is no room for, or whose length is no whole number of words.
 

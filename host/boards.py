@@ -142,8 +142,8 @@ def _open_real(bus: Bus, name: str) -> NoReturn:
     finally:
         bus.close()
     raise BoardError(
-        f"{description.about['title']} answers at '{name}', but its DRAM is not initialised, and nothing here does that "
-        f"over a link yet: eden board info --board {name} shows the board; scan mock: or sim: boards meanwhile"
+        f"{description.about['title']} answers at '{name}', but its DRAM is not initialised, and nothing here can do "
+        f"that over a link yet: eden board info --board {name} shows the board; scan mock: or sim: boards meanwhile"
     )
 
 

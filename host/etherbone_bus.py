@@ -48,6 +48,7 @@ ATTEMPTS = 8
 _BATCH = 256  # requests put together at a time, so that those that wait need little memory
 _ANSWER = struct.Struct(">IIII")  # words 0 to 2, tag
 _FULL = (1 << 32) - 1  # where the board's count of bus errors stops, and what an address says that nobody answers at
+_AT_ONCE = 0.0  # a deadline that is over
 _GIVEN_UP = 4096  # tags of writes without an answer that are remembered
 
 Packet = npt.NDArray[Any]  # big-endian words
@@ -149,7 +150,9 @@ class EtherboneBus:
             self._socket.connect((address, port))
             self._socket.setblocking(False)
         except OSError as error:
-            reason = "another program, such as litex_server, has that port" if error.errno == errno.EADDRINUSE else error
+            reason = (
+                "another program, such as litex_server, has that port" if error.errno == errno.EADDRINUSE else error
+            )
             raise LinkError(f"{self._name} cannot be reached: {reason}; check its address and your network") from error
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
@@ -164,7 +167,9 @@ class EtherboneBus:
             lock = path.open("rb")
             flock(lock, LOCK_EX | LOCK_NB)
         except OSError as error:
-            raise LinkError(f"{self._name} is in use by another process ({path}: {error.strerror}); end that") from error
+            raise LinkError(
+                f"{self._name} is in use by another process ({path}: {error.strerror}); end that"
+            ) from error
         return lock
 
     def _probe(self) -> None:
@@ -172,7 +177,7 @@ class EtherboneBus:
         for _ in range(ATTEMPTS):
             self._send(probe())
             deadline = time.monotonic() + self._answer_s
-            while (size := self._receive(deadline)) is not None:
+            while (size := self._receive(deadline)) is not None and time.monotonic() < deadline:
                 if size >= 4 and int.from_bytes(self._received[:4], "big") == MAGIC | PROBE_REPLY:
                     return
                 self.strays += 1
@@ -193,7 +198,7 @@ class EtherboneBus:
     # ---- requests and answers -------------------------------------------------------------------------------------
 
     def _checked(self, batches: Iterator[Packets], take: Take, address: int, count: int, repeatable: bool) -> None:
-        """Exchange all that is for ``count`` words at ``address``, and look whether someone answered at each of them."""
+        """Exchange all that is for ``count`` words at ``address``, and see that someone answered at each of them."""
         if not count:
             return
         lowest, highest = self._exchange(batches, take, repeatable)
@@ -224,15 +229,14 @@ class EtherboneBus:
                 while following is not None and len(underway) < (RECEIVE_PACKETS if repeatable else 1):
                     self._ask(following, underway)
                     following = next(unsent, None)
-                deadline = next(iter(underway.values())).sent_s + self._answer_s
-                size = self._receive(deadline)
-                request = None if size is None else self._answered(size, underway)
-                if request is not None:
+                oldest = next(iter(underway))
+                deadline = underway[oldest].sent_s + self._answer_s
+                for request in self._answers(deadline, underway):
                     words = np.frombuffer(self._received, ">u4", request.reads, _ANSWER.size)
                     take(request.number, words[:-1])
                     count = int(words[-1])
                     lowest, highest = min(lowest, count), max(highest, count)
-                elif time.monotonic() >= deadline:
+                if time.monotonic() >= deadline and oldest in underway:
                     self._repeat(underway, repeatable)
         finally:
             self._remember(underway)
@@ -247,17 +251,31 @@ class EtherboneBus:
         request.sent_s = time.monotonic()
         underway[self._tag] = request
 
+    def _answers(self, deadline: float, underway: dict[int, _Request]) -> Iterator[_Request]:
+        """Requests answered before ``deadline``: the next one, and those whose answers are there by then.
+
+        Several answers are taken, and then as many requests sent, for each change between the two costs time.
+        """
+        wait = deadline
+        while underway and (size := self._receive(wait)) is not None:
+            if (request := self._answered(size, underway)) is not None:
+                yield request
+                wait = _AT_ONCE
+            elif time.monotonic() >= deadline:
+                return
+
     def _answered(self, size: int, underway: dict[int, _Request]) -> _Request | None:
-        """Which request the datagram of ``size`` bytes answers, whole and for the first time; it is under way no more."""
+        """The request that the datagram of ``size`` bytes answers, whole and for the first time; under way no more."""
         if size >= _ANSWER.size:
             magic, padding, record, tag = _ANSWER.unpack_from(self._received)
             if self._given_up.get(tag, self._writes) != self._writes:
                 del self._given_up[tag]
                 self._too_late()
             request = underway.get(tag)
-            if request is not None and (magic, padding, record & 0xFFFF) == (MAGIC, 0, request.reads << 8):
-                if size == _ANSWER.size + 4 * request.reads:
-                    return underway.pop(tag)
+            if request is not None and (size, magic, padding, record & 0xFFFF) == (
+                *(_ANSWER.size + 4 * request.reads, MAGIC, 0, request.reads << 8),
+            ):
+                return underway.pop(tag)
         self.strays += 1
         return None
 
@@ -316,7 +334,9 @@ class EtherboneBus:
 
     def _failed(self, error: OSError) -> LinkError:
         if isinstance(error, ConnectionRefusedError):
-            return LinkError(f"nothing listens at {self._name}; check address and port, and that the bitstream is loaded")
+            return LinkError(
+                f"nothing listens at {self._name}; check address and port, and that the bitstream is loaded"
+            )
         return LinkError(f"the network to {self._name} failed ({error}); check the cable")
 
 

@@ -97,5 +97,5 @@ def add_ethernet(soc: EdenSoC) -> None:
     core = LiteEthUDPIPCore(soc.ethphy, MAC_ADDRESS, IP_ADDRESS, _STACK_FREQUENCY, dw=32, with_sys_datapath=True)
     core.autocsr_exclude = {"mac"}  # registers would be read across clocks
     soc.ethcore = ClockDomainsRenamer({"sys": "ethcore"})(core)
-    add_etherbone(soc, core)
+    add_etherbone(soc, core, registered=True)
     soc.platform.add_period_constraint(soc.ethphy.crg.cd_eth_rx.clk, 1e9 / soc.ethphy.rx_clk_freq)

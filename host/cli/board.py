@@ -24,7 +24,7 @@ def info(
     board: Annotated[
         str,
         typer.Option(
-            help="etherbone:HOST[:PORT] (port 1234), serial:DEVICE[:BAUD] (3000000 baud), mock:A[:SEED] or sim:A[:SEED].",
+            help="etherbone:HOST[:PORT], serial:DEVICE[:BAUD] (default 1234, 3000000), mock:A[:SEED], sim:A[:SEED].",
             show_default=False,
         ),
     ],

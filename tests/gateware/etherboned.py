@@ -64,7 +64,7 @@ class _Board(Module):
         whole_word = data_width == 32
         core = LiteEthUDPIPCore(phy, MAC_ADDRESS, IP_ADDRESS, 1e6, dw=data_width, with_sys_datapath=whole_word)
         self.submodules.core = ClockDomainsRenamer(dict.fromkeys(("eth_rx", "eth_tx", "bus"), "sys"))(core)
-        self.submodules.bridge = EtherboneBridge(core, cd="bus")
+        self.submodules.bridge = EtherboneBridge(core, cd="bus", registered=whole_word)
         self.submodules.slave = _Slave(self.bridge.bus, clocks)
 
 
@@ -72,7 +72,7 @@ class EtherbonedMemory:
     """Give it datagrams, get the datagrams that it answers.
 
     Args:
-        data_width: of the network stack: 8 bits, as on Xilinx boards, or 32, as on ECP5 boards.
+        data_width: of the network stack: 8 bits, as on Xilinx boards, or 32 and a registered bus, as on ECP5 boards.
         clocks: that the memory takes for a word.
 
     Attributes:

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import Self
 
@@ -48,11 +49,11 @@ class EtherboneCore:
             self._write(int(words[HEADER_WORDS]), words[HEADER_WORDS + 1 :][:writes].astype(np.uint32))
         if not reads:
             return None
-        return answer(int(words[-reads - 1]), self._read(words[-reads:].astype(np.int64)))
+        return answer(int(words[-reads - 1]), self._read(words[-reads:].astype(np.uint32)))
 
-    def _read(self, addresses: np.ndarray) -> Words:
+    def _read(self, addresses: Words) -> Words:
         """One run of consecutive addresses after the other."""
-        ends = [*(np.flatnonzero(np.diff(addresses) != 4) + 1).tolist(), addresses.size]
+        ends = [*((addresses[1:] - addresses[:-1] != 4).nonzero()[0] + 1).tolist(), addresses.size]
         return np.concatenate([self._run(int(addresses[a]), b - a) for a, b in zip([0, *ends], ends, strict=False)])
 
     def _run(self, address: int, count: int) -> Words:
@@ -164,6 +165,7 @@ class EtherboneServer:
         self.answering = True
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind((host, port))
+        self._socket.setblocking(False)
         self.host, self.port = self._socket.getsockname()
         self._wake, self._woken = socket.socketpair()
         self._due: list[tuple[float, int, Deliver, bytes]] = []
@@ -186,9 +188,10 @@ class EtherboneServer:
             ready, _, _ = select.select([self._socket, self._woken], [], [], wait)
             if self._woken in ready:
                 return
-            if self._socket in ready:
-                datagram, (self._peer, _) = self._socket.recvfrom(2048)
-                self._enqueue(self.to_board, datagram, self._arrived)
+            with suppress(BlockingIOError):
+                while True:
+                    datagram, (self._peer, _) = self._socket.recvfrom(2048)
+                    self._enqueue(self.to_board, datagram, self._arrived)
             while self._due and self._due[0][0] <= time.monotonic():
                 _, _, deliver, datagram = heapq.heappop(self._due)
                 deliver(datagram)

@@ -7,6 +7,7 @@ import os
 import random
 import select
 import threading
+import time
 import tty
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -138,14 +139,15 @@ class SerialLine:
 
 
 class Harmful:
-    """A line that now and then flips a bit, loses or doubles a byte, adds noise, or goes dead for a while.
+    """A line that now and then flips a bit, loses or doubles a byte, adds noise, is late, or goes dead for a while.
 
     Args:
         rate: harms a byte.
+        late_s: the longest delay, seconds.
     """
 
-    def __init__(self, rate: float, seed: int) -> None:
-        self._rate, self._random, self.harms = rate, random.Random(seed), 0
+    def __init__(self, rate: float, seed: int, late_s: float = 0.03) -> None:
+        self._rate, self._random, self._late_s, self.harms = rate, random.Random(seed), late_s, 0
 
     def __call__(self, line: bytes) -> bytes:
         out, chance = bytearray(), self._random
@@ -154,13 +156,16 @@ class Harmful:
                 out.append(byte)
                 continue
             self.harms += 1
-            harm = chance.choice(("flip", "lose", "double", "noise", "dead"))
+            harm = chance.choice(("flip", "lose", "double", "noise", "late", "dead"))
             if harm == "dead":
                 break
+            if harm == "late":
+                time.sleep(self._late_s * chance.random())
             out += {
                 "flip": bytes([byte ^ 1 << chance.randrange(8)]),
                 "lose": b"",
                 "double": bytes([byte, byte]),
                 "noise": bytes([byte]) + chance.randbytes(20),
+                "late": bytes([byte]),
             }[harm]
         return bytes(out)

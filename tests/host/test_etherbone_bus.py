@@ -1,18 +1,18 @@
 """Words cross a bad network whole, each at its place, or an error says why not: never a wrong one."""
 
-import os
 import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from gateware.etherbone_protocol import MAX_WORDS, PACKET_WORDS, RECEIVE_PACKETS
-from gateware.registers import BUS_ERRORS, CSR_BASE, RESUME, START, memory_bases, register_offsets
+from gateware.registers import BUS_ERRORS, CSR_BASE, START, register_offsets
 from host import programs
 from host.board import Board
 from host.boards import MockEnvironment, MockSupply, mock_build
@@ -54,7 +54,9 @@ def opened(server: EtherboneServer, answer_s: float = ANSWER_S) -> EtherboneBus:
     return EtherboneBus(server.host, server.port, answer_s)
 
 
-@pytest.mark.parametrize("count", [0, 1, MAX_WORDS - 1, MAX_WORDS, MAX_WORDS + 1, 5 * MAX_WORDS, 300 * MAX_WORDS % WORDS])
+@pytest.mark.parametrize(
+    "count", [0, 1, MAX_WORDS - 1, MAX_WORDS, MAX_WORDS + 1, 5 * MAX_WORDS, 300 * MAX_WORDS % WORDS]
+)
 def test_words_written_are_words_read_whatever_their_number(server: EtherboneServer, count: int) -> None:
     bus, words = opened(server, 1.0), random_words(count, count)
     bus.write(0x100, words)
@@ -135,8 +137,9 @@ def test_a_bad_network_invents_nothing(memory: Memory) -> None:
 
 
 @pytest.mark.prove
-def test_ten_thousand_bad_networks_invent_nothing(memory: Memory) -> None:
-    cases(memory, range(1000, 11_000), **HARMS)
+@pytest.mark.parametrize("thousand", range(1, 11))
+def test_ten_thousand_bad_networks_invent_nothing(memory: Memory, thousand: int) -> None:
+    cases(memory, range(1000 * thousand, 1000 * thousand + 1000), **HARMS)
 
 
 def test_a_dead_board_raises_and_one_that_comes_back_is_used_again(server: EtherboneServer) -> None:
@@ -228,21 +231,19 @@ def test_a_command_that_is_not_acknowledged_is_not_repeated(server: EtherboneSer
 
 def test_a_write_that_arrives_after_a_newer_one_is_said(server: EtherboneServer) -> None:
     bus = opened(server)
-    server.to_board = Network(0, 0, delay=1.0)
-    monkey = server.to_board
-    monkey.pass_on = lambda datagram: [(3 * ANSWER_S, datagram)]  # type: ignore[method-assign]
+    server.to_board.pass_on = lambda datagram: [(3 * ANSWER_S, datagram)]  # type: ignore[method-assign]
     with pytest.raises(UnacknowledgedError):
         bus.write(CONTROL, np.array([START], np.uint32))
     server.to_board = Network(0)
     bus.write(0, np.array([1], np.uint32))
+    time.sleep(3 * ANSWER_S)
     with pytest.raises(LinkError, match="did a write after one that was asked for later"):
-        for _ in range(10_000):
-            bus.read(0, 1)
+        bus.read(0, 1)
     assert bus.read(0, 1) == 1
     bus.close()
 
 
-# ---- the engine behind it ---------------------------------------------------------------------------------------------
+# ---- the engine behind it -------------------------------------------------------------------------------------------
 
 GEOMETRY = Geometry(banks=2, rows=16, columns=1024, data_width=64, subarray_rows=16)
 REGION = Traversal((0, 1), 0, 16, 0, 128)
@@ -278,9 +279,9 @@ def map_of(board: Board, epoch: int) -> tuple[Words, Words]:
     return cells, board.read_bursts(0, 100, board.timings.trcd)
 
 
-def maps(seeds: range, late_s: float, share: float) -> int:
+def maps(seeds: range, late_s: float, share: float, kinds: Iterable[str] = HARMS) -> int:
     """How many maps of a board behind a bad network came to their end, which must be the right one."""
-    harms = dict.fromkeys(HARMS, share)
+    harms = dict.fromkeys(kinds, share)
     direct = mock()
     expected = map_of(board_behind(direct, direct), 1)
     assert expected[0].size > 5000
@@ -307,6 +308,16 @@ def test_maps_over_a_lossy_network_are_right() -> None:
 
 def test_maps_over_a_network_that_takes_too_long_are_right_or_an_error() -> None:
     maps(range(4), late_s=5 * ANSWER_S, share=0.01)
+
+
+def test_flipped_datagrams_spoil_no_map() -> None:
+    """What only the engine's checks see here; on a real wire Ethernet's FCS drops these, and so does the gateware."""
+    maps(range(2000, 2010), 0.0, 0.02, ("flip",))
+
+
+@pytest.mark.prove
+def test_thousands_of_flipped_datagrams_spoil_no_map() -> None:
+    assert maps(range(3000, 4000), 0.0, 0.004, ("flip",)) > 10
 
 
 @pytest.mark.prove

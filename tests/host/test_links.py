@@ -86,7 +86,7 @@ def test_info_over_etherbone_knows_the_build(run, tmp_path: Path, monkeypatch: p
         assert "LambdaConcept ECPIX-5 (build/gateware/ecpix5/board.json)" in out
         assert "MB/s in bulk" in out
         assert "0 requests had to be repeated" in out
-        with pytest.raises(BoardError, match="ECPIX-5 answers at .* DRAM is not initialised.*eden board info"):
+        with pytest.raises(BoardError, match=r"ECPIX-5 answers at .* DRAM is not initialised.*eden board info"):
             open_board(specification)
         path.write_text(path.read_text() + "\n")
         assert "of unknown build: " in run("board", "info", "--board", specification)[1]
@@ -94,9 +94,7 @@ def test_info_over_etherbone_knows_the_build(run, tmp_path: Path, monkeypatch: p
             open_board(specification)
 
 
-def test_a_description_that_contradicts_the_board_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_description_that_contradicts_the_board_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = describe(tmp_path, mock_build(GEOMETRY, log_blocks=64))
     bus = Stamped(mock_build(GEOMETRY), crc32(path.read_bytes()))
