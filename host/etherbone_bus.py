@@ -2,7 +2,7 @@
 
 Every answer is matched to its request by a tag that no other request has, and what is lost is asked for again where
 that is safe. A datagram that has had no answer for ``answer_s`` is taken for dead, and only then is a write repeated,
-so that no old one reaches the board after a newer one. If one does all the same, its answer tells, and that raises.
+so that no old one reaches the board after a newer one. If one does all the same, its answer tells: that is an error.
 
 Etherbone has no check of its own. What guards a request on its way is Ethernet's FCS, and what guards bulk data from
 end to end is the engine's CRC-32 (`host.board`).
@@ -49,7 +49,7 @@ _BATCH = 256  # requests put together at a time, so that those that wait need li
 _ANSWER = struct.Struct(">IIII")  # words 0 to 2, tag
 _FULL = (1 << 32) - 1  # where the board's count of bus errors stops, and what an address says that nobody answers at
 _AT_ONCE = 0.0  # a deadline that is over
-_GIVEN_UP = 4096  # tags of writes without an answer that are remembered
+_REMEMBERED = 4096  # requests to write whose late answers are known for what they are
 
 Packet = npt.NDArray[Any]  # big-endian words
 Take = Callable[[int, Packet], None]
@@ -89,8 +89,9 @@ class EtherboneBus:
     def __init__(self, host: str, port: int = PORT, answer_s: float = 0.25) -> None:
         self._name, self._answer_s = f"{host}:{port}", answer_s
         self.repeats = self.strays = 0
-        self._tag, self._writes = secrets.randbits(32), 0
-        self._given_up: dict[int, int] = {}  # tag of a write that had no answer: value of `_writes` at that time
+        self._tag, self._writes = secrets.randbits(32), 0  # of the last request; calls of `write`
+        self._sent: dict[int, int] = {}  # tag of a request to write: value of `_writes` then
+        self._underway: dict[int, _Request] = {}  # by tag, oldest first
         self._received = bytearray(4 * PACKET_WORDS + 1)  # a datagram that fills it is too long
         self._lock: IO[bytes] | None = None
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -110,6 +111,7 @@ class EtherboneBus:
             BoardError: nothing answers at one of the addresses.
             LinkError: a request had no answer ATTEMPTS times in a row.
         """
+        self._settle()
         out = np.empty(count, np.uint32)
 
         def take(number: int, words: Packet) -> None:
@@ -126,6 +128,7 @@ class EtherboneBus:
             BoardError, LinkError: as `read`.
         """
         words = np.ascontiguousarray(words, np.uint32).reshape(-1)
+        self._settle()
         self._writes += 1
         repeatable = may_be_written_twice(address, words.size)
         self._checked(_write_batches(address, words), _nothing, address, words.size, repeatable)
@@ -197,6 +200,13 @@ class EtherboneBus:
 
     # ---- requests and answers -------------------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        """Let what an exchange that was broken off has left under way be answered, or die."""
+        deadline = time.monotonic() + self._answer_s
+        while self._underway and time.monotonic() < deadline and (size := self._receive(deadline)) is not None:
+            self._answered(size)
+        self._underway.clear()
+
     def _checked(self, batches: Iterator[Packets], take: Take, address: int, count: int, repeatable: bool) -> None:
         """Exchange all that is for ``count`` words at ``address``, and see that someone answered at each of them."""
         if not count:
@@ -221,74 +231,75 @@ class EtherboneBus:
             The lowest and the highest count of bus errors that came with answers.
         """
         unsent = _requests(batches)
-        underway: dict[int, _Request] = {}  # by tag, oldest first
+        underway = self._underway
         lowest, highest = _FULL, 0
         following = next(unsent, None)
-        try:
-            while underway or following is not None:
-                while following is not None and len(underway) < (RECEIVE_PACKETS if repeatable else 1):
-                    self._ask(following, underway)
-                    following = next(unsent, None)
-                oldest = next(iter(underway))
-                deadline = underway[oldest].sent_s + self._answer_s
-                for request in self._answers(deadline, underway):
-                    words = np.frombuffer(self._received, ">u4", request.reads, _ANSWER.size)
-                    take(request.number, words[:-1])
-                    count = int(words[-1])
-                    lowest, highest = min(lowest, count), max(highest, count)
-                if time.monotonic() >= deadline and oldest in underway:
-                    self._repeat(underway, repeatable)
-        finally:
-            self._remember(underway)
+        while underway or following is not None:
+            while following is not None and len(underway) < (RECEIVE_PACKETS if repeatable else 1):
+                self._ask(following)
+                following = next(unsent, None)
+            oldest = next(iter(underway))
+            deadline = underway[oldest].sent_s + self._answer_s
+            for request in self._answers(deadline):
+                words = np.frombuffer(self._received, ">u4", request.reads, _ANSWER.size)
+                take(request.number, words[:-1])
+                count = int(words[-1])
+                lowest, highest = min(lowest, count), max(highest, count)
+            if time.monotonic() >= deadline and oldest in underway:
+                self._repeat(repeatable)
         return lowest, highest
 
-    def _ask(self, request: _Request, underway: dict[int, _Request]) -> None:
+    def _ask(self, request: _Request) -> None:
         """Send a request under a new tag."""
         self._tag = self._tag + 1 & 0xFFFFFFFF
         request.packet[tag_word(request.reads)] = self._tag
         request.attempts += 1
         self._send(request.packet.data)
         request.sent_s = time.monotonic()
-        underway[self._tag] = request
+        self._underway[self._tag] = request
+        if request.writes:
+            self._sent[self._tag] = self._writes
+            if len(self._sent) > _REMEMBERED:
+                del self._sent[next(iter(self._sent))]
 
-    def _answers(self, deadline: float, underway: dict[int, _Request]) -> Iterator[_Request]:
+    def _answers(self, deadline: float) -> Iterator[_Request]:
         """Requests answered before ``deadline``: the next one, and those whose answers are there by then.
 
         Several answers are taken, and then as many requests sent, for each change between the two costs time.
         """
         wait = deadline
-        while underway and (size := self._receive(wait)) is not None:
-            if (request := self._answered(size, underway)) is not None:
+        while self._underway and (size := self._receive(wait)) is not None:
+            if (request := self._answered(size)) is not None:
                 yield request
                 wait = _AT_ONCE
             elif time.monotonic() >= deadline:
                 return
 
-    def _answered(self, size: int, underway: dict[int, _Request]) -> _Request | None:
+    def _answered(self, size: int) -> _Request | None:
         """The request that the datagram of ``size`` bytes answers, whole and for the first time; under way no more."""
         if size >= _ANSWER.size:
             magic, padding, record, tag = _ANSWER.unpack_from(self._received)
-            if self._given_up.get(tag, self._writes) != self._writes:
-                del self._given_up[tag]
+            if self._sent.get(tag, self._writes) != self._writes:
+                del self._sent[tag]
                 self._too_late()
-            request = underway.get(tag)
+            request = self._underway.get(tag)
             if request is not None and (size, magic, padding, record & 0xFFFF) == (
                 *(_ANSWER.size + 4 * request.reads, MAGIC, 0, request.reads << 8),
             ):
-                return underway.pop(tag)
+                return self._underway.pop(tag)
         self.strays += 1
         return None
 
     def _too_late(self) -> NoReturn:
         raise LinkError(
-            f"{self._name} did a write after one that was asked for later: its datagram took longer than "
-            f"{self._answer_s:g} s. What the board holds is uncertain: run it again, and check what delays the network"
+            f"{self._name} answers an old write after a newer one: a datagram came twice, or took longer than "
+            f"{self._answer_s:g} s. What the board holds is uncertain: run it again, and check what the network does"
         )
 
-    def _repeat(self, underway: dict[int, _Request], repeatable: bool) -> None:
+    def _repeat(self, repeatable: bool) -> None:
         """Ask once more what has had no answer for the longest time, if it may be."""
-        oldest = next(iter(underway))
-        request = underway[oldest]
+        oldest = next(iter(self._underway))
+        request = self._underway[oldest]
         if not repeatable:
             raise UnacknowledgedError(
                 f"{self._name} did not acknowledge a write to {int(request.packet[HEADER_WORDS]):#x} within "
@@ -299,17 +310,9 @@ class EtherboneBus:
                 f"{self._name} left a request unanswered {ATTEMPTS} times, {self._answer_s:g} s each; "
                 "check cable and power"
             )
-        self._remember({oldest: underway.pop(oldest)})
+        del self._underway[oldest]
         self.repeats += 1
-        self._ask(request, underway)
-
-    def _remember(self, unanswered: dict[int, _Request]) -> None:
-        """Writes among these may be done yet."""
-        for tag, request in unanswered.items():
-            if request.writes:
-                self._given_up[tag] = self._writes
-        while len(self._given_up) > _GIVEN_UP:
-            del self._given_up[next(iter(self._given_up))]
+        self._ask(request)
 
     def _send(self, packet: bytes | memoryview) -> None:
         try:

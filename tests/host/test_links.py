@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from zlib import crc32
@@ -16,14 +17,17 @@ from host.boards import mock_build, open_board
 from host.bus import Words
 from host.chip_presets import PRESETS
 from host.cli import main as cli
+from host.etherbone_bus import EtherboneBus
 from host.identity import CONSTANTS, find_description, identify
 from host.links import measure_link, open_link
 from host.mock import MockBoard
+from host.serial_bus import SerialBus
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K
 from profiles.errors import BoardError, LinkError
 from profiles.geometry import Geometry
 from tests.host.etherbone_peer import EtherboneServer
+from tests.host.rig import board_behind, map_of
 from tests.host.serial_peer import SerialLine
 from tests.host.simulated_line import SimulatedPeer
 
@@ -192,6 +196,26 @@ def test_info_over_etherbone_before_the_simulated_board(run) -> None:
         status, out, err = run("board", "info", "--board", f"etherbone:{server.host}:{server.port}")
     assert status == 0, err
     assert "simulated, DDR3, four phases (build/sim/small4-" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("link", ["serial", "etherbone"])
+def test_a_map_through_a_link_is_the_map_without_one(link: str) -> None:
+    direct, behind = (SimulatedBoard("small4", PRESETS["B"], 1, DDR3_1600K) for _ in range(2))
+    cells, data = map_of(board_behind(direct, direct), rows=8)
+    with ExitStack() as stack:
+        if link == "serial":
+            line = stack.enter_context(SerialLine(SimulatedPeer(behind)))
+            bus = SerialBus(line.port, 9600, answer_s=10.0)
+        else:
+            server = stack.enter_context(EtherboneServer(behind))
+            bus = EtherboneBus(server.host, server.port, 10.0)
+        through_cells, through_data = map_of(board_behind(bus, behind), rows=8)
+        assert bus.repeats == 0
+        bus.close()
+    assert cells.size > 100
+    assert np.array_equal(through_cells, cells)
+    assert np.array_equal(through_data, data)
 
 
 def _about(out: str) -> Path:
