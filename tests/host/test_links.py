@@ -50,6 +50,12 @@ def describe(folder: Path, build: EngineParameters) -> Path:
     return path
 
 
+def simulated(vendor: str) -> SimulatedBoard:
+    board = SimulatedBoard("small4", PRESETS[vendor], 1, DDR3_1600K)
+    board.set_environment(1_350_000, 20.0)
+    return board
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs the command line in this process: (exit status, stdout, stderr)."""
@@ -177,8 +183,7 @@ def test_info_shows_the_simulated_board(run) -> None:
 @pytest.mark.slow
 def test_info_over_the_simulated_boards_own_uart(run) -> None:
     """The low baud rate only makes the host patient: the simulation is slower than any line."""
-    board = SimulatedBoard("small4", PRESETS["A"], 1, DDR3_1600K)
-    board.set_environment(1_350_000, 20.0)
+    board = simulated("A")
     with SerialLine(SimulatedPeer(board)) as line:
         status, out, err = run("board", "info", "--board", f"serial:{line.port}:9600")
     assert status == 0, err
@@ -190,8 +195,7 @@ def test_info_over_the_simulated_boards_own_uart(run) -> None:
 
 @pytest.mark.slow
 def test_info_over_etherbone_before_the_simulated_board(run) -> None:
-    board = SimulatedBoard("small4", PRESETS["A"], 1, DDR3_1600K)
-    board.set_environment(1_350_000, 20.0)
+    board = simulated("A")
     with EtherboneServer(board) as server:
         status, out, err = run("board", "info", "--board", f"etherbone:{server.host}:{server.port}")
     assert status == 0, err
@@ -201,8 +205,8 @@ def test_info_over_etherbone_before_the_simulated_board(run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("link", ["serial", "etherbone"])
 def test_a_map_through_a_link_is_the_map_without_one(link: str) -> None:
-    direct, behind = (SimulatedBoard("small4", PRESETS["B"], 1, DDR3_1600K) for _ in range(2))
-    cells, data = map_of(board_behind(direct, direct), rows=8)
+    direct, behind = simulated("B"), simulated("B")
+    cells, data = map_of(board_behind(direct, direct), rows=4)
     with ExitStack() as stack:
         if link == "serial":
             line = stack.enter_context(SerialLine(SimulatedPeer(behind)))
@@ -210,7 +214,7 @@ def test_a_map_through_a_link_is_the_map_without_one(link: str) -> None:
         else:
             server = stack.enter_context(EtherboneServer(behind))
             bus = EtherboneBus(server.host, server.port, 10.0)
-        through_cells, through_data = map_of(board_behind(bus, behind), rows=8)
+        through_cells, through_data = map_of(board_behind(bus, behind), rows=4)
         assert bus.repeats == 0
         bus.close()
     assert cells.size > 100
