@@ -293,8 +293,8 @@ class Board:
         """What was read since the last program ended is that program's."""
         if self._starts is not None and (starts := self.register("starts")) != self._starts:
             raise LinkError(
-                f"the board has started {starts - self._starts} programs more than it was asked to; "
-                "the measurement is void, run it again, and check who else uses the board"
+                f"the board counts {starts} started programs, {self._starts} were: it was reset, or started by others; "
+                "the measurement is void, run it again"
             )
 
     def _blocks(self, consumed: int, produced: int) -> Iterator[Words]:

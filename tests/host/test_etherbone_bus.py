@@ -18,13 +18,14 @@ from host.bus import Words
 from host.chip_presets import PRESETS
 from host.etherbone_bus import ATTEMPTS, EtherboneBus
 from host.mock import MockBoard
+from host.programs import Traversal
 from profiles.errors import BoardError, LinkError, ProgramError, UnacknowledgedError
 from profiles.geometry import Geometry
 from tests.host.etherbone_peer import EtherboneServer, Memory, Network
-from tests.host.rig import board_behind, map_of
+from tests.host.rig import board_behind, fill, map_of
 
 WORDS = 1 << 16
-ANSWER_S = 0.03  # a board in the same process answers at once; but processors may be busy
+ANSWER_S = 0.05  # a board in the same process answers at once; but processors may be busy
 CONTROL = CSR_BASE + 4 * register_offsets()["control"]
 HARMS = {"drop": 0.03, "double": 0.03, "delay": 0.03, "reorder": 0.03, "cut": 0.03, "stray": 0.03}
 LOSSES = ("drop", "delay", "reorder", "cut", "stray")
@@ -273,10 +274,52 @@ def test_a_write_that_arrives_after_a_newer_one_is_said(server: EtherboneServer)
 # ---- the engine behind it -------------------------------------------------------------------------------------------
 
 GEOMETRY = Geometry(banks=2, rows=16, columns=1024, data_width=64, subarray_rows=16)
+REGION = Traversal((0, 1), 0, 16, 0, 128)
 
 
 def mock() -> MockBoard:
     return MockBoard(mock_build(GEOMETRY, log_blocks=16, buffer_bursts=64), PRESETS["B"], 1)
+
+
+class LosesCommand(Network):
+    """Drops the first request that writes to register ``control``, or the answer to it."""
+
+    def __init__(self, request: bool) -> None:
+        super().__init__(0)
+        self._request, self.lost, self._next = request, 0, False
+
+    def pass_on(self, datagram: bytes) -> list[tuple[float, bytes]]:
+        commands = len(datagram) > 16 and int.from_bytes(datagram[12:16], "big") == CONTROL
+        loses = not self.lost and (commands if self._request else self._next)
+        self._next = commands
+        self.lost += loses
+        return [] if loses else [(0.0, datagram)]
+
+
+@pytest.mark.parametrize("request_lost", [True, False])
+def test_a_start_or_resume_that_gets_lost_happens_once(request_lost: bool) -> None:
+    behind = mock()
+    fill(board_behind(behind, behind), "0x33", None, REGION)  # numba compiles
+    with EtherboneServer(behind) as server:
+        bus = opened(server)
+        board = board_behind(bus, behind)
+        for _ in range(2):
+            network = LosesCommand(request_lost)
+            server.to_board = server.to_host = network
+            before = board.register("starts")
+            fill(board, "0x33", None, REGION)
+            assert network.lost == 1
+            assert board.register("starts") == before + 1
+        bus.close()
+
+
+def test_results_of_a_program_that_was_started_again_are_void() -> None:
+    board = board_behind(direct := mock(), direct)
+    fill(board, "0x33", None, REGION)
+    board.result()
+    board.set_register("control", START)
+    with pytest.raises(LinkError, match="counts 2 started programs, 1 were"):
+        board.result()
 
 
 def maps(seeds: range, late_s: float, share: float, kinds: Iterable[str]) -> int:
