@@ -30,7 +30,7 @@ from litex.soc.integration.export import get_csr_json
 
 from gateware.boards import BOARDS
 from gateware.boards.base import Board
-from gateware.description import board_description, registers_document
+from gateware.description import registers_document, stamped_description
 from profiles.errors import BoardError, EdenError
 
 OUTPUT = Path("build/gateware")
@@ -52,6 +52,7 @@ def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
         raise BoardError(f"YoWASP's tools see nothing of {tempfile.gettempdir()}; move this checkout to another folder")
     folder.mkdir(parents=True, exist_ok=True)
     soc = board.soc(sys_clk_freq)
+    description = stamped_description(soc, board)
     toolchain = soc.platform.toolchain
     ecp5 = soc.platform.device.startswith("LFE5")
     if ecp5:
@@ -63,7 +64,7 @@ def build(board: Board, sys_clk_freq: float) -> dict[str, Any]:
         toolchain._pnr_opts += "--report nextpnr.json --placer static --router router2 "
     soc.build(build_dir=str(folder), build_name=board.name, run=False, **({"abc9": True} if ecp5 else {}))
     (folder / "csr.json").write_text(get_csr_json(soc.csr.regions, soc.constants, soc.bus.regions))
-    _write_json(folder / "board.json", board_description(soc, board))
+    (folder / "board.json").write_text(description)
     (folder / "doc").mkdir(exist_ok=True)
     (folder / "doc" / "registers.md").write_text(registers_document(soc))
 

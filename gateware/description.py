@@ -1,7 +1,9 @@
 """What a build says of itself: registers for people (Markdown), and what the host must know besides csr.json."""
 
+import json
 from dataclasses import asdict
 from typing import Any
+from zlib import crc32
 
 from litedram.init import get_sdram_phy_init_sequence
 
@@ -26,6 +28,16 @@ def board_description(soc: EdenSoC, board: Board) -> dict[str, Any]:
         "dram_init": [_init_step(*step) for step in steps],
         "rail": asdict(board.rail),
     }
+
+
+def stamped_description(soc: EdenSoC, board: Board, **more: Any) -> str:
+    """The text of board.json, whose CRC-32 becomes the SoC's register ``build``; the SoC must not be finalized yet.
+
+    So the host finds the description of a board by asking the board.
+    """
+    text = json.dumps({**board_description(soc, board), **more}, indent=2)
+    soc.engine.set_build(crc32(text.encode()))
+    return text
 
 
 def _init_step(comment: str, address: int, bank: int, flags: str, delay: int) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 IDENTITY = 0x4544454E  # "EDEN"
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 CSR_BASE = 0xF0000000
+BUS_ERRORS = CSR_BASE + 0x808  # LiteX's ctrl_bus_errors: accesses since reset that nobody answered, up to 2^32-1
 MEMORY_BASE = 0x40000000
 MEMORY_STRIDE = 0x01000000
 
@@ -92,6 +93,7 @@ REGISTERS = (
     ),
     Register("captured", 1, False, 0, "Bursts in the capture buffer since start. Cleared by start."),
     Register("capture_check", 1, False, 0, "CRC-32 of those bursts."),
+    Register("build", 1, False, 0, "CRC-32 of the board.json that this build is described by; 0: none."),
 )
 
 
@@ -114,6 +116,21 @@ MEMORIES = (
     Memory("bitline_errors", False, "Failed bits per (column, dq), 0→1 then 1→0. Saturate at 2^32-1."),
     Memory("dq_errors", False, "Failed bits per DQ, 0→1 then 1→0. Saturate at 2^32-1."),
 )
+
+
+_IDEMPOTENT = {register.name for register in REGISTERS if register.writable} - {"control"}
+
+
+def may_be_written_twice(address: int, words: int) -> bool:
+    """True if writing ``words`` words from byte ``address`` once more, at once, changes nothing.
+
+    So it is for memories, and for the engine's registers but ``control``; of LiteX's own registers nothing is known.
+    """
+    if address + 4 * words <= CSR_BASE:
+        return True
+    offsets = register_offsets()
+    safe = {CSR_BASE + 4 * offsets[name] for name in _IDEMPOTENT}
+    return safe.issuperset(range(address, address + 4 * words, 4))
 
 
 def register_offsets() -> dict[str, int]:

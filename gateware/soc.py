@@ -5,7 +5,7 @@ The bus is 32-bit Wishbone. What is where:
     0x40000000 ..   the engine's memory windows (`gateware.registers.memory_bases`)
     0x80000000 ..   the DRAM through LiteDRAM's controller, up to 1 GiB of it; no access while the engine has the DFI:
                     an access then ends in a bus error
-    0xF0000000 ..   registers; the engine's come first, in the order of `gateware.registers.REGISTERS`
+    0xF0000000 ..   registers; the engine's come first, in the order of `gateware.registers.REGISTERS`, then LiteX's
 """
 
 from litedram.common import PhySettings
@@ -21,7 +21,7 @@ from gateware.bridge import SerialBridge
 from gateware.engine.engine import TestEngine
 from gateware.engine.parameters import EngineParameters
 from gateware.handover import HandoverRefresher
-from gateware.registers import CSR_BASE, MEMORY_STRIDE, REGISTERS, memory_bases, register_offsets
+from gateware.registers import BUS_ERRORS, CSR_BASE, MEMORY_STRIDE, REGISTERS, memory_bases, register_offsets
 from profiles.errors import BoardError
 from profiles.geometry import Geometry
 
@@ -47,7 +47,7 @@ class EdenSoC(SoCCore):
     """
 
     mem_map = {**SoCCore.mem_map, "main_ram": DRAM_BASE, "csr": CSR_BASE}  # noqa: RUF012 (LiteX's own way)
-    csr_map = {"engine": 0}  # noqa: RUF012
+    csr_map = {"engine": 0, "ctrl": 1}  # noqa: RUF012
 
     def __init__(
         self,
@@ -122,6 +122,9 @@ def _check_registers(soc: EdenSoC) -> None:
     expected = {register.name: CSR_BASE + 4 * register_offsets()[register.name] for register in REGISTERS}
     if found != expected:
         raise BoardError(f"the engine's registers are at {found}; gateware.registers has them at {expected}")
+    errors = soc.csr.regions["ctrl"].origin + 8
+    if [csr.name for csr in soc.csr.regions["ctrl"].obj] != ["reset", "scratch", "bus_errors"] or errors != BUS_ERRORS:
+        raise BoardError(f"LiteX counts bus errors elsewhere than at {BUS_ERRORS:#x}; see gateware.registers")
 
 
 def engine_parameters(

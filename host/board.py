@@ -3,6 +3,7 @@
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,26 +16,17 @@ from gateware.isa import Instruction
 from gateware.registers import CSR_BASE, RESUME, START, Fault, State
 from host import errorlog, programs
 from host.bus import Bus, Words
+from host.identity import identify
 from host.programs import EngineBuild, Traversal
 from host.rail import Rail
 from host.timings import JedecTimings, Timings
 from profiles.cells import LineCounts
-from profiles.errors import BoardError, LinkError, ProfileError, ProgramError
+from profiles.errors import BoardError, LinkError, ProfileError, ProgramError, UnacknowledgedError
 from profiles.geometry import CellArray, Geometry
 from profiles.schema import ModuleIdentity
 
-_BUILD = (
-    "nphases",
-    "read_phase",
-    "write_phase",
-    "log_blocks",
-    "buffer_bursts",
-    "program_depth",
-    "row_counters",
-    "tck_ps",
-    "cas_write_latency",
-)
 _FULL = (1 << 32) - 1  # where line counters stop
+START_ATTEMPTS = 8
 SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
 
 
@@ -101,19 +93,9 @@ class Board:
         self.module, self.name, self.seed = module, name, seed
         self._offsets, self._bases = registers.register_offsets(), registers.memory_bases()
         self._words = {register.name: register.words for register in registers.REGISTERS}
-        if (identity := self.register("identity")) != registers.IDENTITY:
-            raise LinkError(
-                f"'{name}' answers {identity:#010x} where a test engine says {registers.IDENTITY:#010x}; "
-                "check link and bitstream"
-            )
-        if (version := self.register("interface_version")) != registers.INTERFACE_VERSION:
-            raise BoardError(
-                f"gateware interface {version}, host {registers.INTERFACE_VERSION}; load the bitstream of this release"
-            )
+        self.identity = identify(bus, name)
+        self._constants = self.identity.constants
         shape = ("banks", "rows", "columns", "data_width", "burst_length")
-        self._constants = {name: self.register(name) for name in (*shape, *_BUILD)}
-        if self._constants != {name: self.register(name) for name in self._constants}:
-            raise LinkError(f"'{name}' describes itself differently at each reading; check the link")
         try:
             self.geometry = Geometry(**{name: self._constants[name] for name in shape}, chip_width=chip_width)
         except ValueError as error:
@@ -125,6 +107,7 @@ class Board:
         )
         self.buffer_bursts, self.row_counters = self._constants["buffer_bursts"], self._constants["row_counters"]
         self._burst_words = self.geometry.burst_bits // 32
+        self._starts: int | None = None  # of the program that ran last, in this session
 
     @property
     def timings(self) -> Timings:
@@ -188,7 +171,8 @@ class Board:
             if state == State.DONE and self._state() == State.DONE:
                 break
             if state == State.HALTED:
-                self.set_register("control", RESUME)
+                with suppress(UnacknowledgedError):  # the next look at its state tells
+                    self.set_register("control", RESUME)
             elif state != State.RUNNING:
                 self._raise_fault(state)
             if (now := self.register("clocks")) != clocks:
@@ -202,15 +186,21 @@ class Board:
             )
 
     def result(self) -> RunResult:
-        """Totals of the program that ran last."""
+        """Totals of the program that ran last.
+
+        Raises:
+            LinkError: it was started again since.
+        """
         banks = self.geometry.banks
         words = self.memory("bank_errors", 0, 4 * banks).astype(np.int64).reshape(banks, 2, 2)
-        return RunResult(
+        result = RunResult(
             reads=self.register("reads_compared"),
             errors=words[:, :, 0] | words[:, :, 1] << 32,
             clocks=self.register("clocks"),
             refreshes=self.register("refreshes"),
         )
+        self._check_starts()
+        return result
 
     def failing_cells(self, program: Sequence[Instruction], traversal: Traversal) -> Iterator[CellArray]:
         """Run a test of ``traversal`` and yield the failing cells, in the order they were read.
@@ -270,6 +260,7 @@ class Board:
             words = self.memory("capture", 0, size * self._burst_words)
             if zlib.crc32(words.tobytes()) != self.register("capture_check"):
                 raise LinkError(f"{size} captured bursts fail their CRC; run it again, and check the link")
+            self._check_starts()
             parts.append(words)
         return np.concatenate(parts).reshape(count, self._burst_words)
 
@@ -286,10 +277,25 @@ class Board:
         if buffer is not None:
             self.set_register("buffer_check", zlib.crc32(buffer.tobytes()))
         self.set_register("buffer_length", 0 if buffer is None else buffer.shape[0])
-        starts = self.register("starts")
-        self.set_register("control", START)
-        if self.register("starts") != (starts + 1) & 0xFFFFFFFF:
-            raise LinkError("the board did not start the program; run it again, and check the link")
+        self._starts = self.register("starts") + 1 & 0xFFFFFFFF
+        for _ in range(START_ATTEMPTS):
+            acknowledged = False
+            with suppress(UnacknowledgedError):
+                self.set_register("control", START)
+                acknowledged = True
+            if self.register("starts") == self._starts:
+                return
+            if acknowledged:
+                break
+        raise LinkError("the board did not start the program; run it again, and check the link")
+
+    def _check_starts(self) -> None:
+        """What was read since the last program ended is that program's."""
+        if self._starts is not None and (starts := self.register("starts")) != self._starts:
+            raise LinkError(
+                f"the board counts {starts} started programs, {self._starts} were: it was reset, or started by others; "
+                "the measurement is void, run it again"
+            )
 
     def _blocks(self, consumed: int, produced: int) -> Iterator[Words]:
         """Checked blocks ``consumed .. produced - 1`` of the ring, in contiguous runs."""

@@ -1,11 +1,13 @@
 """Opens boards by their ``--board`` specification."""
 
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from gateware.engine.parameters import EngineParameters
 from host.board import Board
 from host.bus import Bus
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
+from host.identity import find_description, identify
+from host.links import open_link
 from host.mock import MockBoard
 from host.rail import Measurement, Rail
 from host.simulation import SimulatedBoard
@@ -113,11 +115,15 @@ _KINDS = {"mock": open_mock, "sim": open_simulation}
 
 
 def open_board(specification: str) -> Board:
-    """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C.
+    """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, or one behind a link.
 
     Raises:
-        BoardError: the specification names no board, or the simulated board is not built.
+        BoardError: the specification names no board, the simulated board is not built, or a real board's DRAM would
+            have to be initialised.
+        LinkError: nobody answers at the end of the link.
     """
+    if (link := open_link(specification)) is not None:
+        _open_real(link, specification)
     kind, *details = specification.split(":")
     if kind in _KINDS and 1 <= len(details) <= 2 and details[0] in PRESETS:
         seed = details[1] if len(details) == 2 else "1"
@@ -125,5 +131,27 @@ def open_board(specification: str) -> Board:
             return _KINDS[kind](details[0], int(seed))
     raise BoardError(
         f"'{specification}' names no board; use mock:A, mock:B or mock:C, or sim:A .. sim:C for the simulated "
-        "gateware, with a seed as in mock:A:7"
+        "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board"
     )
+
+
+def _open_real(bus: Bus, name: str) -> NoReturn:
+    """The board behind a link, once it can be brought up."""
+    try:
+        description = find_description(identify(bus, name), name)
+    finally:
+        bus.close()
+    raise BoardError(
+        f"{description.about['title']} answers at '{name}', but its DRAM is not initialised, and nothing here can do "
+        f"that over a link yet: eden board info --board {name} shows the board; scan mock: or sim: boards meanwhile"
+    )
+
+
+def open_bus(specification: str) -> Bus:
+    """The bus alone of what `open_board` opens; of a real board its DRAM need not be initialised.
+
+    Raises:
+        BoardError, LinkError: as `open_board`.
+    """
+    link = open_link(specification)
+    return open_board(specification).bus if link is None else link

@@ -25,6 +25,7 @@ class Bus(Protocol):
         """Write consecutive words from ``address``; returns once the board has taken them.
 
         Raises:
+            UnacknowledgedError: the board did not acknowledge a write that may not be repeated: see what it did.
             LinkError: the board did not acknowledge.
         """
 

@@ -215,10 +215,10 @@ class MockBoard:
             s[model.LOG_CONSUMED] = value
         elif name == "control" and value == START:
             self._start()
-        elif name == "control" and value == RESUME and s[model.STATE] in (State.HALTED, State.CHUNK):
+        elif name == "control" and value == RESUME:  # ignored where there is nothing to resume
             if s[model.STATE] == State.CHUNK:
                 self._load_program()
-            if s[model.STATE] != State.FAULT:
+            if s[model.STATE] in (State.HALTED, State.CHUNK):
                 s[model.STATE] = State.RUNNING
         elif name == "control" and value == STOP:
             s[model.STOP_REQUESTED] = 1

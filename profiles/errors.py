@@ -45,6 +45,10 @@ class LinkError(BoardError):
     """The link to the board timed out, was cut, or delivered data that fail their check."""
 
 
+class UnacknowledgedError(LinkError):
+    """The link cannot tell whether the board took a write, which must not be done twice."""
+
+
 class RailError(BoardError):
     """A supply voltage is outside its hard limits, or did not read back as it was set."""
 

@@ -12,7 +12,7 @@ from litex_boards.platforms import digilent_arty
 from migen import ClockDomain, Module
 
 from gateware.boards.base import Board, DramRail
-from gateware.boards.xilinx import Series7Clocks
+from gateware.boards.xilinx import Series7Clocks, add_ethernet
 from gateware.soc import EdenSoC
 
 
@@ -31,7 +31,7 @@ def _peripherals(soc: EdenSoC) -> None:
     soc.crg.pll.create_clkout(soc.cd_eth_ref, 25e6, with_reset=False)
     soc.comb += soc.platform.request("eth_ref_clk").eq(soc.cd_eth_ref.clk)
     soc.ethphy = LiteEthPHYMII(soc.platform.request("eth_clocks"), soc.platform.request("eth"))
-    soc.add_etherbone(phy=soc.ethphy)
+    add_ethernet(soc, phy_clocks=soc.ethphy.crg)
     soc.xadc = S7SystemMonitor()
 
 

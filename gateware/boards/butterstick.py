@@ -6,7 +6,7 @@ from litedram.modules import MT41K64M16
 from litex_boards.platforms import gsd_butterstick
 
 from gateware.boards.base import Board, DramRail
-from gateware.boards.ecp5 import Ecp5Clocks, add_etherbone, ecp5_phy
+from gateware.boards.ecp5 import Ecp5Clocks, add_ethernet, ecp5_phy
 
 BUTTERSTICK = Board(
     name="butterstick",
@@ -20,7 +20,7 @@ BUTTERSTICK = Board(
     chip_width=16,
     rail=DramRail(1350, "fixed on the board: feed it from a bench supply"),
     sizes={"log_blocks": 64, "buffer_bursts": 1024, "row_counters": 1024},
-    peripherals=add_etherbone,
+    peripherals=add_ethernet,
     bridges="Etherbone at 192.168.1.50",
     loader=("--dfu", "--vid", "0x1209", "--pid", "0x5af1", "--altsetting", "0"),
 )

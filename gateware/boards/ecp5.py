@@ -2,18 +2,16 @@
 
 from litedram.phy import ECP5DDRPHY
 from liteeth.core import LiteEthUDPIPCore
-from liteeth.frontend.etherbone import LiteEthEtherbone
 from liteeth.phy.ecp5rgmii import LiteEthPHYRGMII
 from litex.build.generic_platform import GenericPlatform
 from litex.gen import LiteXModule
 from litex.soc.cores.clock import ECP5PLL
-from migen import ClockDomain, ClockDomainsRenamer, ClockSignal, If, Instance, ResetSignal, Signal
+from migen import ClockDomain, ClockDomainsRenamer, If, Instance, Signal
 from migen.genlib.resetsync import AsyncResetSynchronizer
 
-from gateware.register_slice import RegisterSlice
+from gateware.etherbone import IP_ADDRESS, MAC_ADDRESS, add_etherbone
 from gateware.soc import EdenSoC
 
-MAC_ADDRESS, IP_ADDRESS, ETHERBONE_PORT = 0x10E2D5000000, "192.168.1.50", 1234  # LiteX's own defaults
 _STACK_FREQUENCY = 40e6
 
 
@@ -87,7 +85,7 @@ def ecp5_phy(clocks: Ecp5Clocks, pads: object, sys_clk_freq: float, **options: o
     return phy
 
 
-def add_etherbone(soc: EdenSoC) -> None:
+def add_ethernet(soc: EdenSoC) -> None:
     """Etherbone at `IP_ADDRESS` over the board's RGMII PHY.
 
     Its network stack has a clock of its own: with LiteEth's byte a clock at 125 MHz an ECP5 does not keep up, and a
@@ -99,10 +97,5 @@ def add_etherbone(soc: EdenSoC) -> None:
     core = LiteEthUDPIPCore(soc.ethphy, MAC_ADDRESS, IP_ADDRESS, _STACK_FREQUENCY, dw=32, with_sys_datapath=True)
     core.autocsr_exclude = {"mac"}  # registers would be read across clocks
     soc.ethcore = ClockDomainsRenamer({"sys": "ethcore"})(core)
-    soc.cd_sys_bus = ClockDomain("sys_bus")  # the system clock, by a name that is not renamed inside the stack
-    soc.comb += [soc.cd_sys_bus.clk.eq(ClockSignal("sys")), soc.cd_sys_bus.rst.eq(ResetSignal("sys"))]
-    soc.etherbone = LiteEthEtherbone(core.udp, ETHERBONE_PORT, buffer_depth=256, cd="sys_bus")
-    soc.etherbone_slice = RegisterSlice()
-    soc.comb += soc.etherbone.wishbone.bus.connect(soc.etherbone_slice.master)
-    soc.bus.add_master("etherbone", soc.etherbone_slice.bus)
+    add_etherbone(soc, core, registered=True)
     soc.platform.add_period_constraint(soc.ethphy.crg.cd_eth_rx.clk, 1e9 / soc.ethphy.rx_clk_freq)

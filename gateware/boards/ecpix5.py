@@ -6,13 +6,13 @@ from litedram.modules import MT41K256M16
 from litex_boards.platforms import lambdaconcept_ecpix5
 
 from gateware.boards.base import Board, DramRail
-from gateware.boards.ecp5 import Ecp5Clocks, add_etherbone, ecp5_phy
+from gateware.boards.ecp5 import Ecp5Clocks, add_ethernet, ecp5_phy
 from gateware.soc import EdenSoC
 
 
 def _peripherals(soc: EdenSoC) -> None:
     soc.add_serial_bridge(soc.platform.request("serial"), baudrate=3_000_000)
-    add_etherbone(soc)
+    add_ethernet(soc)
 
 
 ECPIX5 = Board(

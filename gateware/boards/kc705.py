@@ -10,7 +10,7 @@ from litex_boards.platforms import xilinx_kc705
 from migen import Module
 
 from gateware.boards.base import Board, DramRail
-from gateware.boards.xilinx import Series7Clocks
+from gateware.boards.xilinx import Series7Clocks, add_ethernet
 from gateware.rail import RailSequencer
 from gateware.smbus import SMBus
 from gateware.soc import EdenSoC
@@ -33,7 +33,7 @@ def _peripherals(soc: EdenSoC) -> None:
     soc.add_serial_bridge(soc.platform.request("serial"), baudrate=921_600)
     eth_clocks, eth = soc.platform.request("eth_clocks"), soc.platform.request("eth")
     soc.ethphy = LiteEthPHY(eth_clocks, eth, clk_freq=soc.sys_clk_freq)
-    soc.add_etherbone(phy=soc.ethphy)
+    add_ethernet(soc, phy_clocks=soc.ethphy.crg)
     soc.xadc = S7SystemMonitor()
     soc.platform.add_extension([_PMBUS])
     soc.rail = RailSequencer(soc.sys_clk_freq)

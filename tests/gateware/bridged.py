@@ -54,6 +54,8 @@ class BridgedMemory:
         written: (address, word) of every write on the bus, in order.
     """
 
+    busy = False
+
     def __init__(self) -> None:
         board = _Board()
         bridge, phy, bus = board.bridge, board.phy, board.bridge.wishbone

@@ -7,6 +7,7 @@ import os
 import random
 import select
 import threading
+import time
 import tty
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -27,7 +28,9 @@ WORDS = 1 << 14  # of memory, from address 0
 
 
 class Peer(Protocol):
-    """What stands behind the line."""
+    """What stands behind the line. ``busy``: it has more to say although nothing comes."""
+
+    busy: bool
 
     def send(self, line: bytes) -> bytes:
         """Take bytes, return what is answered."""
@@ -38,6 +41,8 @@ class Peer(Protocol):
 
 class PythonBoard:
     """A board with nothing but memory. ``written`` lists (address, word) of every write done, in order."""
+
+    busy = False
 
     def __init__(self) -> None:
         self.memory: dict[int, int] = {}
@@ -122,25 +127,27 @@ class SerialLine:
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._master, self._stop_read], [], [], SILENCE_MS / 1000)
+            wait_s = 0 if self._peer.busy else SILENCE_MS / 1000
+            ready, _, _ = select.select([self._master, self._stop_read], [], [], wait_s)
             if self._stop_read in ready:
                 return
             line = os.read(self._master, 4096) if ready else b""
-            answer = self._peer.send(self._harm(line)) if ready else self._peer.silence()
+            answer = self._peer.send(self._harm(line)) if ready or self._peer.busy else self._peer.silence()
             answer = self._harm(answer)
             while answer:
                 answer = answer[os.write(self._master, answer) :]
 
 
 class Harmful:
-    """A line that now and then flips a bit, loses or doubles a byte, adds noise, or goes dead for a while.
+    """A line that now and then flips a bit, loses or doubles a byte, adds noise, is late, or goes dead for a while.
 
     Args:
         rate: harms a byte.
+        late_s: the longest delay, seconds.
     """
 
-    def __init__(self, rate: float, seed: int) -> None:
-        self._rate, self._random, self.harms = rate, random.Random(seed), 0
+    def __init__(self, rate: float, seed: int, late_s: float = 0.03) -> None:
+        self._rate, self._random, self._late_s, self.harms = rate, random.Random(seed), late_s, 0
 
     def __call__(self, line: bytes) -> bytes:
         out, chance = bytearray(), self._random
@@ -149,13 +156,16 @@ class Harmful:
                 out.append(byte)
                 continue
             self.harms += 1
-            harm = chance.choice(("flip", "lose", "double", "noise", "dead"))
+            harm = chance.choice(("flip", "lose", "double", "noise", "late", "dead"))
             if harm == "dead":
                 break
+            if harm == "late":
+                time.sleep(self._late_s * chance.random())
             out += {
                 "flip": bytes([byte ^ 1 << chance.randrange(8)]),
                 "lose": b"",
                 "double": bytes([byte, byte]),
                 "noise": bytes([byte]) + chance.randbytes(20),
+                "late": bytes([byte]),
             }[harm]
         return bytes(out)

@@ -336,9 +336,7 @@ def test_plans_that_cannot_be_read_say_so(tmp_path: Path) -> None:
         load_toml(tmp_path / "binary.toml", ScanPlan)
 
 
-@pytest.mark.parametrize(
-    "text", ["mock", "mock:D", "mock:A:x", "mock:A:-1", f"mock:A:{1 << 40}", "serial:/dev/null", ""]
-)
+@pytest.mark.parametrize("text", ["mock", "mock:D", "mock:A:x", "mock:A:-1", f"mock:A:{1 << 40}", "usb:/dev/null", ""])
 def test_boards_that_do_not_exist_are_one_clear_line(text: str) -> None:
     with pytest.raises(BoardError, match="names no board"):
         open_board(text)

@@ -53,6 +53,40 @@ def test_a_bad_line_loses_doubles_and_invents_nothing(seed: int, monkeypatch: py
     assert board.written == written
 
 
+def cases(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line and one session, and a harm or two for each seed; both ends forget what broke off sooner than usual."""
+    for module in ("host.serial_bus", "tests.host.serial_peer"):
+        monkeypatch.setattr(f"{module}.SILENCE_MS", 5)
+    monkeypatch.setattr("host.serial_bus.MAX_WORDS", 40)
+    memory, written, harms = [0] * 400, [], 0
+    board, harmful = PythonBoard(), Harmful(0.0, 0)
+    with SerialLine(board, lambda line: harmful(line)) as line:
+        bus = SerialBus(line.port, BAUD, ANSWER_S)
+        for seed in seeds:
+            harms += harmful.harms
+            chance, harmful = random.Random(seed), Harmful(1e-3, seed)
+            count = chance.choice((1, 30, 90))
+            start = chance.randrange(len(memory) - count)
+            words = np.frombuffer(chance.randbytes(4 * count), np.uint32)
+            bus.write(4 * start, words)
+            memory[start : start + count] = words.tolist()
+            written += zip(range(4 * start, 4 * (start + count), 4), words.tolist(), strict=True)
+            start = chance.randrange(len(memory) - 150)
+            assert bus.read(4 * start, 150).tolist() == memory[start : start + 150]
+        bus.close()
+    assert board.written == written
+    assert harms > len(seeds) / 2
+
+
+def test_bad_lines_lose_double_and_invent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases(range(150), monkeypatch)
+
+
+@pytest.mark.prove
+def test_ten_thousand_bad_lines_lose_double_and_invent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases(range(1000, 11_000), monkeypatch)
+
+
 def test_a_dead_line_raises_and_gives_no_data() -> None:
     with SerialLine(PythonBoard(), lambda line: b"") as line, pytest.raises(LinkError, match="no board answers"):
         SerialBus(line.port, BAUD, ANSWER_S)
