@@ -110,7 +110,7 @@ def make_bitstream(tools: "Tools", folder: Path, name: str) -> dict[str, Any]:
 
 
 def _hopeless(said: str) -> bool:
-    """Whether the last `ROUTING_PATIENCE` rounds of nextpnr's router have not brought fewer overused wires than ever."""
+    """Whether nextpnr's router has not come below its fewest overused wires for `ROUTING_PATIENCE` rounds."""
     overused = [int(wires) for wires in re.findall(r"iter=\d+ wires=\d+ overused=(\d+)", said)]
     return bool(overused) and len(overused) - overused.index(min(overused)) > ROUTING_PATIENCE
 
