@@ -59,12 +59,12 @@ Costs = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Codebook:
-    """Ways to write a unit: way ``state * CHOICES + choice``; the next unit's state is ``choice % STATES``.
+    """Ways to write a unit: way ``choice * STATES + state``; the next unit's state is ``choice % STATES``.
 
     Attributes:
         source: uint16[ways, 512], which of the unit's bits each cell holds.
         by_cell: uint16[512, ways], the same, to look up one cell in all ways.
-        inverted: uint8[ways], 1 where bits are written inverted.
+        inverted: uint8[ways], 1 where bits are written inverted: the second half.
     """
 
     source: npt.NDArray[np.uint16]
@@ -74,12 +74,12 @@ class Codebook:
 
 @lru_cache(maxsize=1)
 def codebook() -> Codebook:
-    """The one codebook; random permutations, every second way inverted. Way 0 leaves the unit as it is."""
+    """The one codebook: random permutations, but for way 0, which leaves the unit as it is."""
     generator = np.random.Generator(np.random.Philox(_SEED))
     ways = STATES * CHOICES
     source = np.argsort(generator.integers(0, 1 << 62, (ways, UNIT_BITS)), axis=1, kind="stable").astype(np.uint16)
     source[0] = np.arange(UNIT_BITS)
-    return Codebook(source, np.ascontiguousarray(source.T), (np.arange(ways) % 2).astype(np.uint8))
+    return Codebook(source, np.ascontiguousarray(source.T), (np.arange(ways) >= ways // 2).astype(np.uint8))
 
 
 # ---- how a value is written, and what a flip of a bit of it costs ----------------------------------------------------
@@ -125,14 +125,24 @@ def flip_costs(words: Words, precision: Precision, unsigned: bool, low: float, h
     Returns:
         float32[words, len(bits)].
     """
-    numbers = _numbers(from_words(words, precision, unsigned), precision)
-    unit = np.float32(max(abs(low), abs(high)) or 1.0)
+    half_unit = np.float32(_magnitude(low, high) / 2)
+
+    def half_seen(read: Words) -> npt.NDArray[np.float32]:  # half, so that a difference cannot overflow
+        numbers = _numbers(from_words(read, precision, unsigned), precision)
+        plausible = (numbers >= low) & (numbers <= high)  # False for a NaN
+        return np.where(plausible, numbers, np.float32(0)) * np.float32(0.5)
+
+    clean = half_seen(words)
     costs = np.empty((words.size, len(bits)), np.float32)
     for column, bit in enumerate(bits):
-        read = _numbers(from_words(words ^ words.dtype.type(1 << bit), precision, unsigned), precision)
-        plausible = (read >= low) & (read <= high)  # False for a NaN
-        costs[:, column] = ((np.where(plausible, read, np.float32(0)) - numbers) / unit) ** 2
+        costs[:, column] = ((half_seen(words ^ words.dtype.type(1 << bit)) - clean) / half_unit) ** 2
     return costs
+
+
+def _magnitude(low: float, high: float) -> float:
+    """The larger magnitude; 1 where nothing is larger than the smallest normal number."""
+    largest = max(abs(low), abs(high))
+    return largest if largest > 2 * float(np.finfo(np.float32).tiny) else 1.0
 
 
 def _stored_words(data: Bits, precision: Precision) -> Words:
@@ -236,6 +246,7 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
     """
     precision = layout.precision
     numbers = _numbers(_stored_words(data, precision), precision)
+    numbers = numbers[np.isfinite(numbers)]
     low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
     unsigned = precision.is_integer and low >= 0
     words = to_words(data, precision, unsigned)
@@ -255,7 +266,7 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
             cost, first = cost + cheapest, last
     book = codebook()
     _write(stored, _ways(choice), book.source, book.inverted)
-    energy = float(((numbers / (max(abs(low), abs(high)) or 1.0)) ** 2).sum(dtype=np.float64))
+    energy = float(((numbers / np.float32(_magnitude(low, high))) ** 2).sum(dtype=np.float64))
     return Encoded(np.packbits(stored, bitorder="little"), _pack(choice), unsigned, data.size, cost, energy)
 
 
@@ -293,8 +304,8 @@ def _in_units(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _ways(choice: Bits) -> npt.NDArray[np.int64]:
     """The way of each unit: its choice, in the state that the unit before left."""
-    ways = choice.astype(np.int64)
-    ways[1:] += choice[:-1].astype(np.int64) % STATES * CHOICES
+    ways = choice.astype(np.int64) * STATES
+    ways[1:] += choice[:-1] % STATES
     return ways
 
 
@@ -313,45 +324,50 @@ def _cheapest(costs: Costs, bits: Bits, weak: WeakCells, first: int, state: int)
     start = np.searchsorted(here.cell, np.arange(bits.shape[0] + 1) * UNIT_BITS)
     mean = ((here.flip_zero + here.flip_one) / 2).astype(np.float32)
     skew = ((here.flip_one - here.flip_zero) / 2).astype(np.float32)
-    book = codebook()
-    sign = np.where(book.inverted, np.float32(-1), np.float32(1))
     by_bit = costs * (2 * bits.astype(np.float32) - 1)
     cell = here.cell % UNIT_BITS
-    choice, cost = _viterbi(costs, by_bit, start, cell, mean, skew, book.by_cell, sign, state)
+    choice, cost = _viterbi(costs, by_bit, start, cell, mean, skew, codebook().by_cell, state)
     return choice, float(cost)
 
 
 @njit(cache=True, nogil=True)
-def _viterbi(costs, by_bit, start, cell, mean, skew, by_cell, sign, state):  # type: ignore[no-untyped-def]
+def _viterbi(costs, by_bit, start, cell, mean, skew, by_cell, state):  # type: ignore[no-untyped-def]
     """Costs of all ways of each unit, and the cheapest path through them.
 
     A weak cell flips with probability ``mean + skew`` if it stores a 1 and ``mean - skew`` if a 0; ``by_bit`` is the
-    cost with the sign of the unwritten bit, ``sign`` that of the way.
+    cost with the sign of the bit as it would be stored upright.
     """
-    units, ways = costs.shape[0], sign.size
-    came_from = np.empty((units, STATES), np.uint8)
-    chosen = np.empty((units, STATES), np.uint8)
+    units, ways = costs.shape[0], by_cell.shape[1]
+    half = ways // 2
+    came_from = np.zeros((units, STATES), np.uint8)
+    chosen = np.zeros((units, STATES), np.uint8)
     so_far = np.full(STATES, np.inf)
     so_far[state] = 0.0
     way_cost = np.empty(ways, np.float32)
+    if_upright, if_inverted = np.empty(UNIT_BITS, np.float32), np.empty(UNIT_BITS, np.float32)
     for unit in range(units):
         way_cost[:] = np.float32(0)
+        upright, inverted = way_cost[:half], way_cost[half:]
         here, signed = costs[unit], by_bit[unit]
         for index in range(start[unit], start[unit + 1]):
-            source, rate, by_sign = by_cell[cell[index]], mean[index], skew[index]
-            for way in range(ways):
-                way_cost[way] += rate * here[source[way]]
-            if by_sign != 0:
-                for way in range(ways):
-                    way_cost[way] += by_sign * sign[way] * signed[source[way]]
+            rate, by_sign = mean[index], skew[index]
+            for bit in range(UNIT_BITS):
+                if_upright[bit] = rate * here[bit] + by_sign * signed[bit]
+                if_inverted[bit] = rate * here[bit] - by_sign * signed[bit]
+            first, second = by_cell[cell[index], :half], by_cell[cell[index], half:]
+            for way in range(half):
+                upright[way] += if_upright[first[way]]
+            for way in range(half):
+                inverted[way] += if_inverted[second[way]]
         after = np.full(STATES, np.inf)
-        for before in range(STATES):
-            for choice in range(CHOICES):
-                total = so_far[before] + way_cost[before * CHOICES + choice]
-                if total < after[choice % STATES]:
-                    after[choice % STATES] = total
-                    came_from[unit, choice % STATES] = before
-                    chosen[unit, choice % STATES] = choice
+        for choice in range(CHOICES):
+            state = choice % STATES
+            for before in range(STATES):
+                total = so_far[before] + way_cost[choice * STATES + before]
+                if total < after[state]:
+                    after[state] = total
+                    came_from[unit, state] = before
+                    chosen[unit, state] = choice
         so_far = after
     path = np.empty(units, np.uint8)
     at = np.argmin(so_far)
