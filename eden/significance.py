@@ -477,6 +477,12 @@ class SignificancePlan:
     weak_cells: Mapping[str, WeakCells]
     order_bits: int
 
+    def metadata_bits(self, tensors: Sequence[TensorSpec]) -> int:
+        """All that a reader needs of ``tensors`` at the batch size planned for: choices, signs, order of rows."""
+        images = self.mapping.images
+        stored = sum(self.layouts[tensor.name].stored_bits(tensor.bits(images) // 8) for tensor in tensors)
+        return stored // UNIT_BITS * CHOICE_BITS + len(tensors) + self.order_bits
+
     def memory(self, inner: ApproximateMemory) -> SignificanceMemory:
         """Placement by significance around ``inner``, which keeps tensors at the places of `mapping`."""
         kept: dict[tuple[str, int], WeakCells] = {}
@@ -529,8 +535,9 @@ def plan_significance(
 
 def stored_weights(network: ApproximateNetwork) -> dict[str, Bits]:
     """The stored bytes of a network's parameters, by name."""
-    network.store_weights(force=True)
-    return {name: network.formats[name].encode(value).numpy() for name, value in network.module.named_parameters()}
+    stored = network.twin()
+    stored.store_weights()
+    return {name: stored.memory.load(name).numpy() for name, _ in stored.module.named_parameters()}
 
 
 def _plan(
@@ -553,7 +560,7 @@ def _plan(
     placements = {
         name: Placement(tensor=name, **dict(parts[0]), more=tuple(parts[1:])) for name, parts in pieces.items()
     }
-    order = len(rows) * max(1, (len(rows) - 1).bit_length()) + (len(SPLITS) - 1).bit_length()
+    order = free.touched * (len(rows) - 1).bit_length() + (len(SPLITS) - 1).bit_length()
     return SignificancePlan(made_mapping(tensors, placements, images, UNIT_BITS), layouts, weak_cells, order)
 
 
@@ -582,9 +589,10 @@ def _rows(partition: Partition, point: OperatingPoint) -> list[_Row]:
 
 
 class _Rows:
-    """Rows that are filled one after the other."""
+    """Rows that are filled one after the other; ``touched`` of them so far."""
 
     def __init__(self, rows: Sequence[_Row], point: OperatingPoint) -> None:
+        self.touched = 0
         self._rows = list(reversed(rows))
         self._used = 0  # of the last of them
         self._point = point
@@ -600,6 +608,7 @@ class _Rows:
             row = self._rows[-1]
             taken = min(wanted, row.cells - self._used)
             if taken:
+                self.touched += not self._used
                 self._append(pieces, row.partition, row.first_cell + self._used, taken)
             self._used += taken
             wanted -= taken

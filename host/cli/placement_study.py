@@ -42,7 +42,8 @@ NETWORK = "lenet"
 SEEDS = (1, 2, 3)
 GOAL, OCCUPANCY, METADATA = 10.0, 0.9, 0.01
 TARGET_DROP = 0.01
-IMAGES, DRAWS, BATCH = 600, 2, 50
+IMAGES = {Precision.INT8: 600, Precision.FP32: 300}  # the wider, the fewer: time goes with bits
+DRAWS, BATCH = 2, 50
 RATIO = 1.15  # of the bracket that a tolerated rate is found in
 TRCD_PS = 8000
 LADDER_STEP, LADDER = 1.12, (2e-4, 0.12)  # bit error rates of the supplies that presets are scanned at
@@ -232,7 +233,8 @@ class Task:
 
     def result(self) -> dict[str, Any]:
         """Kept, or measured now."""
-        key = f"{NETWORK} {TARGET_DROP} {IMAGES} {DRAWS} {BATCH} {RATIO} {TRCD_PS} {LADDER_STEP} {self.arms}"
+        count = images(self.precision)
+        key = f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {TRCD_PS} {LADDER_STEP} {self.arms}"
         kept = stages.kept_results(self.file, key)
         if kept is None:
             kept = self._measured()
@@ -248,7 +250,7 @@ class Task:
             found[arm] = coarse(
                 network,
                 lambda ber, seed, arm=arm: trial.memory(arm, ber, seed),  # type: ignore[misc]
-                validation(),
+                validation(self.precision),
                 TARGET_DROP,
                 clean,
                 Sampling(DRAWS, BATCH, derive_seed(self.seed, "placement")),
@@ -283,7 +285,7 @@ class Task:
         if not file.exists():
             train_baseline(NETWORK, self.precision, stages.dataset(), self.seed).save(file, NETWORK)
         network = stages.load_network(file)
-        clean = AccuracyMeter(network, validation(), Sampling(1, BATCH)).clean
+        clean = AccuracyMeter(network, validation(self.precision), Sampling(1, BATCH)).clean
         if not self.boosted:
             return network, clean
         file = self.out / "placement" / f"{name}-boosted.safetensors"
@@ -295,7 +297,9 @@ class Task:
         """Boosted on fresh maps of Error Model 0, so that no map is learnt."""
         model = ModuleMaps("B", 1, self.out / "placement" / "scans", SCANNED_ROWS).fitted(0)
         fresh, data = stages.model_memory(model, fresh_map=True), stages.dataset()
-        tolerated = coarse(network, fresh, validation(), TARGET_DROP, clean, Sampling(DRAWS, BATCH, self.seed))
+        tolerated = coarse(
+            network, fresh, validation(self.precision), TARGET_DROP, clean, Sampling(DRAWS, BATCH, self.seed)
+        )
         return boost(network, fresh, data, tolerated.ber, TARGET_DROP, clean, self.seed, with_control=False).network
 
 
@@ -303,9 +307,14 @@ STUDIED_IN_DETAIL = ("model 0", "mock:B")  # with ablation at int8, and on top o
 SCANNED_ROWS = 104  # room for the FP32 network
 
 
-def validation() -> Split:
+def images(precision: Precision) -> int:
+    """How many images tolerances are found on."""
+    return IMAGES.get(precision, IMAGES[Precision.INT8])
+
+
+def validation(precision: Precision) -> Split:
     """The images that tolerances are found on."""
-    return stages.dataset().validation.first(IMAGES)
+    return stages.dataset().validation.first(images(precision))
 
 
 class Trial:

@@ -491,15 +491,23 @@ def _sample_rows(model: ErrorModel, placement: Piece, part: Partition, kind: str
     return joined(pieces)
 
 
-def significance_plan(
-    network: ApproximateNetwork, profile: Profile, point: OperatingPoint, images: int
-) -> SignificancePlan:
-    """Placement by significance at one operating point of a profile, over all rows whose cells it knows."""
+def significance_plan(network: ApproximateNetwork, profile: Profile, mapping: DramMapping) -> SignificancePlan:
+    """Placement by significance at the operating point of ``mapping``, over all rows whose cells the profile knows.
+
+    Raises:
+        PlanError: the mapping has several operating points.
+    """
+    points = {piece.point for piece in mapping.pieces}
+    if len(points) != 1:
+        raise PlanError(f"the mapping has {len(points)} operating points; placement by significance takes one")
+    point = points.pop()
     weak = {
         "weight": measured_weak_cells(profile, point, NOMINAL),
         "ifm": measured_weak_cells(profile, point, AT_POINT),
     }
-    return plan_significance(network.tensors(), stored_weights(network), weak, partitions(profile), point, images)
+    weights = stored_weights(network)
+    plan = plan_significance(network.tensors(), weights, weak, partitions(profile), point, mapping.images)
+    return replace(plan, mapping=plan.mapping.model_copy(update={"module": profile.header.module}))
 
 
 def infer_on_board(
