@@ -65,18 +65,19 @@ def placement(
 
     On known maps: of EDEN's Error Models 0-3 as fitted to a module of vendor B, each alone, and of modules of vendors
     A, B and C, scanned at falling VDD. Criterion as of `eden tolerance`, without retraining; then on top of boosting.
-    Finished tasks are kept: stopped and started again, it goes on where it was.
+    Finished tasks are kept, and placement.json holds what they say so far: stopped and started again, it goes on. Goals
+    count as met or missed from three seeds on.
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, precision or [Precision.INT8, Precision.FP32], memory, range(1, seeds + 1)))
-    results = []
+    results, rows = [], []
     with progress_bar("placement") as progress:
         for done, task in enumerate(tasks):
             progress(done, len(tasks))
             results.append(task.result())
+            rows = _rows(results)
+            stages.save_json(out / "placement.json", {"study": "placement", "target_drop": TARGET_DROP, "rows": rows})
         progress(len(tasks), len(tasks))
-    rows = _rows(results)
-    stages.save_json(out / "placement.json", {"study": "placement", "target_drop": TARGET_DROP, "rows": rows})
     _plot(rows).savefig(out / "placement.png", dpi=110)
     _show(rows)
     console.print(str(out / "placement.json"))
@@ -427,6 +428,7 @@ def _row(memory: str, precision: str, boosted: bool, arm: str, group: list[dict[
     figure, low, high = _mean_ratio(ratios)
     metadata, occupancy = max(each["metadata_share"] for each in group), min(each["occupancy"] for each in group)
     goal = GOAL if arm == "all" and not boosted else None
+    reached = figure >= GOAL and metadata <= METADATA and occupancy >= OCCUPANCY
     return {
         "network": f"{NETWORK}{', boosted' if boosted else ''}",
         "precision": precision,
@@ -442,12 +444,12 @@ def _row(memory: str, precision: str, boosted: bool, arm: str, group: list[dict[
         "occupancy": occupancy,
         "high_bits": sorted({bits for each in group for bits in each["high_bits"]}),
         "goal": goal,
-        "met": None if goal is None else figure >= goal and metadata <= METADATA and occupancy >= OCCUPANCY,
+        "met": None if goal is None or len(group) < len(SEEDS) else reached,
     }
 
 
 def _mean_ratio(ratios: list[float]) -> tuple[float, float, float]:
-    """Geometric mean over seeds, and its 95 % interval by Student's t on logarithms."""
+    """Geometric mean over seeds, and its 95 % interval by Student's t on logarithms; of one seed, the figure alone."""
     logs = np.log(ratios)
     mean = float(logs.mean())
     reach = float(stats.t.ppf(0.975, logs.size - 1) * logs.std(ddof=1) / math.sqrt(logs.size)) if logs.size > 1 else 0.0
