@@ -46,7 +46,7 @@ IMAGES = {Precision.INT8: 600, Precision.FP32: 300}  # the wider, the fewer: tim
 DRAWS, BATCH = 2, 50
 RATIO = 1.15  # of the bracket that a tolerated rate is found in
 TRCD_PS = 8000
-LADDER_STEP, LADDER = 1.12, (2e-4, 0.12)  # bit error rates of the supplies that presets are scanned at
+LADDER_STEP, LADDER = 1.12, (1e-5, 0.12)  # bit error rates of the supplies that presets are scanned at
 FITTED_AT = 1e-2  # where error models are fitted
 ARMS = {"plain": 1e-3, "values": 2e-3, "rows": 2e-3, "all": 1.5e-2}  # with a bit error rate to start the search from
 
@@ -414,7 +414,8 @@ def _tasks(out: Path, precisions: list[Precision], memories: list[str] | None, s
 def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault((result["memory"], result["precision"], result["boosted"]), []).append(result)
+        if result["ber"]["plain"] and result["ber"]["all"]:  # else no rate that was tried is tolerated: no ratio
+            groups.setdefault((result["memory"], result["precision"], result["boosted"]), []).append(result)
     rows = []
     for (memory, precision, boosted), group in groups.items():
         for arm in group[0]["ber"]:
