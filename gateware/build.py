@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ from profiles.errors import BoardError, EdenError
 OUTPUT = Path("build/gateware")
 OPEN_TOOLS = ("yosys", "nextpnr-ecp5", "ecppack")
 PLACEMENTS = 5  # attempts to route and meet timing, each with a seed of its own
-ROUTING_ROUNDS = 150  # what routes at all has done so by then; nextpnr itself would go on for ever
+ROUTING_PATIENCE = 60  # rounds of routing without progress; nextpnr itself would go on for ever
 _LOOK_S = 5.0  # how often what a tool says is looked at
 ECP5_CELLS = {"luts": "TRELLIS_COMB", "flip_flops": "TRELLIS_FF", "block_rams": "DP16KD"}
 
@@ -110,8 +111,9 @@ def make_bitstream(tools: "Tools", folder: Path, name: str) -> dict[str, Any]:
 
 
 def _hopeless(said: str) -> bool:
-    """Whether nextpnr has routed for `ROUTING_ROUNDS` rounds."""
-    return f"iter={ROUTING_ROUNDS} wires=" in said
+    """Whether nextpnr's router has not come below its fewest overused wires for `ROUTING_PATIENCE` rounds."""
+    overused = [int(wires) for wires in re.findall(r"iter=\d+ wires=\d+ overused=(\d+)", said)]
+    return bool(overused) and len(overused) - overused.index(min(overused)) > ROUTING_PATIENCE
 
 
 class Tools:

@@ -23,7 +23,7 @@ from host.cli import stages
 from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
 from profiles.error_models import load_error_model
-from profiles.errors import NetworkError
+from profiles.errors import NetworkError, PlanError
 from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
@@ -196,14 +196,24 @@ def infer(
     mapping: Annotated[Path, typer.Argument(help="Mapping, as `eden map` writes it.")],
     board: Annotated[str, typer.Option(help="Board, e.g. mock:C:7.")],
     profile: Annotated[Path | None, typer.Option(help="Profile of this module: also print what it predicts.")] = None,
+    significance: Annotated[
+        Path | None,
+        typer.Option(help="Profile of this module: place anew at the mapping's point, bits that matter on good cells."),
+    ] = None,
 ) -> None:
     """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM."""
     loaded, places, test = stages.load_network(network), DramMapping.load(mapping), stages.dataset().test
+    if significance is not None and profile is not None:
+        raise PlanError("--profile predicts the mapping's own places; leave out --profile or --significance")
+    plan = None
+    if significance is not None:
+        plan = stages.significance_plan(loaded, Profile.open(significance), places)
+        places = plan.mapping
     clean = evaluate(loaded, test.images, test.labels)
     opened = open_board(board)
     try:
         with progress_bar("infer") as progress:
-            accuracy, memory = stages.infer_on_board(opened, loaded, places, test, INFERENCE_EPOCH, progress)
+            accuracy, memory = stages.infer_on_board(opened, loaded, places, test, INFERENCE_EPOCH, progress, plan)
     finally:
         opened.close()
     rate = memory.total_flips / memory.total_bits_read
@@ -212,6 +222,10 @@ def infer(
         f"95 %) of {accuracy.total} images, {100 * clean.accuracy:.1f} % in reliable memory; "
         f"{memory.total_flips} bits read wrong, BER {rate:.2e}"
     )
+    if plan is not None:
+        bits = plan.metadata_bits(loaded.tensors())
+        stored = sum(tensor.bits(places.images) for tensor in loaded.tensors())
+        console.print(f"placed by significance: {bits} bits of metadata, {100 * bits / stored:.2f} % of what is stored")
     if profile is not None:
         _compare_with_prediction(Profile.open(profile), loaded, places, accuracy)
 

@@ -32,6 +32,7 @@ from eden.optimal import optimal_mapping
 from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
+from eden.significance import SignificancePlan, plan_significance, stored_weights
 from host.board import Board
 from host.plan import Cells, Rows, ScanPlan
 from host.tensor_memory import BoardMemory
@@ -490,6 +491,25 @@ def _sample_rows(model: ErrorModel, placement: Piece, part: Partition, kind: str
     return joined(pieces)
 
 
+def significance_plan(network: ApproximateNetwork, profile: Profile, mapping: DramMapping) -> SignificancePlan:
+    """Placement by significance at the operating point of ``mapping``, over all rows whose cells the profile knows.
+
+    Raises:
+        PlanError: the mapping has several operating points.
+    """
+    points = {piece.point for piece in mapping.pieces}
+    if len(points) != 1:
+        raise PlanError(f"the mapping has {len(points)} operating points; placement by significance takes one")
+    point = points.pop()
+    weak = {
+        "weight": measured_weak_cells(profile, point, NOMINAL),
+        "ifm": measured_weak_cells(profile, point, AT_POINT),
+    }
+    weights = stored_weights(network)
+    plan = plan_significance(network.tensors(), weights, weak, partitions(profile), point, mapping.images)
+    return replace(plan, mapping=plan.mapping.model_copy(update={"module": profile.header.module}))
+
+
 def infer_on_board(
     board: Board,
     network: ApproximateNetwork,
@@ -497,8 +517,11 @@ def infer_on_board(
     test: Split,
     epoch: int,
     progress: Progress = silent,
+    significance: SignificancePlan | None = None,
 ) -> tuple[Accuracy, BoardMemory]:
     """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM.
+
+    With a ``significance`` plan, tensors lie at its mapping's places, laid out as it says.
 
     Starts from zeros at every place and in an ``epoch`` of its own: a WRITE that fails leaves what was there, so that
     the result would depend on what ran before.
@@ -514,7 +537,7 @@ def infer_on_board(
     ifms = frozenset(name for name in mapping.placements if is_ifm(name))
     memory = BoardMemory(board, mapping.placements, ifms)
     before = network.memory
-    network.memory = memory
+    network.memory = memory if significance is None else significance.memory(memory)
     try:
         with board.rail.guarded():
             board.environment.begin_epoch(epoch)

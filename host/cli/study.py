@@ -5,6 +5,7 @@ import typer
 from host.cli.certificates_study import certificates
 from host.cli.headline_study import headline
 from host.cli.mapping_study import mapping
+from host.cli.placement_study import placement
 
 study_app = typer.Typer(
     no_args_is_help=True, help="Studies of the method and of what it saves: figures with their uncertainty and goals."
@@ -12,3 +13,4 @@ study_app = typer.Typer(
 study_app.command()(certificates)
 study_app.command()(headline)
 study_app.command()(mapping)
+study_app.command()(placement)

@@ -71,13 +71,27 @@ def test_placement_goes_on_until_the_clocks_are_met(tmp_path: Path, needed: int,
     assert [f"--seed {k + 1}\n" in script for k, script in enumerate(scripts)] == [True] * attempts
 
 
+def test_a_router_is_given_up_once_it_gains_nothing_more() -> None:
+    def said(overused: list[int]) -> str:
+        return "".join(f"Info:     iter={k} wires=7 overused={n} overuse={n}\n" for k, n in enumerate(overused, 1))
+
+    patience = build.ROUTING_PATIENCE
+    assert not build._hopeless("Info: Running router2...\n")
+    assert not build._hopeless(said(list(range(500, 300, -1))))
+    assert not build._hopeless(said([9, 5, 1, *[3] * (patience - 1)]))
+    assert build._hopeless(said([9, 5, 1, *[3] * patience]))
+    assert build._hopeless(said([9, 5, 1, *[1] * patience]))
+    assert not build._hopeless(said([9, 5, 1, *[3] * (patience - 2), 0]))
+
+
 @needs_open_tools
 def test_what_does_not_route_is_given_up_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that goes on for ever with the first seeds, and ends at once with a later one."""
     folder = tmp_path / "board"
     folder.mkdir()
     (folder / "good.json").write_text(json.dumps(NEXTPNR | {"fmax": {}}))
-    router = f"echo 'Info: iter={build.ROUTING_ROUNDS} wires=1 overused=9'; sleep 1000"
+    rounds = "for k in $(seq 70); do echo Info: iter=$k wires=1 overused=$((k < 9 ? 20 - k : 12)); done"
+    router = f"{rounds}; sleep 1000"
     (folder / "build_ecpix5.sh").write_text(
         f"seed=$(echo --seed 1 | cut -d' ' -f2)\nif [ $seed -lt 3 ]; then {router}; fi\ncp good.json nextpnr.json\n"
     )

@@ -13,9 +13,10 @@ from eden.bounding import Bounding
 from eden.datasets import Split
 from eden.inference import Prediction
 from eden.mapping import DramMapping, fine_mapping, mapping_cost, vdd_then_trcd, weighted
-from eden.memory import ReliableMemory
+from eden.memory import ApproximateMemory, ReliableMemory
 from eden.networks import build
 from eden.precision import Precision
+from eden.significance import stored_weights
 from host.board import Board
 from host.boards import open_mock
 from host.cli import stages
@@ -407,6 +408,50 @@ def test_inference_on_the_board_repeats_to_the_bit(profile: Profile, network: Ap
     assert found[0][1].flips == found[1][1].flips
     assert found[0][1].total_flips > 0
     assert isinstance(network.memory, ReliableMemory)
+
+
+def test_placed_by_significance_the_board_s_errors_change_weights_less(
+    profile: Profile, network: ApproximateNetwork
+) -> None:
+    """The profile says where not to put what; the board errs as it does, and the reader has the metadata only."""
+    mapping = mapped(network, profile, CLIFF)
+    plan = stages.significance_plan(network, profile, mapping)
+    weights = stored_weights(network)
+
+    def noise(placements: DramMapping, wrap: Callable[[BoardMemory], ApproximateMemory]) -> tuple[float, int]:
+        opened = board()
+        inner = BoardMemory(opened, placements.placements, frozenset())
+        memory, total = wrap(inner), 0.0
+        with opened.rail.guarded():
+            for name, data in weights.items():
+                codes = data.view(np.int8).astype(float)
+                memory.store(name, torch.from_numpy(data.copy()))
+                read = memory.load(name).numpy().view(np.int8).astype(float)
+                read[(read < codes.min()) | (read > codes.max())] = 0
+                total += float(((read - codes) ** 2).sum())
+        return total, inner.total_flips
+
+    plain, flips = noise(mapping, lambda inner: inner)
+    placed, placed_flips = noise(plan.mapping, plan.memory)
+    assert min(flips, placed_flips) > 200
+    assert placed / placed_flips < 0.1 * plain / flips
+    assert plan.metadata_bits(network.tensors()) < 0.0115 * sum(t.bits(BATCH) for t in network.tensors())
+
+
+def test_placement_by_significance_repeats_on_the_board_and_takes_one_point(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    mapping, found = mapped(network, profile, CLIFF), []
+    plan = stages.significance_plan(network, profile, mapping)
+    for _ in range(2):
+        opened = board()
+        found.append(stages.infer_on_board(opened, network, plan.mapping, split, 1, significance=plan))
+    assert torch.equal(found[0][0].correct_images, found[1][0].correct_images)
+    assert found[0][1].flips == found[1][1].flips
+    first = next(iter(mapping.placements))
+    moved = {**mapping.placements, first: mapping.placements[first].model_copy(update={"point": POINTS[0]})}
+    with pytest.raises(PlanError, match="2 operating points"):
+        stages.significance_plan(network, profile, mapping.model_copy(update={"placements": moved}))
 
 
 def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
