@@ -111,7 +111,9 @@ def make_bitstream(tools: "Tools", folder: Path, name: str) -> dict[str, Any]:
 
 
 def _hopeless(said: str) -> bool:
-    """Whether nextpnr's router has not come below its fewest overused wires for `ROUTING_PATIENCE` rounds."""
+    """Whether nextpnr found no way for a clock, or has had its fewest overused wires `ROUTING_PATIENCE` rounds ago."""
+    if "ERROR: Failed to route arc" in said:
+        return True
     overused = [int(wires) for wires in re.findall(r"iter=\d+ wires=\d+ overused=(\d+)", said)]
     return bool(overused) and len(overused) - overused.index(min(overused)) > ROUTING_PATIENCE
 
@@ -145,9 +147,11 @@ class Tools:
                 command, cwd=self._folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
         try:
-            while process.poll() is None:
+            running = True
+            while running:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK_S)
+                running = process.poll() is None
                 if until(self._log.read_text(errors="replace")[before:]):
                     return False
         finally:
