@@ -5,6 +5,7 @@ is set on the object itself, as `MockSupply` and tests do.
 """
 
 import zlib
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -129,6 +130,7 @@ class MockBoard:
         self._conditions: dict[tuple[int, float], tuple[dram.I64, dram.I64]] = {}
         self._applied: tuple[int, float] | None = None
         self._patterns: dict[tuple[int, int, int], int] = {}
+        self._decode = lru_cache(maxsize=256)(lambda image: _decoded(np.frombuffer(image, np.uint32), build))
 
     # ---- the world around the board -------------------------------------------------------------------------------
 
@@ -231,12 +233,13 @@ class MockBoard:
         length = self._held["program_length"]
         words = self._program_words[: length * isa.INSTRUCTION_WORDS]
         data = self._engine.write_buffer[: self._held["buffer_length"]]
-        checks = (zlib.crc32(words.tobytes()), zlib.crc32(data.tobytes()) if data.size else self._held["buffer_check"])
+        image = words.tobytes()
+        checks = (zlib.crc32(image), zlib.crc32(data.tobytes()) if data.size else self._held["buffer_check"])
         if checks != (self._held["program_check"], self._held["buffer_check"]):
             self._engine.state[model.STATE], self._engine.state[model.FAULT] = State.FAULT, Fault.BAD_CHECK
             self._held["fault_pc"] = 0
             return
-        self._program = _decoded(words, self._build)
+        self._program = self._decode(image)
 
     def _start(self) -> None:
         e = self._engine

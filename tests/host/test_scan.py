@@ -448,8 +448,8 @@ def test_tensors_do_not_cross_a_bad_link_unnoticed(damage: Callable[[Words, np.r
 
         opened = proxied(hook)
         try:
-            opened.write_bursts(0, data, opened.timings.trcd)
-            back = opened.read_bursts(0, 40, opened.timings.trcd)
+            opened.write_bursts([(0, len(data))], data, opened.timings.trcd)
+            back = opened.read_bursts([(0, 40)], opened.timings.trcd)
         except EdenError:
             refused += 1
         else:
