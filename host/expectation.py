@@ -209,7 +209,6 @@ class FlipExpectation:
         settled = np.divide(read, both, out=np.zeros(count), where=both > 0)
         write_share = np.divide(stale, rates.write[:count], out=np.zeros(count), where=rates.write[:count] > 0)
         variance = rates.read_variance[bits, at].sum() + (write_share**2 * rates.write_variance[:count]).sum()
-        failed = float(stale.sum())
         mean = float(read.sum() + stale.sum())
         first = Expected(mean, mean, float(np.sqrt(variance)), rates.step)
         self._first_read[tensor] = first
