@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -165,8 +165,12 @@ class Board:
 
     def register(self, name: str) -> int:
         """Value of a register (of both words where it has two)."""
-        words = self.bus.read(CSR_BASE + 4 * self._offsets[name], self._words[name])
-        return sum(int(word) << (32 * k) for k, word in enumerate(words))
+        return self._registers(name)[name]
+
+    def _registers(self, *names: str) -> dict[str, int]:
+        """Values of registers that follow one another, in one access: a link answers one sooner than several."""
+        words = iter(self.bus.read(CSR_BASE + 4 * self._offsets[names[0]], sum(self._words[name] for name in names)))
+        return {name: sum(int(next(words)) << (32 * k) for k in range(self._words[name])) for name in names}
 
     def steady_register(self, name: str) -> int:
         """Value of a register that must not change now, read twice.
@@ -186,7 +190,11 @@ class Board:
 
     def set_register(self, name: str, value: int) -> None:
         """Write a one-word register."""
-        self.bus.write(CSR_BASE + 4 * self._offsets[name], np.array([value], np.uint32))
+        self._set_registers(name, value)
+
+    def _set_registers(self, first: str, *values: int) -> None:
+        """Write one-word registers from ``first`` on, in one access."""
+        self.bus.write(CSR_BASE + 4 * self._offsets[first], np.array(values, np.uint32))
 
     def memory(self, name: str, start: int, count: int) -> Words:
         """``count`` words of a memory window from word ``start``."""
@@ -194,14 +202,21 @@ class Board:
 
     def run(self, program: Sequence[Instruction] | Image, buffer: Words | None = None) -> RunResult:
         """Run a program that compares nothing, to its end; ``buffer`` is what the write buffer must hold."""
-        for _ in self.failing_bits(program, buffer):
-            raise BoardError("the board logged errors of a program that compares nothing; reset the board")
-        return self.result()
+        found = self.failing_bits(program, buffer)
+        try:
+            next(found)
+        except StopIteration as end:
+            result: RunResult = end.value
+            return result
+        raise BoardError("the board logged errors of a program that compares nothing; reset the board")
 
     def failing_bits(
         self, program: Sequence[Instruction] | Image, buffer: Words | None = None
-    ) -> Iterator[FailingBits]:
+    ) -> Generator[FailingBits, None, RunResult]:
         """Run a program and yield (read index, bit in burst) arrays, int64, as its error log fills.
+
+        Returns:
+            Its totals.
 
         Raises:
             ProgramError: the engine faulted.
@@ -239,6 +254,7 @@ class Board:
             raise LinkError(
                 f"the log holds {logged} failing bits, the counters {counted}; the measurement is void, run it again"
             )
+        return result
 
     def result(self) -> RunResult:
         """Totals of the program that ran last.
@@ -248,11 +264,12 @@ class Board:
         """
         banks = self.geometry.banks
         words = self.memory("bank_errors", 0, 4 * banks).astype(np.int64).reshape(banks, 2, 2)
+        totals = self._registers("clocks", "reads_compared", "refreshes")
         result = RunResult(
-            reads=self.register("reads_compared"),
+            reads=totals["reads_compared"],
             errors=words[:, :, 0] | words[:, :, 1] << 32,
-            clocks=self.register("clocks"),
-            refreshes=self.register("refreshes"),
+            clocks=totals["clocks"],
+            refreshes=totals["refreshes"],
         )
         self._check_starts()
         return result
@@ -314,10 +331,11 @@ class Board:
 
     def _captured(self, count: int) -> Words:
         """The ``count`` bursts that the program which ran last captured, flat."""
-        if (captured := self.register("captured")) != count:
-            raise LinkError(f"{captured} bursts were captured of {count}; run it again")
+        told = self._registers("captured", "capture_check")
+        if told["captured"] != count:
+            raise LinkError(f"{told['captured']} bursts were captured of {count}; run it again")
         words = self.memory("capture", 0, count * self._burst_words)
-        if zlib.crc32(words.tobytes()) != self.register("capture_check"):
+        if zlib.crc32(words.tobytes()) != told["capture_check"]:
             raise LinkError(f"{count} captured bursts fail their CRC; run it again, and check the link")
         self._check_starts()
         return words
@@ -349,11 +367,8 @@ class Board:
                 f"the program has {image.length} instructions, the engine holds {depth}; test a smaller region"
             )
         self.bus.write(self._bases["program"], image.words)
-        self.set_register("program_length", image.length)
-        self.set_register("program_check", image.check)
-        if buffer is not None:
-            self.set_register("buffer_check", zlib.crc32(buffer.tobytes()))
-        self.set_register("buffer_length", 0 if buffer is None else buffer.shape[0])
+        checked = (0,) if buffer is None else (buffer.shape[0], zlib.crc32(buffer.tobytes()))
+        self._set_registers("program_length", image.length, image.check, *checked)  # then buffer_length, buffer_check
         self._starts = self.register("starts") + 1 & 0xFFFFFFFF
         for _ in range(START_ATTEMPTS):
             acknowledged = False

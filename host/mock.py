@@ -153,7 +153,7 @@ class MockBoard:
         """See `host.bus.Bus.read`."""
         if address >= CSR_BASE:
             offset = (address - CSR_BASE) // 4
-            return np.concatenate([self._register_words(offset + k) for k in range(count)])
+            return np.array([self._register_word(offset + k) for k in range(count)], np.uint32)
         name, words = self._memory(address)
         start = (address - self._bases[name]) // 4
         if start + count > words.size:
@@ -190,11 +190,11 @@ class MockBoard:
                 return name, values
         raise LinkError(f"bus error: nothing answers at address {address:#x}")
 
-    def _register_words(self, offset: int) -> Words:
+    def _register_word(self, offset: int) -> int:
         for back in (0, 1):
             name = self._offsets.get(offset - back)
             if name is not None and back < self._widths[name]:
-                return np.array([self._register(name) >> (32 * back) & 0xFFFFFFFF], np.uint32)
+                return self._register(name) >> (32 * back) & 0xFFFFFFFF
         raise LinkError(f"bus error: no register at address {CSR_BASE + 4 * offset:#x}")
 
     def _register(self, name: str) -> int:

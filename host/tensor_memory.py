@@ -42,7 +42,7 @@ class Placed(Protocol):
 
 
 class Listener(Protocol):
-    """Who wants to know what becomes of tensors: `host.drift`."""
+    """Who wants to know what becomes of tensors: `host.expectation.FlipExpectation`."""
 
     def stored(self, tensor: str, data: Bytes) -> None:
         """``tensor`` was written as ``data``."""
