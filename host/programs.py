@@ -402,10 +402,9 @@ def transfer(build: EngineBuild, pieces: Sequence[Traversal], write: bool, trcd:
     settings += [pattern_setting(Pattern(kind=PatternKind.BUFFER))] if write else []
     walk: list[Instruction] = []
     for piece in pieces:
+        # what follows sets the entries that differ from a new engine's; the others may differ from the piece before
         walk += [set_(Setting.BANK_ORDER, k | bank << 8) for k, bank in enumerate(piece.banks) if k == bank and walk]
-        walk += _burst_per_activation(
-            build, piece, data, trcd
-        )  # which sets the entries that differ from a new engine's
+        walk += _burst_per_activation(build, piece, data, trcd)
     return [*settings, *walk, Instruction(Opcode.END)]
 
 

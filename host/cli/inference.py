@@ -10,7 +10,7 @@ again, and so on until errors are no more than the profile promised for the mapp
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -166,7 +166,7 @@ def infer_on_board(
 class _Listeners:
     """Tells several `FlipExpectation`s the same."""
 
-    def __init__(self, *listeners: FlipExpectation) -> None:
+    def __init__(self, listeners: Sequence[FlipExpectation]) -> None:
         self._listeners = listeners
 
     def stored(self, tensor: str, data: Bytes) -> None:
@@ -219,40 +219,44 @@ class _Run:
         return torch.cat(found)
 
     def _occupy(self) -> None:
-        """Begin at the present points, from zeros at every place."""
-        rates = [each for each in (self._promised, self._here) if each is not None]
-        follow = [FlipExpectation(each) for each in rates[: 1 if self._promised is self._here else 2]]
+        """Begin at the present points, from zeros at every place.
+
+        Flips are followed for what the profile promised of the first mapping, which is the limit, and of the present
+        one, which is reported.
+        """
+        rates = [self._promised] if self._promised is self._here else [self._promised, self._here]
+        self._follow = [FlipExpectation(each) for each in rates if each is not None]
         ifms = frozenset(name for name in self.mapping.placements if is_ifm(name))
-        listener = _Listeners(*follow) if follow else None
+        listener = _Listeners(self._follow)
         self._memory = BoardMemory(self._board, self.mapping.placements, ifms, self._reuse, listener)
         self._memory.clear()
         plan = self._significance
         self._network.memory = self._memory if plan is None else plan.memory(self._memory)
-        self._limit: FlipExpectation | None = follow[0] if follow else None
-        self._report: FlipExpectation | None = follow[-1] if follow else None
 
     def _window(self, test: Split, first: int, last: int, level: float, progress: Progress) -> torch.Tensor | None:
         """Which images of a window are classified right; None after an alarm, when its batches are to run again."""
         found, size = [], self.mapping.images
-        for follow in {id(each): each for each in (self._limit, self._report) if each is not None}.values():
+        for follow in self._follow:
             follow.begin()
         before = (dict(self._memory.flips), dict(self._memory.bits_read))
         for start in range(first, last, size):
             images, labels = test.images[start : min(start + size, last)], test.labels[start : min(start + size, last)]
             found.append(correct_images(self._network, images, labels, size))
             progress(start + len(labels), len(test))
-            if self._limit is not None:
-                tensor, chance = self._limit.least_likely()
+            if self._follow:
+                limit = self._follow[0]
+                tensor, chance = limit.least_likely()
                 if chance < level:
-                    self._fall_back(tensor, self._limit, first)
+                    self._fall_back(tensor, limit, first)
                     return None
         for total, now, then in zip(
             (self.flips, self.bits_read), (self._memory.flips, self._memory.bits_read), before, strict=True
         ):
             for tensor, count in now.items():
                 total[tensor] += count - then.get(tensor, 0)
-        if self._report is not None:
-            self.expected = {name: self.expected[name].plus(each) for name, each in self._report.expected.items()}
+        if self._follow:
+            here = self._follow[-1]
+            self.expected = {name: self.expected[name].plus(each) for name, each in here.expected.items()}
         return torch.cat(found)
 
     def _fall_back(self, tensor: str, limit: FlipExpectation, image: int) -> None:

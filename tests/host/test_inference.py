@@ -243,7 +243,7 @@ def test_the_simulated_board_infers_what_the_mock_does(
         assert expected.interval[0] <= simulated.flips[name] <= expected.interval[1]
 
 
-# ---- accuracy ---------------------------------------------------------------------------------------------------------
+# ---- accuracy --------------------------------------------------------------------------------------------------------
 
 
 def _perceptron() -> nn.Module:
@@ -304,8 +304,7 @@ def test_accuracy_is_what_error_models_and_cells_predict(
                 tensors += 1
             for kind, each in predicted.items():
                 agreed[kind] += agrees(found.accuracy, each)
-            assert clean - found.accuracy.accuracy > joint_uncertainty(found.accuracy, predicted["cells"]), (
-                "else trivial"
-            )
+            lost = clean - found.accuracy.accuracy
+            assert lost > joint_uncertainty(found.accuracy, predicted["cells"]), "no prediction could be wrong"
     assert min(agreed.values()) >= 7, agreed
     assert outside <= 0.05 * tensors + 3 * np.sqrt(0.05 * tensors)
