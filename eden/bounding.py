@@ -24,7 +24,7 @@ class Bounding(StrEnum):
 
 
 def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding) -> torch.Tensor:
-    """Correct ``stored`` numbers (int8 or int16 codes, or float32 values) outside the format's range.
+    """Correct ``stored`` numbers (codes, or values of a floating-point precision) outside the format's range.
 
     With ``SATURATE`` a value becomes the bound it passed and a NaN becomes zero. Returns a new tensor or ``stored``.
     """

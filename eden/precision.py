@@ -1,9 +1,10 @@
 """Number formats, to the bit: how a tensor's values become the bytes that lie in DRAM, and back.
 
 Integers are symmetric and linear with one scale a tensor, as EDEN studies them: a value is ``code * scale``, with codes
-from ``-(2 ** (bits - 1) - 1)`` to ``2 ** (bits - 1) - 1`` in two's complement. FP32 is stored as it is (IEEE 754).
-All are little endian; int4 puts two codes in a byte, the first in the low nibble. An error may also turn a code into
-``-2 ** (bits - 1)``, which no network stores.
+from ``-(2 ** (bits - 1) - 1)`` to ``2 ** (bits - 1) - 1`` in two's complement. Floating point is stored as it is: FP32
+and FP16 of IEEE 754, and bf16, the upper half of FP32; values are rounded to the nearest, ties to even, and saturate at
+the largest finite number. All are little endian; int4 puts two codes in a byte, the first in the low nibble. An error
+may also turn a code into ``-2 ** (bits - 1)``, which no network stores.
 """
 
 import math
@@ -21,22 +22,29 @@ class Precision(StrEnum):
     INT4 = "int4"
     INT8 = "int8"
     INT16 = "int16"
+    BF16 = "bf16"
+    FP16 = "fp16"
     FP32 = "fp32"
 
     @property
     def bits(self) -> int:
         """Stored bits an element."""
-        return {"int4": 4, "int8": 8, "int16": 16, "fp32": 32}[self.value]
+        return 4 if self is Precision.INT4 else 8 * self.stored_type.itemsize
+
+    @property
+    def stored_type(self) -> torch.dtype:
+        """Type of a stored number in arithmetic: of int4, int8."""
+        return _STORED_TYPE[self.value]
 
     @property
     def is_integer(self) -> bool:
-        return self is not Precision.FP32
+        return not self.stored_type.is_floating_point
 
     @property
     def largest_code(self) -> int:
-        """Largest magnitude of a stored code; raises NetworkError for FP32, which has none."""
+        """Largest magnitude of a stored code; raises NetworkError for floating point, which has none."""
         if not self.is_integer:
-            raise NetworkError("fp32 has no integer codes; ask for int4, int8 or int16")
+            raise NetworkError(f"{self} has no integer codes; ask for int4, int8 or int16")
         return (1 << (self.bits - 1)) - 1
 
     def stored_bytes(self, elements: int) -> int:
@@ -44,7 +52,14 @@ class Precision(StrEnum):
         return (elements * self.bits + 7) // 8
 
 
-_STORED_TYPE = {Precision.INT4: torch.int8, Precision.INT8: torch.int8, Precision.INT16: torch.int16}
+_STORED_TYPE = {
+    "int4": torch.int8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +72,9 @@ class TensorFormat:
 
     Attributes:
         precision: number format.
-        scale: value of code 1; 1.0 for FP32.
-        low, high: range of the stored domain: integer codes for integers, values for FP32.
+        scale: value of code 1; 1.0 for floating point.
+        low, high: range of the stored domain: integer codes for integers, else values, themselves numbers that the
+            precision has.
     """
 
     precision: Precision
@@ -79,7 +95,7 @@ class TensorFormat:
                 "check the network's inputs and weights"
             )
         if not precision.is_integer:
-            return cls(precision, 1.0, smallest, largest)
+            return cls(precision, 1.0, *(_nearest(value, precision) for value in (smallest, largest)))
         magnitude = max(abs(smallest), abs(largest))
         scale = magnitude / precision.largest_code if magnitude else 1.0
         if scale < torch.finfo(torch.float32).tiny:
@@ -92,13 +108,13 @@ class TensorFormat:
         Values saturate at ``low`` and ``high``; a NaN is stored as ``low``.
         """
         flat = values.detach().reshape(-1)
-        if self.precision is Precision.FP32:
-            return _saturate(flat, self.low, self.high).view(torch.uint8)
+        if not self.precision.is_integer:
+            return _saturate(flat, self.low, self.high).to(self.precision.stored_type).view(torch.uint8)
         codes = _saturate(flat / self.scale, self.low, self.high).round_()
-        return pack(codes.to(_STORED_TYPE[self.precision]), self.precision)
+        return pack(codes.to(self.precision.stored_type), self.precision)
 
     def stored_elements(self, data: torch.Tensor, elements: int) -> torch.Tensor:
-        """The ``elements`` stored numbers in ``data``: int8 or int16 codes, or float32 values. May share its memory.
+        """The ``elements`` stored numbers in ``data``, of the precision's `stored_type`. May share its memory.
 
         Raises:
             NetworkError: ``data`` has another length than ``elements`` values take.
@@ -107,13 +123,19 @@ class TensorFormat:
 
     def values(self, stored: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored numbers."""
-        if self.precision is Precision.FP32:
-            return stored.view(shape)
+        if not self.precision.is_integer:
+            return stored.to(torch.float32).view(shape)
         return (stored.to(torch.float32) * self.scale).view(shape)
 
     def decode(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored bytes, uncorrected. Raises NetworkError where the length does not fit ``shape``."""
         return self.values(self.stored_elements(data, shape.numel()), shape)
+
+
+def _nearest(value: float, precision: Precision) -> float:
+    """The number of a floating-point ``precision`` nearest to ``value``, and never an infinity."""
+    largest = torch.finfo(precision.stored_type).max
+    return float(torch.tensor(max(-largest, min(largest, value))).to(precision.stored_type))
 
 
 def _saturate(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -122,7 +144,7 @@ def _saturate(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 def pack(codes: torch.Tensor, precision: Precision) -> torch.Tensor:
-    """Flat int8 or int16 codes to stored bytes (uint8). Shares memory except for int4."""
+    """Flat numbers of the precision's `stored_type` to stored bytes (uint8). Shares memory except for int4."""
     if precision is not Precision.INT4:
         return codes.contiguous().view(torch.uint8)
     nibbles = codes.view(torch.uint8).bitwise_and(0x0F)
@@ -132,7 +154,7 @@ def pack(codes: torch.Tensor, precision: Precision) -> torch.Tensor:
 
 
 def unpack(data: torch.Tensor, elements: int, precision: Precision) -> torch.Tensor:
-    """Stored bytes to ``elements`` codes (int8, int16) or float32 values. Shares memory except for int4.
+    """Stored bytes to ``elements`` numbers of the precision's `stored_type`. Shares memory except for int4.
 
     Raises:
         NetworkError: ``data`` has another length than ``elements`` values take.
@@ -142,10 +164,8 @@ def unpack(data: torch.Tensor, elements: int, precision: Precision) -> torch.Ten
             f"{elements} {precision} values take {precision.stored_bytes(elements)} bytes, not {data.numel()}; "
             "the memory returned a different tensor than was stored"
         )
-    if precision is Precision.FP32:
-        return data.view(torch.float32)
     if precision is not Precision.INT4:
-        return data.view(_STORED_TYPE[precision])
+        return data.view(precision.stored_type)
     low = (data << 4).view(torch.int8) >> 4
     high = data.view(torch.int8) >> 4
     return torch.stack([low, high], dim=1).reshape(-1)[:elements]

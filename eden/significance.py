@@ -89,8 +89,8 @@ def to_words(data: Bits, precision: Precision, unsigned: bool) -> Words:
     """Stored bytes as words that errors cost less in; of int4 both nibbles of each byte.
 
     Integers become sign and magnitude: a flipped sign then costs twice a small value, not half of the range. Where no
-    number is negative (``unsigned``), the sign says nothing, and its bit is a second copy of the highest bit. FP32 has
-    sign and magnitude already.
+    number is negative (``unsigned``), the sign says nothing, and its bit is a second copy of the highest bit. Floating
+    point has sign and magnitude already.
 
     Returns:
         Unsigned words of the precision's bits, uint8 for int4.
@@ -158,9 +158,9 @@ def _stored_bytes(words: Words, precision: Precision) -> Bits:
 
 
 def _numbers(words: Words, precision: Precision) -> npt.NDArray[np.float32]:
-    """What stored words stand for: codes, or values of FP32; float32 holds every one of them."""
-    if precision is Precision.FP32:
-        return words.view(np.float32)
+    """What stored words stand for: codes, or values; float32 holds every one of them."""
+    if not precision.is_integer:
+        return torch.from_numpy(words).view(precision.stored_type).to(torch.float32).numpy()
     if precision is Precision.INT4:
         return (words ^ 8).astype(np.float32) - np.float32(8)
     return words.view({8: np.int8, 16: np.int16}[precision.bits]).astype(np.float32)

@@ -102,7 +102,14 @@ def test_fp32_on_reliable_memory_is_the_module_itself(small_network: nn.Module, 
 
 
 @pytest.mark.parametrize(
-    ("precision", "error"), [(Precision.INT16, 1e-3), (Precision.INT8, 0.1), (Precision.INT4, 2.0)]
+    ("precision", "error"),
+    [
+        (Precision.INT16, 1e-3),
+        (Precision.INT8, 0.1),
+        (Precision.INT4, 2.0),
+        (Precision.FP16, 1e-2),
+        (Precision.BF16, 0.1),
+    ],
 )
 def test_quantised_results_are_close(
     small_network: nn.Module, small_images: torch.Tensor, precision: Precision, error: float

@@ -35,8 +35,9 @@ def test_implausible_codes_become_zero_or_the_bound() -> None:
     assert correct(read, tensor_format, Bounding.SATURATE).tolist() == [-3, -3, -3, 100, 100]
 
 
-def test_implausible_floats_become_zero_or_the_bound() -> None:
-    tensor_format = TensorFormat(Precision.FP32, 1.0, -1.0, 2.0)
-    read = torch.tensor([float("nan"), float("inf"), float("-inf"), 2.5, 2.0])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
+def test_implausible_floats_become_zero_or_the_bound(precision: Precision) -> None:
+    tensor_format = TensorFormat(precision, 1.0, -1.0, 2.0)
+    read = torch.tensor([float("nan"), float("inf"), float("-inf"), 2.5, 2.0]).to(precision.stored_type)
     assert correct(read, tensor_format, Bounding.ZERO).tolist() == [0, 0, 0, 0, 2]
     assert correct(read, tensor_format, Bounding.SATURATE).tolist() == [0, 2, -1, 2, 2]

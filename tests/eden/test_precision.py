@@ -34,6 +34,37 @@ def test_fp32_is_stored_as_its_little_endian_ieee_bytes() -> None:
     assert encoded.numpy().tobytes() == values.numpy().astype("<f4").tobytes()
 
 
+@pytest.mark.parametrize(
+    ("precision", "stored"),
+    [  # sign, exponent, fraction by hand: 1 = 2^0; -2.5 = -1.25 * 2^1; 65504 = (2 - 2^-10) * 2^15; 2^-24
+        (Precision.FP16, [0x3C00, 0xC100, 0x7BFF, 0x0001]),
+        (Precision.BF16, [0x3F80, 0xC020, 0x4780, 0x3380]),  # 65504 lies between 65280 and 65536, nearer to that
+    ],
+)
+def test_half_precisions_are_stored_as_their_little_endian_words(precision: Precision, stored: list[int]) -> None:
+    values = torch.tensor([1.0, -2.5, 65504.0, 2.0**-24])
+    tensor_format = TensorFormat.for_range(precision, -2.5, 65504.0)
+    words = np.array(stored, "<u2")
+    assert tensor_format.encode(values).numpy().tobytes() == words.tobytes()
+    read = tensor_format.decode(torch.from_numpy(words.view(np.uint8)), values.shape)
+    expected = [1.0, -2.5, 65504.0 if precision is Precision.FP16 else 65536.0, 2.0**-24]
+    assert read.tolist() == expected
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_half_precisions_round_to_even_and_saturate_at_the_largest_finite_number(precision: Precision) -> None:
+    largest, spacing = torch.finfo(precision.stored_type).max, torch.finfo(precision.stored_type).eps
+    tensor_format = TensorFormat.for_range(precision, -3.4028234663852886e38, 3.4028234663852886e38)
+    assert (tensor_format.low, tensor_format.high) == (-largest, largest)
+    ties = torch.tensor([1 + spacing / 2, 1 + 3 * spacing / 2, 3.4028234663852886e38, float("-inf")])
+    assert tensor_format.decode(tensor_format.encode(ties), ties.shape).tolist() == [
+        1.0,
+        1 + 2 * spacing,
+        largest,
+        -largest,
+    ]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(floats, min_size=1, max_size=40), st.sampled_from(list(Precision)))
 def test_encoding_what_was_decoded_gives_the_same_bytes(numbers: list[float], precision: Precision) -> None:
@@ -58,6 +89,11 @@ def test_every_code_survives_packing_even_the_one_no_network_stores(
     packed = pack(codes.to(stored_type), precision)
     assert packed.numel() == precision.stored_bytes(count)
     assert torch.equal(unpack(packed, count, precision).to(torch.int64), codes)
+
+
+def test_floating_point_has_no_largest_code() -> None:
+    with pytest.raises(NetworkError, match="bf16 has no integer codes; ask for int4, int8 or int16"):
+        _ = Precision.BF16.largest_code
 
 
 def test_codes_stop_at_the_symmetric_limit() -> None:
