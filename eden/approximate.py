@@ -1,11 +1,15 @@
 """Run any ``nn.Module`` with its weights and input feature maps (IFMs) in an approximate memory, unchanged.
 
-On every forward pass each parameter is read through the memory as ``"<module path>.<parameter>"``, and each layer's
-input is stored and read back as ``"<module path>.ifm"``, in the exact bits of the chosen precision. Gradients pass
-straight through: master weights and the backward pass are reliable (EDEN, section 1).
+On every forward pass each parameter is read through the memory, once, as ``"<module path>.<parameter>"``; one that
+layers share is one tensor. Each layer's input is stored and read back as ``"<module path>.ifm"`` whenever the layer is
+called, in the exact bits of the chosen precision. Gradients pass straight through: master weights and the backward pass
+are reliable (EDEN, section 1).
 
-What stays reliable: buffers (running statistics of batch norm), integer inputs (indices of an embedding), and what a
-recurrent layer holds between its time steps.
+What stays reliable: buffers (running statistics of batch norm), integer inputs (indices of an embedding), what a
+recurrent layer holds between its time steps, and what attention holds between its projections and its products.
+
+Reads are operators of their own (`_read_weights`, `_pass_ifm`), so that ``torch.compile`` and ``torch.export`` keep
+them, every one. An exported program reads the memory of the network it was made from, while that is in use.
 """
 
 import copy
@@ -13,17 +17,20 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterable
+import types
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrize
 
+from eden import attention
 from eden.bounding import Bounding, correct
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.precision import Precision, TensorFormat
@@ -33,7 +40,7 @@ from profiles.progress import Progress, silent
 CHECKPOINT_FORMAT = "eden-network"
 CHECKPOINT_VERSION = "1"
 
-_networks: "WeakValueDictionary[int, ApproximateNetwork]" = WeakValueDictionary()
+_networks: "weakref.WeakValueDictionary[int, ApproximateNetwork]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
 
 
@@ -59,22 +66,40 @@ class TensorSpec:
         return self.precision.stored_bytes(count) * 8
 
 
-@torch.library.custom_op("eden::pass_through_memory", mutates_args=())
-def _pass_through_memory(values: torch.Tensor, network: int, tensor: str, store: bool) -> torch.Tensor:
-    """What the memory of ``network`` returns for ``tensor``, after storing ``values`` there if ``store``."""
-    return _networks[network]._read(tensor, values, store)
+@torch.library.custom_op("eden::read_weights", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _read_weights(weights: list[torch.Tensor], network: int) -> list[torch.Tensor]:
+    """What the memory of ``network`` returns for its parameters, after storing those of ``weights`` that changed."""
+    return _network(network)._weights_read(weights)
 
 
-@_pass_through_memory.register_fake
-def _(values: torch.Tensor, network: int, tensor: str, store: bool) -> torch.Tensor:
+@_read_weights.register_fake
+def _(weights: list[torch.Tensor], network: int) -> list[torch.Tensor]:
+    return [torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in weights]
+
+
+@torch.library.custom_op("eden::pass_ifm", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _pass_ifm(values: torch.Tensor, network: int, tensor: str) -> torch.Tensor:
+    """What the memory of ``network`` returns for ``tensor``, after storing ``values`` there."""
+    return _network(network)._ifm_read(tensor, values)
+
+
+@_pass_ifm.register_fake
+def _(values: torch.Tensor, network: int, tensor: str) -> torch.Tensor:
     return torch.empty(values.shape, dtype=values.dtype, device=values.device)
 
 
-def _straight_through(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-    return gradient, None, None, None
+_read_weights.register_autograd(lambda _, gradients: (gradients, None))
+_pass_ifm.register_autograd(lambda _, gradient: (gradient, None, None))
 
 
-_pass_through_memory.register_autograd(_straight_through)
+def _network(handle: int) -> "ApproximateNetwork":
+    network = _networks.get(handle)
+    if network is None:
+        raise NetworkError(
+            "the approximate network that this program was made from is gone; keep it while the program is in use, or "
+            "export it again"
+        )
+    return network
 
 
 class ApproximateNetwork(nn.Module):
@@ -91,7 +116,7 @@ class ApproximateNetwork(nn.Module):
 
     Raises:
         NetworkError: the module holds parameters that are not float32, none at all, or layers whose inputs cannot be
-            seen from outside (`nn.MultiheadAttention`).
+            seen from outside (TorchScript).
     """
 
     def __init__(
@@ -108,14 +133,18 @@ class ApproximateNetwork(nn.Module):
         self.bounding = bounding
         self.formats: dict[str, TensorFormat] = {}
         self._ifm_elements: dict[str, int] = {}
+        self._calibrated = False
         self._stored_versions: dict[str, tuple[int, int]] = {}
         self._memory: ApproximateMemory = ReliableMemory() if memory is None else memory
         self._handle = next(_handles)
         self._running = False
-        self._loaded: dict[str, torch.Tensor] = {}  # weights of the pass in progress that it has not asked for yet
+        self._observer: _RangeObserver | None = None
         _networks[self._handle] = self
         for path, layer in self._layers():
-            layer.register_forward_pre_hook(self._ifm_hook(path))
+            if isinstance(layer, nn.MultiheadAttention):
+                _see_attention(weakref.ref(self), path, layer)
+            else:
+                layer.register_forward_pre_hook(_input_hook(weakref.ref(self), path), with_kwargs=True)
 
     @property
     def memory(self) -> ApproximateMemory:
@@ -129,15 +158,13 @@ class ApproximateNetwork(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """The module's output with every weight and IFM read from memory. Raises NetworkError before calibration."""
-        if not self._ifm_elements:
+        if not self._calibrated:
             raise NetworkError("the network is not calibrated; call calibrate() with some batches of inputs first")
-        self.store_weights()
-        weights = dict(self.module.named_parameters())
-        self._loaded = dict(zip(weights, self._memory.load_all(list(weights)), strict=True))
-        read = {name: self._through(name, value, store=False) for name, value in weights.items()}
+        weights = list(self.module.parameters())
+        read = dict(zip(map(id, weights), _read_weights(weights, self._handle), strict=True))
         self._running = True
         try:
-            return torch.func.functional_call(self.module, read, inputs, tie_weights=True)
+            return torch.func.functional_call(self.module, self._by_path(read), inputs, tie_weights=False)
         finally:
             self._running = False
 
@@ -146,12 +173,9 @@ class ApproximateNetwork(nn.Module):
 
         Changes made through ``parameter.data`` in place cannot be seen; ``force`` stores all.
         """
-        for name, value in self.module.named_parameters():
-            version = (value.data_ptr(), value._version)
-            if force or self._stored_versions.get(name) != version:
-                self.formats[name] = _format_of(value.detach(), self.precision)
-                self._memory.store(name, self.formats[name].encode(value))
-                self._stored_versions[name] = version
+        if force:
+            self._stored_versions.clear()
+        self._store_changed(list(self.module.parameters()))
 
     def calibrate(self, batches: Iterable[torch.Tensor], quantile: float = 1.0, progress: Progress = silent) -> None:
         """Take scales and plausible ranges of all IFMs from reliable forward passes over ``batches`` of inputs.
@@ -165,9 +189,9 @@ class ApproximateNetwork(nn.Module):
                 or values that are not finite.
         """
         observer = _RangeObserver(quantile)
-        handles = [layer.register_forward_pre_hook(observer.hook(path)) for path, layer in self._layers()]
         was_training = self.module.training
         try:
+            self._observer = observer
             self.module.eval()
             with torch.no_grad():
                 all_batches = list(batches)
@@ -177,18 +201,17 @@ class ApproximateNetwork(nn.Module):
                     progress(done + 1, len(all_batches))
         finally:
             self.module.train(was_training)
-            for handle in handles:
-                handle.remove()
+            self._observer = None
         self._check_reached(observer)
         for name, ranges in observer.ranges.items():
             self.formats[name] = _named_format(name, self.precision, *observer.combined(ranges))
-        self._ifm_elements = observer.elements
+        self._ifm_elements, self._calibrated = observer.elements, True
 
     def twin(self, memory: ApproximateMemory | None = None) -> "ApproximateNetwork":
         """An independent network with a copy of the weights and the same calibration, in ``memory``."""
         other = ApproximateNetwork(copy.deepcopy(self.module), self.precision, memory, self.bounding)
         other.formats = dict(self.formats)
-        other._ifm_elements = dict(self._ifm_elements)
+        other._ifm_elements, other._calibrated = dict(self._ifm_elements), self._calibrated
         return other
 
     def tensors(self) -> list[TensorSpec]:
@@ -212,7 +235,10 @@ class ApproximateNetwork(nn.Module):
             "ifm_elements": json.dumps(self._ifm_elements),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.module.state_dict().items()}, path, metadata)
+        state = {
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.module.state_dict().items()
+        }
+        save_file(state, path, metadata)
 
     def load(self, path: Path) -> None:
         """Load what `save` wrote into this network. Formats of weights follow from the weights themselves.
@@ -232,48 +258,78 @@ class ApproximateNetwork(nn.Module):
         except RuntimeError as error:
             raise NetworkError(f"{path} holds the weights of another network ({metadata['network']})") from error
         formats = json.loads(metadata["formats"])
-        self._ifm_elements = json.loads(metadata["ifm_elements"])
+        self._ifm_elements, self._calibrated = json.loads(metadata["ifm_elements"]), True
         for name in self._ifm_elements:
             values = formats[name]
             self.formats[name] = TensorFormat(self.precision, values["scale"], values["low"], values["high"])
         self._stored_versions.clear()
 
     def _layers(self) -> list[tuple[str, nn.Module]]:
-        """Leaf modules that have parameters of their own, with their paths."""
-        return [
-            (path or "network", layer)
-            for path, layer in self.module.named_modules()
-            if next(layer.parameters(recurse=False), None) is not None and next(layer.children(), None) is None
-        ]
+        """Modules that compute with parameters of their own, with their paths; each once."""
+        return [(path or "network", layer) for path, layer in self.module.named_modules() if _is_layer(layer)]
 
-    def _ifm_hook(self, path: str) -> Any:
-        handle = self._handle
+    def _by_path(self, read: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What was read of each parameter, by every path at which a module holds it.
 
-        def store_and_read_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            network = _networks.get(handle)
-            if network is None or not network._running:
-                return None
-            names = _ifm_names(path, inputs)
-            return tuple(
-                network._through(name, value, store=True) if name is not None else value
-                for name, value in zip(names, inputs, strict=True)
-            )
+        A module that stands at several paths appears once: torch would swap its parameters twice, and put back what
+        was read.
+        """
+        return {
+            f"{path}.{name}" if path else name: read[id(value)]
+            for path, owner in self.module.named_modules()
+            for name, value in owner.named_parameters(recurse=False)
+        }
 
-        return store_and_read_inputs
+    def _visit(self, path: str, inputs: Any) -> Any:
+        """The inputs of the layer at ``path``, as the pass in progress sees them.
 
-    def _through(self, tensor: str, values: torch.Tensor, store: bool) -> torch.Tensor:
+        A tensor that is several of a layer's inputs is stored, and read, once.
+        """
+        if self._observer is None and not self._running:
+            return inputs
+        if self._observer is not None:
+            self._observer.reached.add(path)
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def see(values: torch.Tensor) -> torch.Tensor:
+            for stored, read in seen:
+                if stored is values:
+                    return read
+            name = f"{path}.ifm{len(seen) or ''}"
+            if self._observer is not None:
+                self._observer.add(name, values)
+                read = values
+            else:
+                read = _pass_ifm(values, self._handle, name)
+            seen.append((values, read))
+            return read
+
+        return _each_tensor(inputs, path, see)
+
+    def _store_changed(self, weights: Sequence[torch.Tensor]) -> None:
+        for (name, _), value in zip(self.module.named_parameters(), weights, strict=True):
+            version = (value.data_ptr(), value._version)
+            if self._stored_versions.get(name) != version:
+                self.formats[name] = _format_of(value.detach(), self.precision)
+                self._memory.store(name, self.formats[name].encode(value))
+                self._stored_versions[name] = version
+
+    def _weights_read(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        self._store_changed(weights)
+        names = [name for name, _ in self.module.named_parameters()]
+        loaded = self._memory.load_all(names)
+        return [self._values(*each) for each in zip(names, loaded, (value.shape for value in weights), strict=True)]
+
+    def _ifm_read(self, tensor: str, values: torch.Tensor) -> torch.Tensor:
         if tensor not in self.formats:
             raise NetworkError(f"{tensor} was not seen in calibration; calibrate with inputs that reach it")
-        result: torch.Tensor = _pass_through_memory(values, self._handle, tensor, store)
-        return result
+        self._memory.store(tensor, self.formats[tensor].encode(values))
+        return self._values(tensor, self._memory.load(tensor), values.shape)
 
-    def _read(self, tensor: str, values: torch.Tensor, store: bool) -> torch.Tensor:
+    def _values(self, tensor: str, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         tensor_format = self.formats[tensor]
-        if store:
-            self._memory.store(tensor, tensor_format.encode(values))
-        data = self._loaded.pop(tensor, None)
-        stored = tensor_format.stored_elements(self._memory.load(tensor) if data is None else data, values.numel())
-        return tensor_format.values(correct(stored, tensor_format, self.bounding), values.shape)
+        stored = tensor_format.stored_elements(data, shape.numel())
+        return tensor_format.values(correct(stored, tensor_format, self.bounding), shape)
 
     def _check_reached(self, observer: "_RangeObserver") -> None:
         if not observer.images:
@@ -298,16 +354,7 @@ class _RangeObserver:
         self.ranges: dict[str, list[tuple[float, float]]] = {}
         self.elements: dict[str, int] = {}
 
-    def hook(self, path: str) -> Any:
-        def observe(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.reached.add(path)
-            for name, value in zip(_ifm_names(path, inputs), inputs, strict=True):
-                if name is not None:
-                    self._add(name, value)
-
-        return observe
-
-    def _add(self, name: str, value: torch.Tensor) -> None:
+    def add(self, name: str, value: torch.Tensor) -> None:
         flat = value.detach().reshape(-1)
         rank = max(1, math.ceil(self.quantile * flat.numel()))
         if rank == flat.numel():
@@ -347,33 +394,77 @@ def read_checkpoint_metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def _ifm_names(path: str, inputs: tuple[Any, ...]) -> list[str | None]:
-    """The name of each positional input in memory: ``ifm``, then ``ifm1`` ...; None for what is not stored."""
-    names: list[str | None] = []
-    for value in inputs:
-        if isinstance(value, nn.utils.rnn.PackedSequence | tuple | list):
-            raise NetworkError(
-                f"layer {path} takes a {type(value).__name__} as input; only plain tensors can be stored: pad sequences"
-            )
-        stored = isinstance(value, torch.Tensor) and value.is_floating_point()
-        count = sum(name is not None for name in names)
-        names.append(f"{path}.ifm{count or ''}" if stored else None)
-    return names
+def _input_hook(network: "weakref.ref[ApproximateNetwork]", path: str) -> Any:
+    def visit(layer: nn.Module, inputs: tuple[Any, ...], by_name: dict[str, Any]) -> Any:
+        owner = network()
+        return None if owner is None else owner._visit(path, (inputs, by_name))
+
+    return visit
+
+
+def _see_attention(network: "weakref.ref[ApproximateNetwork]", path: str, layer: nn.MultiheadAttention) -> None:
+    """Have ``layer`` compute in steps (`eden.attention`) in passes of ``network``, and as before in any other.
+
+    A method of the instance, not of its class: a copy of the layer then has it for itself.
+    """
+    before = layer.forward.__func__  # type: ignore[attr-defined]  # a bound method
+
+    def forward(
+        layer: nn.MultiheadAttention,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *options: Any,
+        **by_name: Any,
+    ) -> Any:
+        owner = network()
+        if owner is None or not (owner._running or owner._observer is not None):
+            return before(layer, query, key, value, *options, **by_name)
+        return attention.attend(layer, owner._visit(path, (query, key, value)), *options, **by_name)
+
+    layer.forward = types.MethodType(forward, layer)  # type: ignore[method-assign]
+
+
+def _each_tensor(inputs: Any, path: str, see: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``inputs`` with each floating-point tensor in it replaced by what ``see`` makes of it."""
+    if isinstance(inputs, nn.utils.rnn.PackedSequence) or (isinstance(inputs, torch.Tensor) and inputs.is_nested):
+        raise NetworkError(
+            f"layer {path} takes a {'nested tensor' if isinstance(inputs, torch.Tensor) else 'PackedSequence'} as "
+            "input; only plain tensors can be stored: pad sequences (nn.TransformerEncoder: enable_nested_tensor=False)"
+        )
+    if isinstance(inputs, torch.Tensor):
+        return see(inputs) if inputs.is_floating_point() else inputs
+    if isinstance(inputs, dict):
+        return {name: _each_tensor(value, path, see) for name, value in inputs.items()}
+    if type(inputs) in (tuple, list):
+        return type(inputs)(_each_tensor(value, path, see) for value in inputs)
+    return inputs
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module computes with parameters of its own, its children only helping (parametrizations) if at all."""
+    if isinstance(module, nn.MultiheadAttention) or parametrize.is_parametrized(module):
+        return True
+    return next(module.parameters(recurse=False), None) is not None and next(module.children(), None) is None
 
 
 def _check_supported(module: nn.Module) -> None:
+    for path, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise NetworkError(
+                f"{path or 'the network'} is TorchScript, whose layers cannot be seen; give the Python module instead"
+            )
+        if isinstance(layer, nn.MultiheadAttention):
+            attention.check_supported(path or "the network", layer)
     parameters = dict(module.named_parameters())
     if not parameters:
         raise NetworkError("the module has no parameters; there is nothing to keep in memory")
     for name, value in parameters.items():
+        if nn.parameter.is_lazy(value):
+            raise NetworkError(f"{name} has no shape yet; run the module once before")
         if value.dtype != torch.float32 or value.device.type != "cpu":
             raise NetworkError(
                 f"{name} is {value.dtype} on {value.device}; float32 on the CPU is supported: convert it"
-            )
-    for path, layer in module.named_modules():
-        if isinstance(layer, nn.MultiheadAttention):
-            raise NetworkError(
-                f"{path} is nn.MultiheadAttention, whose projections hide their inputs; use separate Linear layers"
             )
 
 

@@ -186,9 +186,7 @@ def test_gradients_pass_straight_through_errors(small_images: torch.Tensor, prec
     replay = BitErrorMemory(0.05, 3)
     for name, value in (("weight", layer.weight), ("bias", layer.bias), ("network.ifm", inputs)):
         replay.store(name, network.formats[name].encode(value))
-    network.memory = replay
-    for name, value in (("weight", layer.weight), ("network.ifm", inputs)):
-        seen[name] = network._read(name, value, store=False)
+        seen[name] = network._values(name, replay.load(name), value.shape)
     upstream = torch.randn(5, 3)
     outputs.backward(upstream)
     torch.testing.assert_close(layer.weight.grad, upstream.T @ seen["network.ifm"])
@@ -196,14 +194,17 @@ def test_gradients_pass_straight_through_errors(small_images: torch.Tensor, prec
     torch.testing.assert_close(layer.bias.grad, upstream.sum(0))
 
 
-def test_the_operator_passes_torch_checks(small_network: nn.Module, small_images: torch.Tensor) -> None:
+@pytest.mark.parametrize("operator", ["read_weights", "pass_ifm"])
+def test_the_operators_pass_torch_checks(small_network: nn.Module, small_images: torch.Tensor, operator: str) -> None:
     network = attach(small_network, small_images, Precision.INT8)
-    network.store_weights()
-    weight = small_network[4].weight
+    arguments: dict[str, tuple[object, ...]] = {
+        "read_weights": (list(small_network.parameters()), network._handle),
+        "pass_ifm": (torch.randn(2, 256, requires_grad=True), network._handle, "4.ifm"),
+    }
     torch.library.opcheck(
-        torch.ops.eden.pass_through_memory.default,
-        (weight, network._handle, "4.weight", False),
-        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        getattr(torch.ops.eden, operator).default,
+        arguments[operator],
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
 
 
@@ -242,8 +243,12 @@ def test_what_cannot_be_attached_is_refused_with_the_reason(small_images: torch.
         ApproximateNetwork(nn.Linear(2, 2).double(), Precision.INT8)
     with pytest.raises(NetworkError, match="no parameters"):
         ApproximateNetwork(nn.ReLU(), Precision.INT8)
-    with pytest.raises(NetworkError, match=r"MultiheadAttention.*separate Linear"):
-        ApproximateNetwork(nn.MultiheadAttention(4, 2), Precision.INT8)
+    with pytest.raises(NetworkError, match=r"MultiheadAttention with add_bias_kv.*separate Linear"):
+        ApproximateNetwork(nn.MultiheadAttention(4, 2, add_bias_kv=True), Precision.INT8)
+    with pytest.raises(NetworkError, match="weight has no shape yet; run the module once"):
+        ApproximateNetwork(nn.LazyLinear(2), Precision.INT8)
+    with pytest.raises(NetworkError, match=r"the network is TorchScript.*give the Python module"):
+        ApproximateNetwork(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), Precision.INT8)
     with pytest.raises(NetworkError, match=r"call calibrate\(\)"):
         ApproximateNetwork(nn.Linear(2, 2), Precision.INT8)(torch.zeros(1, 2))
     with pytest.raises(NetworkError, match="no batches"):
