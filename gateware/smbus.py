@@ -54,7 +54,7 @@ class SMBusMaster(LiteXModule):
             (1: two data bytes, low one first; 0: one), read (1), block (1: with read, as many bytes as the first says).
         busy: out. done: out, pulse.
         status: out, `SMBusStatus` of the last transaction, latched until the next start.
-        read_data: out, 16 bits, likewise; a byte read leaves the upper half 0; of a block, its length and its last byte.
+        read_data: out, 16 bits, likewise; a byte read leaves the upper half 0. Of a block: length and last byte.
         block: out, `BLOCK_BYTES` bytes, likewise; the last byte that was read is the uppermost.
         scl, sda: out, 0 pulls the line low, 1 lets go. scl_in, sda_in: in, the lines.
     """
@@ -270,7 +270,7 @@ class SMBusHost(LiteXModule):
                 CSRField(
                     "data",
                     size=16,
-                    description="What was read; 0 before and for writes. Of a block: its length, and its last byte above.",
+                    description="What was read; 0 before and for writes. Of a block: its length, then its last byte.",
                 ),
                 CSRField(
                     "status",
