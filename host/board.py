@@ -154,12 +154,14 @@ class Board:
         Raises:
             ProgramError: the engine faulted.
             LinkError: the log is damaged, the engine fell silent, or log and counters do not reconcile.
+            RailError: the supply did not hold meanwhile.
         """
         self._start(program, buffer)
         consumed, logged = 0, 0
         clocks, since = -1, time.monotonic()
         while True:
             state = self._state()
+            self.rail.watch()
             produced = self.register("log_produced")
             for blocks in self._blocks(consumed, produced):
                 reads, bits = errorlog.unpack(blocks, self.geometry.burst_bits)
@@ -331,6 +333,6 @@ class Board:
     def close(self) -> None:
         """Supply back to nominal, link released."""
         try:
-            self.rail.restore()
+            self.rail.close()
         finally:
             self.bus.close()

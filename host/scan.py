@@ -1,7 +1,7 @@
 """Runs a scan plan on a board and keeps each finished point in a profile: a killed scan goes on where it was."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -136,6 +136,8 @@ def measure(board: Board, plan: ScanPlan, planned: PlannedPoint, profile: Profil
                 vdd_measured_mv=run.measured.millivolts,
                 vdd_uncertainty_mv=run.measured.uncertainty_mv,
                 vdd_range_mv=_range(run.seen_mv),
+                current_ma=_mean(reading.milliamperes for reading in run.under_load),
+                power_mw=_mean(reading.milliwatts for reading in run.under_load),
                 temperature_c=run.feel(),
                 temperature_range_c=_range(run.seen_c),
                 write_condition=planned.write,
@@ -168,6 +170,7 @@ class _Run:
         measured: the supply at the last read.
         refreshes: REF commands of the recorded reads.
         seen_mv, seen_c: supply and temperature before each recorded read, and whenever felt.
+        under_load: what the supply read during recorded reads.
     """
 
     def __init__(self, board: Board, plan: ScanPlan, planned: PlannedPoint) -> None:
@@ -177,6 +180,7 @@ class _Run:
         self.refreshes = 0
         self.seen_mv: set[float] = set()
         self.seen_c: set[float] = set()
+        self.under_load: list[Measurement] = []
 
     def feel(self) -> float | None:
         """The DRAM's temperature now, degrees Celsius."""
@@ -270,7 +274,11 @@ class _Run:
         self.feel()
 
     def _read(self, test: list[Instruction], walk: Traversal) -> Iterator[CellArray]:
+        rail = self._board.rail
+        rail.begin_watch()
         yield from self._board.failing_cells(test, walk)
+        self.under_load += rail.readings
+        self.seen_mv.update(reading.millivolts for reading in (*rail.readings, rail.hold()))
         self.refreshes += self._board.steady_register("refreshes")
 
     def _write(self, walk: Traversal) -> None:
@@ -287,6 +295,12 @@ class _Run:
 
 def _range(values: set[float]) -> tuple[float, float] | None:
     return (min(values), max(values)) if values else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what was measured; None if nothing was."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if measured else None
 
 
 def _refresh_interval_ps(board: Board) -> int:

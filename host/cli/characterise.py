@@ -11,6 +11,7 @@ import typer
 from host.boards import open_board
 from host.cli.console import console, progress_bar, table
 from host.cli.plan import load_plan
+from host.cli.rail import SupplyOption
 from host.scan import scan as run_scan
 from profiles import exchange, plots, statistics
 from profiles.errors import FitError, PlanError
@@ -32,6 +33,7 @@ def scan(
     plan: PlanPath,
     board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Profile folder; instead of OUTPUT/profile of the plan.")] = None,
+    supply: SupplyOption = None,
 ) -> None:
     """Sweep VDD x tRCD x pattern over a board and write an error profile.
 
@@ -39,7 +41,7 @@ def scan(
     """
     settings = load_plan(plan)
     path = out or settings.output / "profile"
-    opened = open_board(board or settings.board)
+    opened = open_board(board or settings.board, supply)
     try:
         with progress_bar("scan") as progress:
             profile = run_scan(opened, settings.scan, path, progress)

@@ -22,6 +22,7 @@ from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
+from host.cli.rail import SupplyOption
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError, PlanError
 from profiles.schema import OperatingPoint
@@ -200,6 +201,7 @@ def infer(
         Path | None,
         typer.Option(help="Profile of this module: place anew at the mapping's point, bits that matter on good cells."),
     ] = None,
+    supply: SupplyOption = None,
 ) -> None:
     """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM."""
     loaded, places, test = stages.load_network(network), DramMapping.load(mapping), stages.dataset().test
@@ -210,7 +212,7 @@ def infer(
         plan = stages.significance_plan(loaded, Profile.open(significance), places)
         places = plan.mapping
     clean = evaluate(loaded, test.images, test.labels)
-    opened = open_board(board)
+    opened = open_board(board, supply)
     try:
         with progress_bar("infer") as progress:
             accuracy, memory = stages.infer_on_board(opened, loaded, places, test, INFERENCE_EPOCH, progress, plan)

@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from eden.precision import Precision
-from host.plan import ScanPlan, load_toml
+from host.plan import ScanPlan
+from host.toml_file import load_toml
 
 
 class NetworkPlan(BaseModel):
@@ -50,5 +51,5 @@ class RunPlan(BaseModel):
 
 
 def load_plan(path: Path) -> RunPlan:
-    """Read a plan. Raises PlanError (see `host.plan.load_toml`)."""
+    """Read a plan. Raises PlanError (see `host.toml_file.load_toml`)."""
     return load_toml(path, RunPlan)

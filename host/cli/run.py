@@ -25,6 +25,7 @@ from host.cli import stages
 from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
 from host.cli.plan import RunPlan, load_plan
+from host.cli.rail import SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
 from host.cli.stages import AT_POINT, NOMINAL, Footprint
@@ -43,6 +44,7 @@ def run(
     plan: PlanPath,
     board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; instead of the plan's.")] = None,
+    supply: SupplyOption = None,
 ) -> None:
     """All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report.
 
@@ -50,7 +52,7 @@ def run(
     """
     settings = load_plan(plan)
     settings = settings.model_copy(update={"board": board or settings.board, "output": out or settings.output})
-    opened = open_board(settings.board)
+    opened = open_board(settings.board, supply)
     try:
         content = _run(settings, opened)
     finally:

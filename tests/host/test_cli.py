@@ -1,6 +1,7 @@
 """The command line: every bad input is one clear line and a non-zero exit, and nothing is lost."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from host.cli import main as cli
 from host.cli.plan import load_plan
 from profiles.storage import Profile
+from tests.host.scpi_stand_in import ScpiStandIn
 
 PLAN = """
 board = "mock:B:1"
@@ -420,3 +422,71 @@ def test_the_readme_fits_a_point_of_the_default_plan() -> None:
     points = {(p.point.vdd_mv, p.point.trcd_ps) for p in load_plan(root / "plans" / "default.toml").scan.points()}
     for vdd_mv, trcd_ps in commands:
         assert (int(vdd_mv), int(trcd_ps)) in points
+
+
+# ---- the supply ------------------------------------------------------------------------------------------------------
+
+
+def test_eden_rail_shows_moves_and_restores_a_supply(run, tmp_path: Path) -> None:
+    file = tmp_path / "eden.toml"
+    with ScpiStandIn() as supply:
+        supply.file(file)
+        status, out, _ = run("rail", "show", "--supply", file)
+        assert status == 0
+        for line in (
+            "Keysight Technologies,E36312A",
+            "1350.0 mV\n",
+            "1350.0 ± 1.7 mV, 270 mA, 365 mW",
+            "1000..1450 mV",
+        ):
+            assert line in out
+        assert supply.settings_sent() == []
+        status, out, _ = run("rail", "set", "1200", "--supply", file, "--yes", "--hold-s", "0.05")
+        assert (status, out.count("1200.0 ± 1.7 mV, 240 mA")) == (0, 2)
+        assert "back at nominal, 1350 mV" in out
+        assert (min(supply.settings_sent()), supply.out_mv()) == (1200, 1350)
+        supply.outputs[1].set_mv = supply.outputs[1].out_mv = 1100
+        assert "set to      1100.0 mV" in run("rail", "show", "--supply", file)[1]
+        assert "at nominal, 1350 mV; reads 1350.0" in run("rail", "restore", "--supply", file)[1]
+        assert supply.out_mv() == 1350
+    assert "siglent-spd3303x-e" in run("rail", "dialects")[1]
+
+
+def test_eden_rail_moves_nothing_that_it_should_not(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "eden.toml"
+    with ScpiStandIn() as supply:
+        supply.file(file)
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
+        status, _, err = run("rail", "set", "1200", "--supply", file)
+        assert status == 1
+        assert "was not moved" in err.splitlines()[-1]
+        status, _, err = run("rail", "set", "999", "--supply", file, "--yes")
+        assert_one_line(status, err, "999 mV is outside 1000..1450 mV")
+        assert set(supply.settings_sent()) <= {1350}
+    status, _, err = run("rail", "show", "--supply", tmp_path / "none.toml")
+    assert_one_line(status, err, "says what feeds the DRAM")
+
+
+def test_a_scan_moves_the_supply_that_it_is_given(run, tmp_path: Path) -> None:
+    with ScpiStandIn("rigol-dp800") as supply:
+        supply.file(tmp_path / "eden.toml", channel=2)
+        status, _, err = run("scan", write_plan(tmp_path), "--supply", tmp_path / "eden.toml")
+        assert (status, err) == (0, "")
+        assert min(supply.settings_sent()) == 1040
+        assert [supply.out_mv(channel) for channel in (1, 2, 3)] == [1350, 1350, 1350]
+    record = Profile.open(tmp_path / "run" / "profile").points[-1]
+    assert (record.vdd_measured_mv, record.vdd_uncertainty_mv, record.current_ma) == (1040, 1.7, 208)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_eden_rail_set_at_nominal(tmp_path: Path) -> None:
+    with ScpiStandIn() as supply:
+        supply.file(tmp_path / "eden.toml")
+        command = [sys.executable, "-m", "host.cli.main", "rail", "set", "1200", "--yes"]
+        child = subprocess.Popen([*command, "--supply", str(tmp_path / "eden.toml")], stdout=subprocess.PIPE)
+        supply.wait_for(1200, 60)
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate()
+        assert child.returncode == 130
+        assert b"back at nominal, 1350 mV" in out
+        assert supply.out_mv() == 1350

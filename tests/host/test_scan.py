@@ -17,10 +17,11 @@ from host.boards import MockEnvironment, MockSupply, open_board, open_mock
 from host.bus import Bus, Words
 from host.chip_presets import PRESETS
 from host.mock import MockBoard
-from host.plan import ScanPlan, load_toml
+from host.plan import ScanPlan
 from host.rail import Measurement, Rail
 from host.scan import complement, scan
 from host.timings import DDR3_1600K
+from host.toml_file import load_toml
 from profiles.errors import BoardError, EdenError, LinkError, PlanError, ProfileError, RailError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern
@@ -202,7 +203,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from host.boards import open_mock
-from host.plan import ScanPlan, load_toml
+from host.plan import ScanPlan
+from host.toml_file import load_toml
 from host.scan import complement, scan
 from profiles.geometry import Geometry
 geometry = Geometry(banks=4, rows=64, columns=256, data_width=64, subarray_rows=16)
