@@ -2,12 +2,12 @@
 
 A scan never talks to a bench supply itself: it asks its guardian, through a pipe. However the scan ends (kill -9
 included), the pipe ends with it, and the guardian, which no Ctrl-C of the terminal reaches, sets the supply to nominal
-over the connection that it already holds, again and again until the supply takes it. A scan that hangs or is stopped
-(Ctrl-Z) stops its heartbeats too, and loses the rail `SILENCE_S` later. One guardian holds a supply at a time.
+over the connection that it already holds, again and again until the supply takes it. A scan that is stopped (Ctrl-Z) or
+blocked stops its heartbeats too, and loses the rail `SILENCE_S` later. One guardian holds a supply at a time.
 
-Not covered: a PC that loses its power, or sleeps, while the supply is low; scan and guardian killed together with
-SIGKILL; a supply that does not answer for `PERSISTENCE_S` after the scan's end. Whoever finds a supply left low so says
-``eden rail restore``.
+Not covered: a scan whose main thread waits for ever (`host.heartbeat`); a PC that loses its power, or sleeps, while the
+supply is low; scan and guardian killed together with SIGKILL; a supply that does not answer for `PERSISTENCE_S` after
+the scan's end. ``eden rail restore`` mends a supply that was left low.
 
 Requests and answers are lines of JSON; an answer repeats the number of its request.
 """
@@ -97,7 +97,7 @@ class GuardedSupply:
         try:
             self._send(settings.model_dump_json())
             self.identity = str(self._answer(0, _START_S + LOCK_S)["identity"])
-            self._heartbeat = Heartbeat(lambda: self._send('{"beat": 1}'), BEAT_S)
+            self._heartbeat = Heartbeat(lambda: self._write('{"beat": 1}'), BEAT_S)
         except BaseException:
             self.close()
             raise
@@ -127,6 +127,7 @@ class GuardedSupply:
             self._heartbeat.stop()
         if self._unguarded is not None:
             self._unguarded.close()
+        self._to = -1  # its number may soon be another file's
         for pipe in (self._guardian.stdin, self._guardian.stdout):
             assert pipe is not None
             pipe.close()
@@ -134,16 +135,21 @@ class GuardedSupply:
             self._guardian.wait(self._answer_s)
 
     def _request(self, what: dict[str, Any]) -> dict[str, Any]:
+        if self._to < 0:
+            raise RailError("the supply was let go of; open it again")
         self._number += 1
         self._send(json.dumps({"number": self._number, **what}))
         return self._answer(self._number, self._answer_s)
 
     def _send(self, line: str) -> None:
         try:
-            with self._sending:
-                os.write(self._to, line.encode() + b"\n")
+            self._write(line)
         except OSError as error:
             raise RailError(self._gone()) from error
+
+    def _write(self, line: str) -> None:
+        with self._sending:
+            os.write(self._to, line.encode() + b"\n")
 
     def _answer(self, number: int, wait_s: float) -> dict[str, Any]:
         end = time.monotonic() + wait_s

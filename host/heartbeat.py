@@ -1,5 +1,10 @@
-"""Signs of life from a thread of its own, for what acts by itself once they stop."""
+"""Signs of life of this process from a thread of its own, for what acts by itself once they stop.
 
+They stop when the process is killed, stopped, or has its interpreter blocked; a main thread that merely waits for ever
+does not stop them, so nothing else may wait without an end.
+"""
+
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -7,7 +12,7 @@ from profiles.errors import BoardError
 
 
 class Heartbeat:
-    """Calls ``beat`` again and again from a thread of its own, until stopped or until it fails."""
+    """Calls ``beat`` again and again, until stopped."""
 
     def __init__(self, beat: Callable[[], None], every_s: float) -> None:
         self._beat, self._every_s, self._stop = beat, every_s, threading.Event()
@@ -21,7 +26,5 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
-            try:
+            with contextlib.suppress(BoardError, OSError):  # a beat that is lost is what the other side acts on
                 self._beat()
-            except (BoardError, OSError):  # who asks next is told; silence is what makes the other side act
-                return

@@ -26,6 +26,13 @@ SUPPLY_FILE = Path("eden.toml")  # where a real board's supply is looked for, in
 
 
 class _Settings(BaseModel):
+    """What is common to all supplies.
+
+    Attributes:
+        dram: JEDEC family of the module, which sets limits and nominal; a DDR3L module on a rail of 1.5 V is a DDR3.
+        nominal_mv: if it is not the standard's nominal.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dram: Literal["DDR3", "DDR3L", "DDR4", "LPDDR3", "LPDDR4"]
@@ -41,8 +48,6 @@ class FixedSettings(_Settings):
     """A supply that cannot be moved, and is taken to be nominal.
 
     Attributes:
-        dram: JEDEC family of the module, which sets its limits.
-        nominal_mv: if it is not the standard's nominal.
         uncertainty_mv: one standard deviation of the voltage about nominal; default: JEDEC's band of ±5 %, uniform.
     """
 

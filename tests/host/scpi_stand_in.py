@@ -129,7 +129,13 @@ class ScpiStandIn:
         """Fields of an `eden.toml` that names it."""
         return {
             **{"kind": "scpi", "dram": "DDR3L", "floor_mv": 1000, "uncertainty_mv": 1.7, "resource": self.resource},
-            **{"dialect": self.dialect, "channel": channel, "timeout_s": 0.5, "settle_s": 0.2, "slew_mv_per_s": 10_000},
+            **{
+                "dialect": self.dialect,
+                "channel": channel,
+                "timeout_s": 20.0,
+                "settle_s": 0.2,
+                "slew_mv_per_s": 10_000,
+            },
             **more,
         }
 

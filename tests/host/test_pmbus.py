@@ -107,6 +107,35 @@ def test_known_numbers() -> None:
         mv_to_linear16(3000, -15)
 
 
+class Memory:
+    """A bus of 64 words that notes its accesses."""
+
+    def __init__(self) -> None:
+        self.words, self.accesses = np.zeros(64, np.uint32), list[tuple[str, int, int]]()
+
+    def read(self, address: int, count: int) -> Words:
+        self.accesses.append(("read", address, count))
+        return self.words[address // 4 :][:count].copy()
+
+    def write(self, address: int, words: Words) -> None:
+        self.accesses.append(("write", address, words.size))
+        self.words[address // 4 :][: words.size] = words
+
+    def close(self) -> None:
+        pass
+
+
+@given(st.integers(0, 20), st.integers(0, 40), st.integers(1, 9))
+def test_a_shared_bus_moves_the_same_words_in_pieces(start: int, count: int, piece: int) -> None:
+    memory = Memory()
+    shared = SharedBus(memory, piece)
+    content = np.arange(1, count + 1, dtype=np.uint32)
+    shared.write(4 * start, content)
+    assert memory.words.tolist() == [0] * start + content.tolist() + [0] * (64 - start - count)
+    assert shared.read(4 * start, count).tolist() == content.tolist()
+    assert all(size <= piece for _, _, size in memory.accesses)
+
+
 # ---- finding it ------------------------------------------------------------------------------------------------------
 
 
@@ -269,8 +298,9 @@ def test_every_end_is_nominal_and_disarmed(error: type[BaseException] | None) ->
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_link_that_dies_anywhere_ends_at_nominal_by_the_gateware(seed: int) -> None:
-    """The access at which it dies is drawn from all of a session's."""
+def test_a_link_that_dies_anywhere_ends_at_nominal_by_the_gateware(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The access at which it dies is drawn from all of a session's; heartbeats would be accesses too."""
+    monkeypatch.setattr(pmbus, "BEAT_S", 1e6)
     whole = RailStandIn()
     go(opened(whole), 1250, 1400)
     begun, end = RailStandIn(), whole.accesses
