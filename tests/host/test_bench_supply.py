@@ -144,7 +144,8 @@ def test_any_sequence_of_voltages_keeps_to_limits_and_steps(voltages: list[int],
         with rail.guarded():
             for millivolts in voltages:
                 if floor_mv <= millivolts <= 1450:
-                    assert rail.set(millivolts).millivolts == stand_in.out_mv() == millivolts
+                    assert rail.set(millivolts).millivolts == pytest.approx(stand_in.out_mv())
+                    assert stand_in.out_mv() == millivolts
                 else:
                     with pytest.raises(RailError, match=f"outside {floor_mv}..1450 mV"):
                         rail.set(millivolts)
