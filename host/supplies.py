@@ -74,8 +74,8 @@ def open_supply(
         return GuardedSupply(settings)
     if bus is None or registers is None:
         raise RailError(
-            "a PMBus supply is reached through its board's gateware, and this board has none; name a board behind a "
-            "link with --board"
+            "a PMBus supply is reached through its board's gateware, and there is no link to one here; name a bench "
+            "supply or a fixed one in the supply's file"
         )
     return PmbusSupply(RailRegisters(bus, registers), settings)
 
