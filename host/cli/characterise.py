@@ -306,6 +306,14 @@ def fit(
     trcd_ps: Annotated[int, typer.Option(min=1, max=200_000, help="tRCD of the operating point, ps.")],
     write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
     out: Annotated[Path | None, typer.Option(help="File for the chosen model (Parquet).")] = None,
+    anywhere: Annotated[
+        bool,
+        typer.Option(
+            "--anywhere",
+            help="Write the best of the models that are the same at every address (0 and 3): what a network is trained "
+            "with before it is mapped, and far quicker to draw from.",
+        ),
+    ] = False,
 ) -> None:
     """Fit Error Models 0-3, and wordlines, bitlines and data together (4), to one operating point, and choose.
 
@@ -316,8 +324,9 @@ def fit(
     show_fit(report, f"{point}, written at: {write.value.replace('_', ' ')}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        report.model.save(out)
-        console.print(str(out))
+        model = report.anywhere if anywhere else report.model
+        model.save(out)
+        console.print(f"Model {model.number}: {out}")
 
 
 def show_fit(report: FitReport, title: str) -> None:

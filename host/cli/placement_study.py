@@ -235,7 +235,7 @@ class Task:
     def result(self) -> dict[str, Any]:
         """Kept, or measured now."""
         count = images(self.precision)
-        key = f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {TRCD_PS} {LADDER_STEP} {self.arms}"
+        key = f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {TRCD_PS} {LADDER_STEP} {LADDER} {self.arms}"
         kept = stages.kept_results(self.file, key)
         if kept is None:
             kept = self._measured()

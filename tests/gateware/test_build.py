@@ -84,7 +84,6 @@ def test_a_router_is_given_up_once_it_gains_nothing_more() -> None:
     assert not build._hopeless(said([9, 5, 1, *[3] * (patience - 2), 0]))
 
 
-@needs_open_tools
 def test_what_does_not_route_is_given_up_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that goes on for ever with the first seeds, and ends at once with a later one."""
     folder = tmp_path / "board"
@@ -96,6 +95,7 @@ def test_what_does_not_route_is_given_up_and_tried_again(tmp_path: Path, monkeyp
         f"seed=$(echo --seed 1 | cut -d' ' -f2)\nif [ $seed -lt 3 ]; then {router}; fi\ncp good.json nextpnr.json\n"
     )
     monkeypatch.setattr(build, "_LOOK_S", 0.1)
+    monkeypatch.setattr(build, "OPEN_TOOLS", ())  # so that this runs where they are not installed
     assert build.make_bitstream(Tools(folder), folder, "ecpix5")["resources"]
     assert sorted(file.name for file in folder.glob("place_*.sh")) == ["place_1.sh", "place_2.sh", "place_3.sh"]
     monkeypatch.setattr(build, "PLACEMENTS", 2)
@@ -114,8 +114,8 @@ def test_xilinx_cells_are_counted_by_kind() -> None:
     assert summary(report(**figures)) == "ecpix5: luts 15; flip_flops 8; block_rams 4.0"
 
 
-@needs_open_tools
-def test_a_tool_that_fails_is_said_and_its_words_are_kept(tmp_path: Path) -> None:
+def test_a_tool_that_fails_is_said_and_its_words_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "OPEN_TOOLS", ())
     folder = tmp_path / "board"
     folder.mkdir()
     with pytest.raises(BoardError, match=r"status 3; see .*build.log"):

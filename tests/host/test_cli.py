@@ -160,6 +160,9 @@ def test_fit_writes_a_model_that_loads(run, profile: Path, tmp_path: Path) -> No
     assert status == 0, err
     assert "Model 3" in out
     assert load_error_model(model).ber() > 1e-4
+    status, out, err = run(*arguments, "--anywhere")
+    assert status == 0, err
+    assert load_error_model(model).number in (0, 3)
 
 
 def test_surface_tells_what_is_known_between_points_and_nothing_beyond(run, profile: Path) -> None:
