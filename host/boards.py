@@ -181,7 +181,8 @@ def _feed(board: Board, file: Path) -> None:
             f"{module.nominal_vdd_mv} mV; correct dram and nominal_mv there"
         )
     assert isinstance(bus, MockBoard | SimulatedBoard)
-    board.rail = rail_of(settings, FollowedSupply(open_supply(settings), bus))
+    opened, floor_mv = open_supply(settings)
+    board.rail = rail_of(settings, FollowedSupply(opened, bus), floor_mv)
 
 
 def _board_in_software(specification: str) -> Board:

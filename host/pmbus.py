@@ -4,6 +4,10 @@ The rail is found by reading: a device that says it is of the family, a page who
 nominal of this DRAM. Anything else is refused, and nothing but PAGE is written before it is found. Whatever is written
 lasts until power-down: no STORE command is ever sent (the gateware refuses them too).
 
+Commands and number formats are of PMBus 1.2 part II. TI's command reference of the family was not at hand:
+DEVICE_ID, PHASE, and that a busy device refuses now and then, are as Linux' driver ucd9200 has them; the KC705's
+addresses, limits and transition rate as read from one (E. Billauer, "Power supply parameters of Xilinx' KC705 board").
+
 When the output goes down, its limits go first (power good, then undervoltage), each as far as the output does, so that
 the regulator neither trips nor loses its protection; when it comes up, they follow it in the reverse order. From the
 first step away from nominal the gateware's restore sequencer is armed with the way back: it takes it `WATCHDOG_MS`
@@ -28,7 +32,7 @@ from host.bus import Bus
 from host.heartbeat import Heartbeat
 from host.rail import Measurement
 from host.supply_file import PmbusSettings
-from profiles.errors import BoardError, RailError
+from profiles.errors import BoardError, LinkError, RailError, UnacknowledgedError
 
 FAMILY = "UCD92"
 PAGES = 4  # a UCD9248 has four outputs; others of the family refuse the pages that they lack
@@ -38,15 +42,18 @@ NEAR = Fraction(3, 100)  # how far set and read voltage of the DRAM's rail may b
 RESTORE_S = 10.0  # for the sequencer to be done
 RISE_S = 1.0  # for an output to get where it is sent
 TRANSACTION_S = 1.0
+ATTEMPTS = 3  # of a transaction that is not acknowledged, and of a register write whose acknowledge is lost
+ALL_PHASES = 0xFF
 _ENTRIES = 16
 _WORD_WRITE_S = 0.38e-3  # START, four bytes with their acknowledges and STOP at 100 kHz
 _BLOCK_BYTES = 32
 
 
 class Command(IntEnum):
-    """PMBus commands that are used, by PMBus 1.2 part II; DEVICE_ID is the UCD92xx family's own."""
+    """PMBus commands that are used; DEVICE_ID is the UCD92xx family's own."""
 
     PAGE = 0x00
+    PHASE = 0x04
     VOUT_MODE = 0x20
     VOUT_COMMAND = 0x21
     VOUT_TRANSITION_RATE = 0x27
@@ -134,11 +141,23 @@ class RailRegisters:
         return int(self._bus.read(self._at[name], 1)[0])
 
     def __setitem__(self, name: str, value: int) -> None:
-        self._bus.write(self._at[name], np.array([value], np.uint32))
+        """Any of them may be written twice: a transaction made again sets and reads the same."""
+        for attempt in range(ATTEMPTS):
+            try:
+                self._bus.write(self._at[name], np.array([value], np.uint32))
+            except UnacknowledgedError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return
 
     def words(self, name: str, count: int) -> bytes:
         """A register of several words, lowest byte first."""
         return self._bus.read(self._at[name], count).astype("<u4").tobytes()
+
+    def close(self) -> None:
+        """Release the link; a second call does nothing."""
+        self._bus.close()
 
 
 def register_addresses(csr_json: Path) -> dict[str, int]:
@@ -182,10 +201,13 @@ class SMBus:
         return self._registers.words("host_block", _BLOCK_BYTES // 4)[-length:]
 
     def _transact(self, address: int, command: Command, word: bool, read: bool = False, block: bool = False) -> int:
-        self._wait()
-        self._registers["host_transaction"] = command | address << 8 | word << 15 | read << 16 | block << 17
-        result = self._wait()
-        status, what = result >> 16 & 3, f"{command.name} of the SMBus device at {address}"
+        for _ in range(ATTEMPTS):
+            self._wait()
+            self._registers["host_transaction"] = command | address << 8 | word << 15 | read << 16 | block << 17
+            result = self._wait()
+            if (status := result >> 16 & 3) != 1:
+                break
+        what = f"{command.name} of the SMBus device at {address}"
         if status == 1:
             raise NotAcknowledgedError(f"{what} is not acknowledged; is the device there, and of the UCD92xx family?")
         if status == 2:
@@ -319,7 +341,11 @@ class RestoreSequencer:
 
     @property
     def state(self) -> _State:
-        return _State(self._registers["state"] & 7)
+        """Raises LinkError if no such state exists."""
+        value = self._registers["state"] & 7
+        if value not in list(_State):
+            raise LinkError(f"the restore sequencer reports state {value}, which does not exist; check the link")
+        return _State(value)
 
     def arm(self, entries: list[int]) -> None:
         """Load the writes that restore the rail (`gateware.rail`), and arm.
@@ -377,7 +403,7 @@ class PmbusSupply:
     """The DRAM's output of a UCD92xx regulator; a `host.rail.Supply`.
 
     Args:
-        registers: of the gateware.
+        registers: of the gateware; closed with the supply.
         settings: where to look for it.
 
     Attributes:
@@ -389,10 +415,13 @@ class PmbusSupply:
     """
 
     def __init__(self, registers: RailRegisters, settings: PmbusSettings) -> None:
-        self._smbus, self._sequencer, self._settings = SMBus(registers), RestoreSequencer(registers), settings
+        self._registers, self._settings = registers, settings
+        self._smbus, self._sequencer = SMBus(registers), RestoreSequencer(registers)
         if self._sequencer.state != _State.DISARMED:
             self._sequencer.settle()  # of a host that has gone
         self.rail = find_rail(self._smbus, settings)
+        select_page(self._smbus, self.rail.address, self.rail.page)
+        self._smbus.write(self.rail.address, Command.PHASE, ALL_PHASES, word=False)  # READ_IOUT is their sum then
         self.identity = str(self.rail)
         self._present = self.rail.nominal
         self._armed = False
@@ -442,9 +471,12 @@ class PmbusSupply:
     def close(self) -> None:
         """Disarm, if the rail is at nominal; else leave it to the sequencer. A second call does nothing."""
         self._fall_silent()
-        if self._armed and self._present == self.rail.nominal:
-            self._sequencer.disarm()
-            self._armed = False
+        try:
+            if self._armed and self._present == self.rail.nominal:
+                self._sequencer.disarm()
+                self._armed = False
+        finally:
+            self._registers.close()
 
     def _raw(self, millivolts: int) -> int:
         """Nominal is what the regulator came up with, to the bit."""
@@ -453,10 +485,10 @@ class PmbusSupply:
 
     def _move(self, wanted: int) -> None:
         select_page(self._smbus, self.rail.address, self.rail.page)
-        if wanted <= self._present:
+        if wanted < self._present:
             self._set_limits(wanted, LIMITS_DOWN)
             self._write(Command.VOUT_COMMAND, wanted)
-        else:
+        else:  # to where it is, too: a move down that failed half way has left it lower
             self._write(Command.VOUT_COMMAND, wanted)
             self._await_rise(wanted)
             self._set_limits(wanted, LIMITS_DOWN[::-1])
@@ -529,7 +561,12 @@ class PmbusSupply:
         select_page(self._smbus, self.rail.address, self.rail.page)
         rate = linear11(self._smbus.read(self.rail.address, Command.VOUT_TRANSITION_RATE))  # mV/µs
         up_mv = max(0, self._settings.nominal - self._settings.floor_mv)
-        if rate > 0 and up_mv / float(rate) * 1e-6 > granted_s:
+        if rate <= 0:
+            raise RailError(
+                f"{self.rail} says that it moves {float(rate):g} mV/µs: how long the gateware must wait on its way back"
+                " is unknown, and the rail stays where it is; give the regulator a VOUT_TRANSITION_RATE"
+            )
+        if up_mv / float(rate) * 1e-6 > granted_s:
             raise RailError(
                 f"{self.rail} moves {float(rate):.3g} mV/µs and would take longer than {1e3 * granted_s:.1f} ms from "
                 f"{self._settings.floor_mv} mV to nominal: the gateware could not bring it back safely; raise "

@@ -25,8 +25,8 @@ class DramLimits:
         lowest_mv: the lowest that may ever be set: the field has seen no DRAM of the family answer below it
             (SIGMETRICS 2017 reached 0.9 V on DDR3L).
         nominal_mv: the standard's nominal.
-        highest_mv: the highest that may ever be set, JEDEC's recommended operating maximum.
-        absolute_mv: JEDEC's absolute maximum rating: a reading above it is damage under way.
+        highest_mv: the highest that may ever be set: JEDEC's recommended maximum of a DC supply.
+        absolute_mv: absolute maximum rating: a reading above it is damage under way.
     """
 
     lowest_mv: int
@@ -35,11 +35,13 @@ class DramLimits:
     absolute_mv: int
 
 
-# JESD79-3F, JESD79-3-1A, JESD79-4D, JESD209-3C (VDD2), JESD209-4D (VDD2): recommended DC operating conditions and
-# absolute maximum DC ratings
+# Recommended DC operating conditions and absolute maximum DC ratings of JESD79-3F, JESD79-3-1A, JESD79-4, JESD209-3C
+# (VDD2) and JESD209-4 (VDD2). The standards themselves were not at hand: DDR3, DDR3L and DDR4 were checked against
+# makers' data sheets, the two LPDDR families against nothing. Where makers differ the lower figure stands: DDR3's
+# rating is 1.975 V with some and 1.8 V with others; DDR3L's 1.45 V includes noise, its DC maximum is 1.425 V.
 LIMITS = {
-    "DDR3": DramLimits(1000, 1500, 1575, 1975),
-    "DDR3L": DramLimits(900, 1350, 1450, 1975),
+    "DDR3": DramLimits(1000, 1500, 1575, 1800),
+    "DDR3L": DramLimits(900, 1350, 1425, 1800),
     "DDR4": DramLimits(900, 1200, 1260, 1500),
     "LPDDR3": DramLimits(900, 1200, 1300, 1600),
     "LPDDR4": DramLimits(800, 1100, 1170, 1500),
@@ -48,6 +50,7 @@ LARGEST_STEP_MV = 25
 FASTEST_MV_PER_S = 10_000
 WATCH_S = 1.0  # from one look at the rail to the next while a program runs
 STEADY_MV = 2.0  # consecutive readings of a settled output differ by no more
+FOUND_NEAR = 0.03  # of nominal: how far off a supply may be set that nobody left low, and that is this DRAM's
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Ramp:
         slew_mv_per_s: fastest that steps follow each other, at most `FASTEST_MV_PER_S`; None: as fast as the supply.
         tolerance_mv: how far a reading may be off what was set.
         settle_s: how long the output may take to get there after a step; 0: the first reading counts.
+        resolution_mv: voltages, and steps, are multiples of this.
     """
 
     step_mv: int = LARGEST_STEP_MV
     slew_mv_per_s: int | None = None
     tolerance_mv: float = 5.0
     settle_s: float = 0.0
+    resolution_mv: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.step_mv <= LARGEST_STEP_MV:
@@ -112,7 +117,7 @@ class Supply(Protocol):
 
 
 class Rail:
-    """The DRAM rail of one board.
+    """The DRAM rail of one board. A rail that was never moved is never written to, closing it included.
 
     Args:
         supply: the device.
@@ -122,6 +127,8 @@ class Rail:
         ramp: how the output moves.
 
     Attributes:
+        dram_type, nominal_mv: as given.
+        lowest_mv, highest_mv: hard limits of what may be set.
         readings: what `watch` has read since `begin_watch`.
 
     Raises:
@@ -131,13 +138,22 @@ class Rail:
     def __init__(
         self, supply: Supply, dram_type: str, nominal_mv: int, floor_mv: int = 0, ramp: Ramp | None = None
     ) -> None:
-        self._supply, self._dram_type, self.nominal_mv = supply, dram_type, nominal_mv
+        self._supply, self.dram_type, self.nominal_mv = supply, dram_type, nominal_mv
         self._ramp = ramp or Ramp()
         self.lowest_mv, self.highest_mv = max(LIMITS[dram_type].lowest_mv, floor_mv), LIMITS[dram_type].highest_mv
-        self._present_mv = nominal_mv
+        self._present_mv, self._moved = nominal_mv, False
         self._looked = 0.0
         self.readings: list[Measurement] = []
         self.check(nominal_mv)
+
+    @property
+    def identity(self) -> str:
+        """What the supply says it is."""
+        return self._supply.identity
+
+    def set_point_mv(self) -> float:
+        """What the supply says that it is set to, millivolts."""
+        return self._supply.set_point_mv()
 
     @property
     def present_mv(self) -> int:
@@ -145,11 +161,16 @@ class Rail:
         return self._present_mv
 
     def check(self, millivolts: int) -> None:
-        """Raises RailError if ``millivolts`` is outside the hard limits; touches nothing."""
+        """Raises RailError if ``millivolts`` is outside the hard limits, or cannot be set; touches nothing."""
         if not self.lowest_mv <= millivolts <= self.highest_mv:
             raise RailError(
-                f"{millivolts} mV is outside {self.lowest_mv}..{self.highest_mv} mV, the limits of {self._dram_type} "
+                f"{millivolts} mV is outside {self.lowest_mv}..{self.highest_mv} mV, the limits of {self.dram_type} "
                 "on this board; change the plan"
+            )
+        if millivolts % self._ramp.resolution_mv:
+            raise RailError(
+                f"{millivolts} mV cannot be set: this supply sets {self._ramp.resolution_mv} mV at a time; change the "
+                "plan"
             )
 
     def set(self, millivolts: int) -> Measurement:
@@ -165,6 +186,7 @@ class Rail:
             begun = time.monotonic()
             step = max(-self._ramp.step_mv, min(self._ramp.step_mv, millivolts - self._present_mv))
             self._present_mv += step
+            self._moved = True
             self._supply.set_millivolts(self._present_mv)
             measured = self._settled()
             if self._ramp.slew_mv_per_s is not None:
@@ -202,6 +224,7 @@ class Rail:
         Raises:
             RailError: the rail does not read nominal afterwards.
         """
+        self._moved = True
         self._supply.set_millivolts(self.nominal_mv)
         self._present_mv = self.nominal_mv
         measured = self._look_until_settled()
@@ -213,7 +236,13 @@ class Rail:
 
     @contextmanager
     def guarded(self) -> Iterator["Rail"]:
-        """Nominal on entry and on every exit; a second Ctrl-C cannot cut the way back short."""
+        """Nominal on entry and on every exit; a second Ctrl-C cannot cut the way back short.
+
+        Raises:
+            RailError: the supply is found set to something else than nominal, and was not moved.
+        """
+        if not self._moved:
+            self._check_found()
         try:
             self.restore()
             yield self
@@ -222,12 +251,22 @@ class Rail:
                 self.restore()
 
     def close(self) -> None:
-        """Back to nominal, and let go of the supply."""
+        """Back to nominal, if it was moved, and let go of the supply."""
         with _undisturbed():
             try:
-                self.restore()
+                if self._moved:
+                    self.restore()
             finally:
                 self._supply.close()
+
+    def _check_found(self) -> None:
+        """A supply for another DRAM must not be taken for one that was left low, and be raised."""
+        found_mv = self._supply.set_point_mv()
+        if not abs(found_mv - self.nominal_mv) <= FOUND_NEAR * self.nominal_mv:
+            raise RailError(
+                f"the supply is set to {found_mv:g} mV, not to nominal, {self.nominal_mv} mV of {self.dram_type}; "
+                "nothing was moved: correct dram in the supply's file, or eden rail restore if it was left low"
+            )
 
     def _settled(self) -> Measurement:
         measured = self._look_until_settled()
@@ -244,7 +283,7 @@ class Rail:
             steady = before is not None and abs(measured.millivolts - before.millivolts) <= STEADY_MV
             if self._near(measured) and (steady or not self._ramp.settle_s):
                 return measured
-            if measured.millivolts > LIMITS[self._dram_type].absolute_mv or time.monotonic() >= end:
+            if measured.millivolts > LIMITS[self.dram_type].absolute_mv or time.monotonic() >= end:
                 return measured
             before = measured
 

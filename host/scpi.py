@@ -13,6 +13,7 @@ from host.supply_file import ScpiSettings
 from profiles.errors import RailError
 
 ERRORS_KEPT = 20  # of a supply's error queue, read when it is opened
+SET_NEAR_MV = 0.5  # a setting that was taken reads back so near: whole millivolts are set
 
 
 class ScpiSupply:
@@ -53,7 +54,7 @@ class ScpiSupply:
         """
         self._send(self._command(self._dialect.set, volts=f"{millivolts / 1000:.3f}"))
         taken = 1000 * self._ask_number(self._dialect.ask_set)
-        if not abs(taken - millivolts) <= 0.51 * self._dialect.resolution_mv:
+        if not abs(taken - millivolts) <= SET_NEAR_MV:
             raise RailError(
                 f"the supply says {taken:g} mV after being set to {millivolts} mV, and '{self._error()}'; "
                 "check its range, its limits and whether its keys are in use"

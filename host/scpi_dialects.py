@@ -1,7 +1,9 @@
 """How makes of bench supply are spoken to, as data: what is sent, and which identity answers to it.
 
-Commands are of the makers' programming guides: Keysight E36300 (E36311-90001), E36100 (E36100-90001) and N6700
-(N6700-90001) series, Rigol DP800 series, Siglent SPD3000X series.
+Commands are of the makers' programming guides: Keysight E36300, E36100 and N6700 series, Rigol DP800 series, Siglent
+SPD3000X series. They were checked against public drivers (PyMeasure's of the E36312A, labgrid's of the SPD3303X-E) and
+excerpts of the guides (DP800, SPD3000X); E36100 and N6700 against nothing, and no supply was at hand. A setting that is
+not taken cannot go unnoticed: the supply is asked for it each time.
 """
 
 import re
@@ -25,7 +27,7 @@ class Dialect:
         ask_output: whether the output is on: 1 or ON, or a bit of a status word.
         ask_error: the oldest error in its queue; one that begins with 0 is none.
         first_output_bit: bit of that word, in hexadecimal, for output 1, the others follow; None: it is no such word.
-        resolution_mv: what a setting is rounded to.
+        resolution_mv: what settings are multiples of.
     """
 
     title: str
@@ -39,7 +41,7 @@ class Dialect:
     ask_output: str
     ask_error: str = "SYST:ERR?"
     first_output_bit: int | None = None
-    resolution_mv: float = 1.0
+    resolution_mv: int = 1
 
     def output_is_on(self, channel: int, answer: str) -> bool:
         """What the answer to ``ask_output`` says of an output. Raises ValueError where it is no such answer."""
@@ -58,6 +60,18 @@ _E36300 = Dialect(
     measure_current="MEAS:CURR? (@{channel})",
     measure_power=None,
     ask_output="OUTP? (@{channel})",
+)
+_DP800A = Dialect(
+    title="Rigol DP800A series (DP811A … DP832A)",
+    identity=_make(r"rigol.*,DP8\d\dA"),
+    channels=3,
+    set=":SOUR{channel}:VOLT {volts}",
+    ask_set=":SOUR{channel}:VOLT?",
+    measure_voltage=":MEAS:VOLT? CH{channel}",
+    measure_current=":MEAS:CURR? CH{channel}",
+    measure_power=":MEAS:POWE? CH{channel}",
+    ask_output=":OUTP? CH{channel}",
+    ask_error=":SYST:ERR?",
 )
 _SPD3303X = Dialect(
     title="Siglent SPD3303X (its third output cannot be set)",
@@ -91,23 +105,18 @@ DIALECTS = {
         identity=_make(r"(keysight|agilent).*,N67\d\d[ABC]"),
         channels=4,
     ),
-    "rigol-dp800": Dialect(
-        title="Rigol DP800 series (DP811 … DP832A)",
-        identity=_make(r"rigol.*,DP8\d\dA?"),
-        channels=3,
-        set=":SOUR{channel}:VOLT {volts}",
-        ask_set=":SOUR{channel}:VOLT?",
-        measure_voltage=":MEAS:VOLT? CH{channel}",
-        measure_current=":MEAS:CURR? CH{channel}",
-        measure_power=":MEAS:POWE? CH{channel}",
-        ask_output=":OUTP? CH{channel}",
-        ask_error=":SYST:ERR?",
+    "rigol-dp800a": _DP800A,
+    "rigol-dp800": replace(
+        _DP800A,
+        title="Rigol DP800 series (DP811 … DP832), which set 10 mV at a time without their high-resolution option",
+        identity=_make(r"rigol.*,DP8\d\d(?!A)"),
+        resolution_mv=10,
     ),
     "siglent-spd3303x": _SPD3303X,
     "siglent-spd3303x-e": replace(
         _SPD3303X,
         title="Siglent SPD3303X-E, which sets 10 mV at a time",
         identity=_make(r"siglent.*,SPD3303X-E"),
-        resolution_mv=10.0,
+        resolution_mv=10,
     ),
 }

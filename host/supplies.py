@@ -1,13 +1,15 @@
 """From `eden.toml` to the rail of a board."""
 
-from collections.abc import Mapping
+from contextlib import ExitStack
 
-from host.bus import Bus
+from host.bus import SharedBus
 from host.guardian import GuardedSupply
-from host.pmbus import PmbusSupply, RailRegisters
+from host.identity import Description, find_description, identify
+from host.links import open_link
+from host.pmbus import PmbusSupply, RailRegisters, register_addresses
 from host.rail import Measurement, Rail, Supply
 from host.supply_file import FixedSettings, PmbusSettings, ScpiSettings
-from profiles.errors import RailError
+from profiles.errors import BoardError, RailError
 
 JEDEC_BAND = 0.05  # of nominal, either way: where JEDEC has the supply of a DRAM that works
 
@@ -52,32 +54,52 @@ class FixedRail(Rail):
             self._supply.set_millivolts(millivolts)
 
 
-def open_supply(
-    settings: FixedSettings | PmbusSettings | ScpiSettings,
-    bus: Bus | None = None,
-    registers: Mapping[str, int] | None = None,
-) -> Supply:
-    """The supply that ``settings`` describe; nothing is moved yet.
+def open_supply(settings: FixedSettings | PmbusSettings | ScpiSettings) -> tuple[Supply, int]:
+    """The supply that ``settings`` describe, and the floor of the board that they name, millivolts; 0 without a board.
 
-    Args:
-        settings: from `host.supply_file.load_supply`.
-        bus: link to the board, through which a PMBus supply is reached: a `host.bus.SharedBus`.
-        registers: byte addresses of the build's registers by LiteX's names (`host.pmbus.register_addresses`).
+    Nothing is moved yet.
 
     Raises:
-        RailError: the supply is not there, is not what the file says, or is held by another process.
-        LinkError: the board does not answer.
+        RailError: the supply is not there, is not what the file says, or is held by another process; or the board is
+            not designed for its nominal.
+        BoardError, LinkError: the board does not answer, or its build has no description here.
     """
     if isinstance(settings, FixedSettings):
-        return FixedSupply(settings)
-    if isinstance(settings, ScpiSettings):
-        return GuardedSupply(settings)
-    if bus is None or registers is None:
+        return FixedSupply(settings), 0
+    if settings.board is None:
+        return GuardedSupply(settings), 0
+    with ExitStack() as unless_kept:
+        link = open_link(settings.board)
+        if link is None:
+            raise RailError(
+                f"'{settings.board}' is no link to a board; give board as etherbone:HOST[:PORT] or "
+                "serial:DEVICE[:BAUD] in the supply's file"
+            )
+        unless_kept.callback(link.close)
+        description = find_description(identify(link, settings.board), settings.board)
+        floor_mv = _board_floor(settings, description)
+        if isinstance(settings, ScpiSettings):
+            return GuardedSupply(settings), floor_mv
+        registers = RailRegisters(SharedBus(link), register_addresses(description.path.with_name("csr.json")))
+        supply = PmbusSupply(registers, settings)
+        unless_kept.pop_all()
+        return supply, floor_mv
+
+
+def _board_floor(settings: PmbusSettings | ScpiSettings, description: Description) -> int:
+    try:
+        rail = description.about["rail"]
+        floor_mv, nominal_mv = int(rail["floor_mv"]), int(rail["nominal_mv"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BoardError(
+            f"{description.path} does not say what its DRAM's rail may be ({error!r}); build the gateware anew"
+        ) from error
+    if settings.nominal != nominal_mv:
         raise RailError(
-            "a PMBus supply is reached through its board's gateware, and there is no link to one here; name a bench "
-            "supply or a fixed one in the supply's file"
+            f"the supply's file is for {settings.dram} at {settings.nominal} mV, {description.about['title']} for "
+            f"{nominal_mv} mV; correct dram or nominal_mv there"
         )
-    return PmbusSupply(RailRegisters(bus, registers), settings)
+    return floor_mv
 
 
 def rail_of(settings: FixedSettings | PmbusSettings | ScpiSettings, supply: Supply, board_floor_mv: int = 0) -> Rail:
@@ -86,7 +108,7 @@ def rail_of(settings: FixedSettings | PmbusSettings | ScpiSettings, supply: Supp
     Args:
         settings: that it was opened by.
         supply: the device; let go of if the rail cannot be.
-        board_floor_mv: the lowest voltage of the board's own description (``rail.floor_mv`` of its board.json).
+        board_floor_mv: the lowest voltage of the board's own description.
 
     Raises:
         RailError: nominal is outside the limits.

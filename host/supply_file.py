@@ -3,15 +3,27 @@
 ::
 
     [supply]
-    kind = "scpi"                                       # or "pmbus", or "fixed"
-    dram = "DDR3L"                                      # its JEDEC family: limits and nominal
+    kind = "pmbus"                                      # a regulator on a board with a PMBus master
+    dram = "DDR3"                                       # its JEDEC family: limits and nominal
+    board = "etherbone:192.168.1.50"                    # the board that it feeds and is reached through
     floor_mv = 1140                                     # lowest that the board takes: its FPGA may share the rail
-    uncertainty_mv = 1.7                                # one standard deviation of a reading, at the DIMM
+    uncertainty_mv = 5.0                                # one standard deviation of a reading, at the DIMM
+
+    [supply]
+    kind = "scpi"                                       # a bench supply
+    dram = "DDR3L"
+    floor_mv = 1140
+    uncertainty_mv = 1.7
     resource = "TCPIP::192.168.1.60::5025::SOCKET"      # as PyVISA names it
     dialect = "keysight-e36300"                         # `eden rail dialects` lists them
     channel = 1
+
+    [supply]
+    kind = "fixed"                                      # one that cannot be moved
+    dram = "DDR4"
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,6 +87,7 @@ class _Controlled(_Settings):
 
     @property
     def ramp(self) -> Ramp:
+        """How its output is to move."""
         return Ramp(self.step_mv, self.slew_mv_per_s, self.tolerance_mv, self.settle_s)
 
     @model_validator(mode="after")
@@ -88,10 +101,12 @@ class PmbusSettings(_Controlled):
     """A regulator of the UCD92xx family, reached through the gateware's SMBus master.
 
     Attributes:
+        board: link to its board (`host.links`), whose own floor and nominal hold.
         addresses: SMBus addresses to look for it at; default: where the KC705 has its three.
     """
 
     kind: Literal["pmbus"]
+    board: str = Field(min_length=1, max_length=200)
     addresses: tuple[Annotated[int, Field(ge=0x08, le=0x77)], ...] = Field(default=(52, 53, 54), min_length=1)
 
 
@@ -99,6 +114,7 @@ class ScpiSettings(_Controlled):
     """A bench supply that speaks SCPI.
 
     Attributes:
+        board: link to the board that it feeds, if its own floor and nominal shall hold; else the file's alone do.
         resource: VISA resource name, e.g. ``TCPIP::192.168.1.60::5025::SOCKET`` or ``USB0::…::INSTR``.
         dialect: a key of `host.scpi_dialects.DIALECTS`.
         channel: output that feeds the DRAM, from 1.
@@ -106,6 +122,7 @@ class ScpiSettings(_Controlled):
     """
 
     kind: Literal["scpi"]
+    board: str | None = Field(default=None, min_length=1, max_length=200)
     resource: str = Field(min_length=1, max_length=200)
     dialect: str
     channel: int = Field(default=1, ge=1, le=4)
@@ -116,6 +133,13 @@ class ScpiSettings(_Controlled):
         if self.dialect not in DIALECTS:
             raise ValueError(f"dialect {self.dialect!r} is none of {', '.join(DIALECTS)}")
         return self
+
+    @property
+    def ramp(self) -> Ramp:
+        """In steps that the supply can set."""
+        resolution_mv = DIALECTS[self.dialect].resolution_mv
+        step_mv = max(resolution_mv, self.step_mv // resolution_mv * resolution_mv)
+        return replace(super().ramp, step_mv=step_mv, resolution_mv=resolution_mv)
 
 
 SupplySettings = Annotated[FixedSettings | PmbusSettings | ScpiSettings, Field(discriminator="kind")]
@@ -129,14 +153,13 @@ class SupplyFile(BaseModel):
     supply: SupplySettings
 
 
-def load_supply(path: Path | None) -> FixedSettings | PmbusSettings | ScpiSettings:
-    """What ``path``, or `SUPPLY_FILE` in the working directory if it is None, says of the supply.
+def load_supply(file: Path = SUPPLY_FILE) -> FixedSettings | PmbusSettings | ScpiSettings:
+    """What ``file`` says of the supply.
 
     Raises:
         RailError: there is no such file.
         PlanError: it cannot be read, is no TOML, or holds an unknown key or an impossible value.
     """
-    file = path or SUPPLY_FILE
     if not file.exists():
         raise RailError(f"no {file}, which says what feeds the DRAM; write one (README, 'Its supply') or give --supply")
     return load_toml(file, SupplyFile).supply

@@ -1,6 +1,8 @@
 """`eden rail …`: look at the supply of the DRAM, move it, and bring it back."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -28,16 +30,11 @@ rail_app = typer.Typer(no_args_is_help=True, help="The supply of a board's DRAM:
 @rail_app.command()
 def show(supply: FileOption = SUPPLY_FILE) -> None:
     """Which supply it is, what it is set to and gives, and between which limits it can be moved. Moves nothing."""
-    settings = load_supply(supply)
-    opened = open_supply(settings)
-    try:
-        rail = rail_of(settings, opened)
-        console.print(f"supply      {opened.identity}")
-        console.print(f"set to      {opened.set_point_mv():.1f} mV")
-        console.print(f"reads       {_words(opened.measure())}")
-        _show_limits(rail, settings.dram)
-    finally:
-        opened.close()
+    with _opened(supply) as rail:
+        console.print(f"supply      {rail.identity}", soft_wrap=True)
+        console.print(f"set to      {rail.set_point_mv():.1f} mV")
+        console.print(f"reads       {_words(rail.measure())}")
+        _show_limits(rail)
 
 
 @rail_app.command("set")
@@ -48,34 +45,25 @@ def set_(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before the rail is moved.")] = False,
 ) -> None:
     """Ramp to a voltage and stay there, with a reading every second; then back to nominal, however it ends."""
-    settings = load_supply(supply)
-    rail = rail_of(settings, open_supply(settings))
-    try:
-        _show_limits(rail, settings.dram)
+    with _opened(supply) as rail:
+        _show_limits(rail)
         rail.check(millivolts)
         if not yes:
             _confirm(f"Move the DRAM's supply from {rail.nominal_mv} mV to {millivolts} mV?")
-        with rail.guarded():
+        with _announced(f"back at nominal, {rail.nominal_mv} mV"), rail.guarded():
             console.print(f"reads       {_words(rail.set(millivolts))}")
             end = None if hold_s is None else time.monotonic() + hold_s
             while end is None or time.monotonic() < end:
                 time.sleep(LOOK_S if end is None else min(LOOK_S, max(0.0, end - time.monotonic())))
                 console.print(f"reads       {_words(rail.hold())}")
-    finally:
-        rail.close()
-        console.print(f"back at nominal, {rail.nominal_mv} mV")
 
 
 @rail_app.command()
 def restore(supply: FileOption = SUPPLY_FILE) -> None:
     """Bring the supply back to nominal, after something that could not (see `eden rail set --help`)."""
-    settings = load_supply(supply)
-    rail = rail_of(settings, open_supply(settings))
-    try:
+    with _opened(supply) as rail:
         rail.restore()
         console.print(f"at nominal, {rail.nominal_mv} mV; reads {_words(rail.measure())}")
-    finally:
-        rail.close()
 
 
 @rail_app.command()
@@ -88,6 +76,27 @@ def dialects() -> None:
     table("bench supplies", ["dialect", "fits", "channel", "sets"], rows)
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[Rail]:
+    settings = load_supply(file)
+    rail = rail_of(settings, *open_supply(settings))
+    try:
+        yield rail
+    finally:
+        rail.close()
+
+
+@contextmanager
+def _announced(outcome: str) -> Iterator[None]:
+    """Print the outcome of what is done, also if Ctrl-C ends it; an error says itself how things are."""
+    try:
+        yield
+    except SystemExit:
+        console.print(outcome)
+        raise
+    console.print(outcome)
+
+
 def _confirm(question: str) -> None:
     try:
         sure = typer.confirm(question)
@@ -97,10 +106,10 @@ def _confirm(question: str) -> None:
         raise RailError("the supply was not moved; say yes, or give --yes where nobody can be asked")
 
 
-def _show_limits(rail: Rail, dram: str) -> None:
+def _show_limits(rail: Rail) -> None:
     console.print(
-        f"limits      {rail.lowest_mv}..{rail.highest_mv} mV ({dram} on this board; nominal {rail.nominal_mv} mV, "
-        f"JEDEC's absolute maximum {LIMITS[dram].absolute_mv} mV)"
+        f"limits      {rail.lowest_mv}..{rail.highest_mv} mV ({rail.dram_type} on this board; nominal "
+        f"{rail.nominal_mv} mV, absolute maximum {LIMITS[rail.dram_type].absolute_mv} mV)"
     )
 
 

@@ -2,26 +2,50 @@
 
 The registers behave as `gateware.rail` and `gateware.smbus` do, which `tests/host/test_pmbus.py` holds them to with the
 gateware itself; the regulators as the PMBus specification says: an output below its undervoltage limit trips and stays
-off. Time is told, not waited for, unless a clock is given.
+off. Their limits and their transition rate are a KC705's, as E. Billauer read them ("Power supply parameters of
+Xilinx' KC705 board"): limits at 110, 90 and 85 % of the output, 0.2505 V/ms.
+
+Time is the host's, so that watchdog and heartbeats, outputs and patience run by one clock; `pass_time` skips some.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
-from host.bus import Words
+from gateware.boards.base import DramRail
+from gateware.engine.parameters import EngineParameters
+from host.boards import mock_build
+from host.bus import Bus, Words
+from host.chip_presets import PRESETS
+from host.mock import MockBoard
 from profiles.errors import LinkError
+from profiles.geometry import Geometry
+from tests.host.etherbone_peer import EtherboneServer
 
 EXPONENT = -12
 STORE = (0x11, 0x13, 0x15, 0x17)
-PAGE, VOUT_MODE, VOUT_COMMAND, TRANSITION_RATE, OV_WARN, UV_WARN, UV_FAULT = 0x00, 0x20, 0x21, 0x27, 0x42, 0x43, 0x44
+PAGE, PHASE, VOUT_MODE, VOUT_COMMAND, TRANSITION_RATE, OV_WARN, UV_WARN, UV_FAULT = (
+    0x00,
+    0x04,
+    0x20,
+    0x21,
+    0x27,
+    0x42,
+    0x43,
+    0x44,
+)
 PG_ON, PG_OFF, STATUS, READ_VOUT, READ_IOUT, DEVICE_ID = 0x5E, 0x5F, 0x79, 0x8B, 0x8C, 0xFD
 THRESHOLDS = (OV_WARN, UV_WARN, UV_FAULT, PG_ON, PG_OFF)
 KC705_VOLTS = {52: (1.0, 1.8, 3.3, 1.0), 53: (2.5, 1.5, 1.0, 1.2), 54: (2.0, 1.0, 1.8, 3.3)}
 OK, NOT_ACKNOWLEDGED, STUCK, REFUSED = range(4)
 TRANSACTION_S = 0.5e-3
+TRANSITION = 0xAA01  # LINEAR11: 513 * 2^-11 V/ms
 
 
 def raw(volts: float) -> int:
@@ -45,6 +69,7 @@ class Ucd9248:
         log: (page, command, value) of every write that it took.
         slew: LINEAR16 steps a second that its outputs move by.
         deaf: commands that it does not acknowledge.
+        busy: how many of the next accesses it does not acknowledge.
         overshoot: added to what comes out of page 1 below nominal, LINEAR16 steps.
         sticks: its output does not move any more.
     """
@@ -52,8 +77,9 @@ class Ucd9248:
     volts: tuple[float, ...]
     device: bytes = b"UCD9248-64|4.36.0.9540|100823"
     log: list[tuple[int, int, int]] = field(default_factory=list)
-    slew: float = 250 * 4096  # 0.25 mV/µs
+    slew: float = 513 / 2048 * 1e3 * 2**-EXPONENT
     deaf: frozenset[int] = frozenset()
+    busy: int = 0
     overshoot: int = 0
     sticks: bool = False
     page: int = 0
@@ -61,9 +87,10 @@ class Ucd9248:
     def __post_init__(self) -> None:
         self.outputs = []
         for volts in self.volts:
-            of_nominal = {VOUT_COMMAND: 1.0, OV_WARN: 1.1, UV_WARN: 0.9, UV_FAULT: 0.85, PG_ON: 0.95, PG_OFF: 0.92}
+            of_nominal = {VOUT_COMMAND: 1.0, OV_WARN: 1.1, UV_WARN: 0.9, UV_FAULT: 0.85, PG_ON: 0.9, PG_OFF: 0.85}
             registers = {command: raw(share * volts) for command, share in of_nominal.items()}
-            self.outputs.append(Output({**registers, VOUT_MODE: 0x14, TRANSITION_RATE: 0xF001}, float(raw(volts))))
+            constant = {VOUT_MODE: 0x14, TRANSITION_RATE: TRANSITION, PHASE: 0}
+            self.outputs.append(Output({**registers, **constant}, float(raw(volts))))
         self.nominal = [output.registers[VOUT_COMMAND] for output in self.outputs]
 
     def pass_time(self, seconds: float) -> None:
@@ -78,8 +105,12 @@ class Ucd9248:
     def _is_low(self, page: int) -> bool:
         return self.outputs[page].registers[VOUT_COMMAND] < self.nominal[page]
 
+    def _refuses(self, command: int) -> bool:
+        self.busy, busy = max(0, self.busy - 1), self.busy > 0
+        return busy or command in self.deaf
+
     def write(self, command: int, value: int) -> int:
-        if command in self.deaf:
+        if self._refuses(command):
             return NOT_ACKNOWLEDGED
         assert command not in STORE, "a STORE command reached the regulator"
         if command == PAGE:
@@ -93,7 +124,7 @@ class Ucd9248:
 
     def read(self, command: int) -> int | bytes | None:
         output = self.outputs[self.page]
-        if command in self.deaf:
+        if self._refuses(command):
             return None
         if command == PAGE:
             return self.page
@@ -101,8 +132,8 @@ class Ucd9248:
             return self.device
         if command == READ_VOUT:
             return round(output.out)
-        if command == READ_IOUT:
-            return 0xE800 | 0x32  # 50 · 2^-3 = 6.25 A
+        if command == READ_IOUT:  # 50 · 2^-3 = 6.25 A of all phases, 2 A of the first
+            return 0xE832 if output.registers[PHASE] == 0xFF else 0xE810
         return output.registers.get(command)
 
     @property
@@ -128,7 +159,7 @@ class RailStandIn:
     """A `host.bus.Bus` with the registers of `gateware.rail` at ``ADDRESSES``, and regulators behind them.
 
     Args:
-        clock: seconds; by default time is what `pass_time` and the transactions make it.
+        clock: seconds.
 
     Attributes:
         regulators: by SMBus address.
@@ -137,11 +168,11 @@ class RailStandIn:
         dies_at: the access from which on the link is dead: LinkError.
     """
 
-    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.regulators = {address: Ucd9248(volts) for address, volts in KC705_VOLTS.items()}
         self.transactions: list[tuple[int, int, int | None, int]] = []
         self.accesses, self.dies_at = 0, 1 << 60
-        self._clock, self._now = clock, 0.0 if clock is None else clock()
+        self._clock, self._skipped, self._now = clock, 0.0, clock()
         self._registers = dict.fromkeys(NAMES, 0) | {"watchdog_ms": 1000}
         self._block = b""
         self._entries, self._sequence = [0] * 16, list[int]()
@@ -160,8 +191,12 @@ class RailStandIn:
     # ---- time ------------------------------------------------------------------------------------------------------
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass; where a clock is given, it passes by itself."""
-        end = self._now + seconds
+        """Let so much time pass at once."""
+        self._skipped += seconds
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        end = max(self._now, self._clock() + self._skipped)
         if self._state == ARMED and self._deadline <= end:
             self._move_to(self._deadline)
             self._state, self._fired = RESTORING, True
@@ -172,10 +207,6 @@ class RailStandIn:
         for regulator in self.regulators.values():
             regulator.pass_time(max(0.0, then - self._now))
         self._now = max(self._now, then)
-
-    def _catch_up(self) -> None:
-        if self._clock is not None:
-            self.pass_time(max(0.0, self._clock() - self._now))
 
     def _restore(self, end: float) -> None:
         """Each write until it is acknowledged, all anew after eight refusals; at most until ``end``."""
@@ -253,8 +284,6 @@ class RailStandIn:
         if self._state == RESTORING or (not read and command in STORE):
             self._registers["host_result"] = REFUSED << 16
             return
-        if self._clock is None:
-            self.pass_time(TRANSACTION_S)
         if not read:
             data = self._registers["host_data"]
             self._registers["host_result"] = self._write(address, command, data if word else data & 0xFF) << 16
@@ -276,3 +305,50 @@ class RailStandIn:
         status = self.regulators[address].write(command, value) if address in self.regulators else NOT_ACKNOWLEDGED
         self.transactions.append((address, command, value, status))
         return status
+
+
+class Routed:
+    """Rail registers here, everything else on the board."""
+
+    def __init__(self, board: Bus, rail: RailStandIn) -> None:
+        self._board, self._rail = board, rail
+
+    def _of(self, address: int) -> Bus:
+        return self._rail if BASE <= address < BASE + 0x1000 else self._board
+
+    def read(self, address: int, count: int) -> Words:
+        return self._of(address).read(address, count)
+
+    def write(self, address: int, words: Words) -> None:
+        self._of(address).write(address, words)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class Stamped(MockBoard):
+    """A board of a build that has a description, of CRC-32 ``stamp``."""
+
+    def __init__(self, build: EngineParameters, stamp: int) -> None:
+        super().__init__(build, PRESETS["B"], 5)
+        self._constants = {**self._constants, "build": stamp}
+
+
+@contextmanager
+def board_with_regulators(folder: Path, rail: DramRail, regulators: RailStandIn) -> Iterator[EtherboneServer]:
+    """A board with a PMBus master on an Ethernet cable, and its build's files below ``folder``."""
+    build = mock_build(Geometry(banks=4, rows=64, columns=256, data_width=64, subarray_rows=16))
+    about = {
+        "title": "Xilinx KC705 (stand-in)",
+        "engine": {**asdict(build), "geometry": build.geometry.model_dump()},
+        "rail": asdict(rail),
+    }
+    home = folder / "build" / "gateware" / "kc705"
+    home.mkdir(parents=True)
+    (home / "board.json").write_text(json.dumps(about))
+    (home / "csr.json").write_text(
+        json.dumps({"csr_registers": {name: {"addr": address, "size": 1} for name, address in ADDRESSES.items()}})
+    )
+    board = Routed(Stamped(build, crc32((home / "board.json").read_bytes())), regulators)
+    with EtherboneServer(board) as server:
+        yield server

@@ -19,6 +19,16 @@ KEYSIGHT = {
     rf"OUTP\? {CHANNEL_LIST}": "on",
     r"SYST:ERR\?": "error",
 }
+RIGOL = {
+    rf":SOUR(?P<channel>\d):VOLT {NUMBER}": "set",
+    r":SOUR(?P<channel>\d):VOLT\?": "set_point",
+    r":MEAS:VOLT\? CH(?P<channel>\d)": "volts",
+    r":MEAS:CURR\? CH(?P<channel>\d)": "amperes",
+    r":MEAS:POWE\? CH(?P<channel>\d)": "watts",
+    r":OUTP\? CH(?P<channel>\d)": "on",
+    r":SYST:ERR\?": "error",
+}
+COARSE = ("rigol-dp800", "siglent-spd3303x-e")  # 10 mV at a time
 GRAMMARS = {
     "keysight-e36300": ("Keysight Technologies,E36312A,MY00000001,2.1.0-1.0.4-1.12", KEYSIGHT),
     "keysight-n6700": ("Keysight Technologies,N6705C,MY00000002,E.01.02.3020", KEYSIGHT),
@@ -33,18 +43,8 @@ GRAMMARS = {
             r"SYST:ERR\?": "error",
         },
     ),
-    "rigol-dp800": (
-        "RIGOL TECHNOLOGIES,DP832A,DP8B000000001,00.01.16",
-        {
-            rf":SOUR(?P<channel>\d):VOLT {NUMBER}": "set",
-            r":SOUR(?P<channel>\d):VOLT\?": "set_point",
-            r":MEAS:VOLT\? CH(?P<channel>\d)": "volts",
-            r":MEAS:CURR\? CH(?P<channel>\d)": "amperes",
-            r":MEAS:POWE\? CH(?P<channel>\d)": "watts",
-            r":OUTP\? CH(?P<channel>\d)": "on",
-            r":SYST:ERR\?": "error",
-        },
-    ),
+    "rigol-dp800a": ("RIGOL TECHNOLOGIES,DP832A,DP8B000000001,00.01.16", RIGOL),
+    "rigol-dp800": ("RIGOL TECHNOLOGIES,DP832,DP8C000000001,00.01.14", RIGOL),
 }
 for name, model in (("siglent-spd3303x", "SPD3303X"), ("siglent-spd3303x-e", "SPD3303X-E")):
     GRAMMARS[name] = (
@@ -235,7 +235,7 @@ class ScpiStandIn:
         output, faults = self.outputs[channel], self.faults
         if millivolts < faults.deaf_below_mv:
             return
-        if self.dialect.endswith("-e"):
+        if self.dialect in COARSE:
             millivolts = 10 * round(millivolts / 10)
         output.set_mv = output.out_mv = round(millivolts, 6)
         if faults.overshoot_from_mv is not None and millivolts <= faults.overshoot_from_mv:

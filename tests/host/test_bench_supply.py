@@ -50,7 +50,7 @@ def settings_of(stand_in: ScpiStandIn, channel: int = 1, **more: object) -> Scpi
 
 def rail_over(stand_in: ScpiStandIn, **more: object) -> Rail:
     wanted = settings_of(stand_in, **more)
-    return rail_of(wanted, open_supply(wanted))
+    return rail_of(wanted, *open_supply(wanted))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_an_output_that_is_off_or_is_not_the_drams_is_refused_and_not_set(dialec
             ScpiSupply(settings_of(stand_in))
         stand_in.outputs[1].on = True
         stand_in.outputs[1].set_mv = 5000
-        with pytest.raises(RailError, match=r"5000 mV, outside 900\.\.1450 mV of DDR3L"):
+        with pytest.raises(RailError, match=r"5000 mV, outside 900\.\.1425 mV of DDR3L"):
             ScpiSupply(settings_of(stand_in))
         assert stand_in.settings_sent() == []
 
@@ -143,17 +143,46 @@ def test_any_sequence_of_voltages_keeps_to_limits_and_steps(voltages: list[int],
         rail = rail_of(wanted, ScpiSupply(wanted))
         with rail.guarded():
             for millivolts in voltages:
-                if floor_mv <= millivolts <= 1450:
+                if floor_mv <= millivolts <= 1425:
                     assert rail.set(millivolts).millivolts == pytest.approx(stand_in.out_mv())
                     assert stand_in.out_mv() == millivolts
                 else:
-                    with pytest.raises(RailError, match=f"outside {floor_mv}..1450 mV"):
+                    with pytest.raises(RailError, match=f"outside {floor_mv}..1425 mV"):
                         rail.set(millivolts)
         rail.close()
         sent = [1350.0, *stand_in.settings_sent()]
-        assert all(floor_mv <= each <= 1450 for each in sent[1:] if each != 1350)
+        assert all(floor_mv <= each <= 1425 for each in sent[1:] if each != 1350)
         assert all(abs(b - a) <= step_mv for a, b in pairwise(sent) if b != 1350)
         assert sent[-1] == stand_in.out_mv() == 1350
+
+
+@pytest.mark.parametrize("dialect", ["rigol-dp800", "siglent-spd3303x-e"])
+def test_a_supply_of_coarse_steps_is_moved_in_them_or_not_at_all(dialect: str) -> None:
+    with ScpiStandIn(dialect) as stand_in:
+        wanted = settings_of(stand_in, step_mv=25)
+        rail = rail_of(wanted, ScpiSupply(wanted))
+        with pytest.raises(RailError, match="1304 mV cannot be set: this supply sets 10 mV at a time"):
+            rail.set(1304)
+        assert stand_in.settings_sent() == []
+        assert rail.set(1300).millivolts == 1300
+        assert stand_in.settings_sent() == [1330, 1310, 1300]
+        rail.close()
+        assert stand_in.out_mv() == 1350
+
+
+def test_a_supply_found_elsewhere_than_at_nominal_is_only_moved_by_hand(supply: ScpiStandIn) -> None:
+    """It may feed another DRAM: 1.5 V is nominal of one and harmful to another."""
+    supply.outputs[1].set_mv = supply.outputs[1].out_mv = 1300
+    wanted = settings_of(supply)
+    rail = rail_of(wanted, ScpiSupply(wanted))
+    with pytest.raises(RailError, match=r"set to 1300 mV, not to nominal, 1350 mV of DDR3L; nothing"), rail.guarded():
+        rail.set(1200)
+    rail.close()
+    assert (supply.settings_sent(), supply.out_mv()) == ([], 1300)
+    rail = rail_of(wanted, ScpiSupply(wanted))
+    rail.restore()
+    rail.close()
+    assert supply.out_mv() == 1350
 
 
 def test_a_ramp_keeps_to_its_slew(supply: ScpiStandIn) -> None:
@@ -175,19 +204,23 @@ def test_no_option_reaches_beyond_the_limits(supply: ScpiStandIn) -> None:
         Ramp(step_mv=26)
     with pytest.raises(RailError):
         Ramp(slew_mv_per_s=10_001)
-    with pytest.raises(RailError, match=r"1600 mV is outside 1000\.\.1450 mV"):
+    with pytest.raises(RailError, match=r"1600 mV is outside 1000\.\.1425 mV"):
         rail_over(supply, nominal_mv=1600)
     wanted = settings_of(supply, floor_mv=950)
     rail = rail_of(wanted, ScpiSupply(wanted), board_floor_mv=1140)
-    with pytest.raises(RailError, match=r"outside 1140\.\.1450 mV"):
+    with pytest.raises(RailError, match=r"outside 1140\.\.1425 mV"):
         rail.set(1100)
     rail.close()
-    assert all(1000 <= each <= 1450 for each in supply.settings_sent())
+    assert all(1000 <= each <= 1425 for each in supply.settings_sent())
 
 
 def test_limits_lie_below_what_jedec_says_destroys() -> None:
-    """Absolute maximum ratings of VDD: JESD79-3F table 'Absolute Maximum DC Ratings' 1.975 V, JESD79-4 1.5 V."""
-    assert (LIMITS["DDR3"].absolute_mv, LIMITS["DDR3L"].absolute_mv, LIMITS["DDR4"].absolute_mv) == (1975, 1975, 1500)
+    """Of makers' data sheets, DC: Micron's MT9KDF12872PZ and Alliance's AS4C512M16D3L, Transcend's TS1GSH72V1H."""
+    stated = {"DDR3": (1500, 1575, 1975), "DDR3L": (1350, 1425, 1975), "DDR4": (1200, 1260, 1500)}
+    for family, (nominal_mv, highest_mv, absolute_mv) in stated.items():
+        limits = LIMITS[family]
+        assert (limits.nominal_mv, limits.highest_mv) == (nominal_mv, highest_mv)
+        assert limits.absolute_mv <= absolute_mv
     for limits in LIMITS.values():
         assert limits.lowest_mv < limits.nominal_mv < limits.highest_mv < limits.absolute_mv
 
@@ -331,7 +364,7 @@ from pathlib import Path
 from host.supplies import open_supply, rail_of
 from host.supply_file import load_supply
 settings = load_supply(Path(sys.argv[1]) / "eden.toml")
-rail = rail_of(settings, open_supply(settings))
+rail = rail_of(settings, *open_supply(settings))
 print("ready", flush=True)
 with rail.guarded():
     while True:
@@ -418,7 +451,7 @@ def test_a_scan_records_what_the_supply_measured(supply: ScpiStandIn, folder: Pa
 def test_a_scan_with_a_voltage_below_the_floor_touches_nothing(supply: ScpiStandIn, folder: Path) -> None:
     supply.file(folder / "eden.toml", floor_mv=1060)
     board = open_board("mock:B:5", folder / "eden.toml")
-    with pytest.raises(RailError, match=r"1040 mV is outside 1060\.\.1450 mV"):
+    with pytest.raises(RailError, match=r"1040 mV is outside 1060\.\.1425 mV"):
         scan(board, load_toml(folder / "plan.toml", ScanPlan), folder / "profile")
     assert supply.settings_sent() == []
     assert not (folder / "profile").exists()
@@ -527,9 +560,10 @@ BAD = {
     "nothing": ("", "supply"),
     "no TOML": ("[supply", "not valid TOML"),
     "no SMBus address": (
-        '[supply]\nkind = "pmbus"\ndram = "DDR3"\nfloor_mv = 1140\nuncertainty_mv = 4\naddresses = [1]',
+        '[supply]\nkind = "pmbus"\nboard = "x"\ndram = "DDR3"\nfloor_mv = 1140\nuncertainty_mv = 4\naddresses = [1]',
         "8",
     ),
+    "no board": ('[supply]\nkind = "pmbus"\ndram = "DDR3"\nfloor_mv = 1140\nuncertainty_mv = 4', "board"),
 }
 
 
@@ -545,9 +579,9 @@ def test_a_bad_file_is_one_clear_line(text: str, says: str, tmp_path: Path) -> N
 def test_a_good_file_is_read_and_a_missing_one_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RailError, match=r"no eden\.toml"):
-        load_supply(None)
+        load_supply()
     Path("eden.toml").write_text(GOOD)
-    loaded = load_supply(None)
+    loaded = load_supply()
     assert (loaded.kind, loaded.nominal) == ("scpi", 1350)
 
 
@@ -575,9 +609,13 @@ def test_a_file_for_another_dram_is_refused(supply: ScpiStandIn, tmp_path: Path)
     assert supply.log == []
 
 
-def test_pmbus_needs_a_board_with_gateware(tmp_path: Path) -> None:
-    (tmp_path / "eden.toml").write_text(
-        '[supply]\nkind = "pmbus"\ndram = "DDR3L"\nfloor_mv = 1140\nuncertainty_mv = 4\n'
-    )
-    with pytest.raises(RailError, match="reached through its board's gateware"):
+@pytest.mark.parametrize("kind", ["pmbus", "scpi"])
+def test_a_board_that_is_named_must_be_behind_a_link(kind: str, supply: ScpiStandIn, tmp_path: Path) -> None:
+    supply.file(tmp_path / "eden.toml", board="mock:B:5")
+    if kind == "pmbus":
+        (tmp_path / "eden.toml").write_text(
+            '[supply]\nkind = "pmbus"\nboard = "mock:B:5"\ndram = "DDR3L"\nfloor_mv = 1140\nuncertainty_mv = 4\n'
+        )
+    with pytest.raises(RailError, match="'mock:B:5' is no link to a board"):
         open_board("mock:B:5", tmp_path / "eden.toml")
+    assert supply.log == []

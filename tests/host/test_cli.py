@@ -9,15 +9,30 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
+from gateware.boards.base import DramRail
 from host.cli import main as cli
 from host.cli.plan import load_plan
+from host.pmbus import WATCHDOG_MS
 from profiles.storage import Profile
+from tests.host.etherbone_peer import EtherboneServer
+from tests.host.pmbus_stand_in import (
+    DISARMED,
+    PAGE,
+    PHASE,
+    RESTORED,
+    VOUT_COMMAND,
+    RailStandIn,
+    Ucd9248,
+    board_with_regulators,
+    raw,
+)
 from tests.host.scpi_stand_in import ScpiStandIn
 
 PLAN = """
@@ -202,8 +217,8 @@ def test_export_and_import_round_trip(run, profile: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("vdd", "words"),
     [
-        ("[5000]", ("5000 mV", "900..1450")),
-        ("[400]", ("400 mV", "900..1450")),
+        ("[5000]", ("5000 mV", "900..1425")),
+        ("[400]", ("400 mV", "900..1425")),
         ("[]", ("vdd_mv",)),
         ("[1100]\ncolour = 3", ("colour", "unknown key")),
         ("[1100", ("TOML",)),
@@ -440,7 +455,7 @@ def test_eden_rail_shows_moves_and_restores_a_supply(run, tmp_path: Path) -> Non
             "Keysight Technologies,E36312A",
             "1350.0 mV\n",
             "1350.0 ± 1.7 mV, 270 mA, 365 mW",
-            "1000..1450 mV",
+            "1000..1425 mV",
         ):
             assert line in out
         assert supply.settings_sent() == []
@@ -464,7 +479,7 @@ def test_eden_rail_moves_nothing_that_it_should_not(run, tmp_path: Path, monkeyp
         assert status == 1
         assert "was not moved" in err.splitlines()[-1]
         status, _, err = run("rail", "set", "999", "--supply", file, "--yes")
-        assert_one_line(status, err, "999 mV is outside 1000..1450 mV")
+        assert_one_line(status, err, "999 mV is outside 1000..1425 mV")
         assert set(supply.settings_sent()) <= {1350}
     status, _, err = run("rail", "show", "--supply", tmp_path / "none.toml")
     assert_one_line(status, err, "says what feeds the DRAM")
@@ -473,12 +488,109 @@ def test_eden_rail_moves_nothing_that_it_should_not(run, tmp_path: Path, monkeyp
 def test_a_scan_moves_the_supply_that_it_is_given(run, tmp_path: Path) -> None:
     with ScpiStandIn("rigol-dp800") as supply:
         supply.file(tmp_path / "eden.toml", channel=2)
-        status, _, err = run("scan", write_plan(tmp_path), "--supply", tmp_path / "eden.toml")
+        status, _, err = run("scan", write_plan(tmp_path, "[1040]"), "--supply", tmp_path / "eden.toml")
         assert (status, err) == (0, "")
         assert min(supply.settings_sent()) == 1040
         assert [supply.out_mv(channel) for channel in (1, 2, 3)] == [1350, 1350, 1350]
     record = Profile.open(tmp_path / "run" / "profile").points[-1]
     assert (record.vdd_measured_mv, record.vdd_uncertainty_mv, record.current_ma) == (1040, 1.7, 208)
+
+
+PMBUS = """
+[supply]
+kind = "pmbus"
+board = "{board}"
+dram = "{dram}"
+floor_mv = 1000
+uncertainty_mv = 4.0
+settle_s = 0.2
+slew_mv_per_s = 10_000
+"""
+
+
+@pytest.fixture
+def regulators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RailStandIn:
+    monkeypatch.chdir(tmp_path)
+    return RailStandIn()
+
+
+def pmbus_file(server: EtherboneServer, dram: str = "DDR3") -> None:
+    Path("eden.toml").write_text(PMBUS.format(board=f"etherbone:{server.host}:{server.port}", dram=dram))
+
+
+def test_eden_rail_finds_shows_and_moves_a_pmbus_regulator(run, regulators: RailStandIn, tmp_path: Path) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server)
+        status, out, err = run("rail", "show")
+        assert (status, err) == (0, "")
+        for line in ("page 1 of UCD9248-64 at SMBus address 53", "set to      1500.0 mV", "1500.0 ± 4.0 mV, 6250 mA"):
+            assert line in out
+        assert "1140..1575 mV" in out  # the board's own floor, not the file's
+        written = {command for _, command, value, _ in regulators.transactions if value is not None}
+        assert written == {PAGE, PHASE}
+        status, _, err = run("rail", "set", "1100", "--yes")
+        assert_one_line(status, err, "1100 mV is outside 1140..1575 mV")
+        assert {command for _, command, _ in regulators.regulator.log} == {PAGE, PHASE}
+        status, out, err = run("rail", "set", "1200", "--yes", "--hold-s", "0.05")
+        assert (status, err) == (0, "")
+        assert out.count("reads       1200.0 ± 4.0 mV, 6250 mA, 7500 mW") == 2
+        assert "back at nominal, 1500 mV" in out
+        outs = [value for _, command, value in regulators.regulator.log if command == VOUT_COMMAND]
+        assert (min(outs), outs[-1]) == (raw(1.2), 0x1800)
+        assert "at nominal, 1500 mV; reads 1500.0" in run("rail", "restore")[1]
+        assert regulators.state == DISARMED
+
+
+def test_eden_rail_refuses_a_board_for_another_dram_or_without_pmbus(
+    run, regulators: RailStandIn, tmp_path: Path
+) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server, "DDR3L")
+        status, _, err = run("rail", "show")
+        assert_one_line(status, err, "for DDR3L at 1350 mV, Xilinx KC705 (stand-in) for 1500 mV")
+        pmbus_file(server)
+        (tmp_path / "build/gateware/kc705/csr.json").write_text('{"csr_registers": {}}')
+        status, _, err = run("rail", "show")
+        assert_one_line(status, err, "no PMBus master")
+        (tmp_path / "build/gateware/kc705/csr.json").unlink()
+        status, _, err = run("rail", "show")
+        assert_one_line(status, err, "lists no registers")
+    assert regulators.transactions == []
+
+
+@pytest.mark.slow
+def test_a_board_that_dies_while_eden_rail_holds_it_low_is_brought_back_by_its_gateware(
+    run, regulators: RailStandIn, tmp_path: Path
+) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server)
+
+        def dies() -> None:
+            while regulators.regulator.out_mv > 1201:
+                time.sleep(0.01)
+            server.answering = False
+
+        threading.Thread(target=dies, daemon=True).start()
+        status, out, err = run("rail", "set", "1200", "--yes")
+        assert_one_line(status, err, f"{server.host}:{server.port}")
+        assert "back at nominal" not in out
+    regulators.pass_time(WATCHDOG_MS / 1000)
+    assert regulators.state == RESTORED
+    regulators.pass_time(0.1)
+    assert regulators.regulator.out_mv == 1500
+
+
+def test_a_scan_follows_a_pmbus_regulator(run, regulators: RailStandIn, tmp_path: Path) -> None:
+    regulators.regulators[53] = Ucd9248((2.5, 1.35, 1.0, 1.2))
+    with board_with_regulators(tmp_path, DramRail(1350, 1000, "PMBus"), regulators) as server:
+        pmbus_file(server, "DDR3L")
+        status, _, err = run("scan", write_plan(tmp_path, "[1040]"), "--supply", "eden.toml")
+        assert (status, err) == (0, "")
+    record = Profile.open(tmp_path / "run" / "profile").points[-1]
+    assert record.vdd_measured_mv == 1000 * raw(1.04) / 4096  # what the regulator reads, to the bit
+    assert (record.vdd_uncertainty_mv, record.current_ma) == (4.0, 6250)
+    assert regulators.regulator.out_mv == pytest.approx(1350, abs=0.2)
+    assert regulators.state == DISARMED
 
 
 @pytest.mark.slow

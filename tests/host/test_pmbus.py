@@ -33,16 +33,17 @@ from host.scan import scan
 from host.supplies import rail_of
 from host.supply_file import PmbusSettings
 from host.timings import DDR3_1600K
-from profiles.errors import LinkError, RailError
+from profiles.errors import LinkError, RailError, UnacknowledgedError
 from profiles.geometry import Geometry
 from tests.gateware.pmbus_target import PmbusTarget
 from tests.host import pmbus_stand_in
-from tests.host.pmbus_stand_in import ADDRESSES, BASE, PAGE, RESTORED, RailStandIn, Ucd9248
+from tests.host.pmbus_stand_in import ADDRESSES, NAMES, PAGE, PHASE, RESTORED, RailStandIn, Routed, Ucd9248
 from tests.host.test_scan import plan_of
 
 FLOOR_MV, NOMINAL_MV = 1140, 1500
 SETTINGS = PmbusSettings(
-    kind="pmbus", dram="DDR3", floor_mv=FLOOR_MV, uncertainty_mv=4.0, slew_mv_per_s=10_000, settle_s=0.2
+    **{"kind": "pmbus", "board": "etherbone:192.168.1.50", "dram": "DDR3", "floor_mv": FLOOR_MV},
+    **{"uncertainty_mv": 4.0, "slew_mv_per_s": 10_000, "settle_s": 0.2},
 )
 DOWN = [pmbus_stand_in.PG_OFF, pmbus_stand_in.PG_ON, pmbus_stand_in.UV_FAULT, pmbus_stand_in.UV_WARN]
 VOUT = pmbus_stand_in.VOUT_COMMAND
@@ -63,11 +64,12 @@ def go(rail: Rail, *voltages: int) -> None:
 
 
 def assert_nominal(bus: RailStandIn) -> None:
-    """Every register of every rail is as it was, nothing has tripped, and nothing was ever stored."""
+    """Every register of every rail but PHASE is as it was, nothing has tripped, and nothing was ever stored."""
+    bus.pass_time(0.1)
     fresh = RailStandIn()
     for address, regulator in bus.regulators.items():
         for output, before in zip(regulator.outputs, fresh.regulators[address].outputs, strict=True):
-            assert output.registers == before.registers
+            assert {**output.registers, PHASE: 0} == before.registers
             assert not output.tripped
             assert output.out == before.out
     assert not [each for each in bus.transactions if each[1] in pmbus_stand_in.STORE and each[2] is not None]
@@ -144,7 +146,8 @@ def test_the_rail_is_found_by_reading_and_nothing_but_page_is_written() -> None:
     supply = supply_of(bus)
     assert (supply.rail.address, supply.rail.page, supply.rail.nominal) == (53, 1, 0x1800)
     assert supply.identity == "page 1 of UCD9248-64 at SMBus address 53"
-    assert {command for _, command, value, _ in bus.transactions if value is not None} == {PAGE}
+    written = [command for _, command, value, _ in bus.transactions if value is not None]
+    assert (set(written), written[-1], written.count(PHASE)) == ({PAGE, PHASE}, PHASE, 1)
     measured = supply.measure()
     assert (measured.millivolts, measured.milliamperes, measured.milliwatts) == (1500.0, 6250.0, 9375.0)
     supply.close()
@@ -200,6 +203,13 @@ def test_anything_else_is_refused_and_left_alone(spoil: Callable[[RailStandIn], 
     assert {command for _, command, value, _ in bus.transactions if value is not None} <= {PAGE}
 
 
+def test_the_registers_are_the_gatewares() -> None:
+    sizes = {csr.name: csr.size for csr in RailSequencer(100e6).get_csrs()}
+    assert sorted(sizes) == sorted(NAMES)
+    assert [name for name, size in sizes.items() if size > 32] == ["host_block"]
+    assert sizes["host_block"] == 256
+
+
 def test_a_build_without_pmbus_says_so() -> None:
     with pytest.raises(RailError, match="no PMBus master"):
         RailRegisters(RailStandIn(), {"engine_control": 0})
@@ -212,8 +222,8 @@ def assert_in_order(log: list[tuple[int, int, int]]) -> None:
     """Each move is the limits and then the output, or the output and then the limits, and no prefix is in disorder."""
     fresh = Ucd9248(pmbus_stand_in.KC705_VOLTS[53])
     registers = dict(fresh.outputs[1].registers)
-    moves = [(command, value) for page, command, value in log if command != PAGE]
     assert all(page == 1 for page, command, _ in log if command != PAGE)
+    moves = [(command, value) for _, command, value in log if command not in (PAGE, PHASE)]
     while moves:
         move, moves = moves[:5], moves[5:]
         down = move[-1][0] == VOUT
@@ -243,7 +253,7 @@ def test_any_sequence_of_voltages_keeps_order_and_ends_at_nominal(voltages: list
                 assert len(bus.regulator.log) == before
     rail.close()
     assert_in_order(bus.regulator.log)
-    outs = [value for _, command, value in bus.regulator.log if command == VOUT]
+    outs = [0x1800, *(value for _, command, value in bus.regulator.log if command == VOUT)]
     assert all(abs(a - b) <= 103 for a, b in pairwise(outs) if b != 0x1800)  # 25 mV are 102.4
     assert_nominal(bus)
     assert bus.state == RailState.DISARMED
@@ -259,13 +269,17 @@ def test_the_overvoltage_warning_is_a_limit_too() -> None:
     assert bus.regulator.out_mv == 1500
 
 
-def test_a_regulator_too_slow_for_the_way_back_is_never_moved() -> None:
+@pytest.mark.parametrize(
+    ("rate", "says"), [(0xD001, r"0\.0156 mV/µs"), (0, "moves 0 mV/µs"), (0x07FF, "moves -1 mV/µs")]
+)
+def test_a_regulator_too_slow_for_the_way_back_is_never_moved(rate: int, says: str) -> None:
+    """0xD001 is 2^-6 mV/µs; what no rate at all means is unknown."""
     bus = RailStandIn()
-    bus.regulator.outputs[1].registers[pmbus_stand_in.TRANSITION_RATE] = 0xD001  # 2^-6 mV/µs
+    bus.regulator.outputs[1].registers[pmbus_stand_in.TRANSITION_RATE] = rate
     rail = opened(bus)
-    with pytest.raises(RailError, match=r"0\.0156 mV/µs"), rail.guarded():
+    with pytest.raises(RailError, match=says), rail.guarded():
         rail.set(1200)
-    assert {command for _, command, _ in bus.regulator.log} == {PAGE}
+    assert {command for _, command, _ in bus.regulator.log} == {PAGE, PHASE}
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -297,22 +311,41 @@ def test_every_end_is_nominal_and_disarmed(error: type[BaseException] | None) ->
     assert bus.state == RailState.DISARMED
 
 
+class LookedAtTime:
+    """`time` for host and stand-in; a look takes 0.1 ms, and so a session has the same accesses on any machine."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        self._now += 1e-4
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_link_that_dies_anywhere_ends_at_nominal_by_the_gateware(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The access at which it dies is drawn from all of a session's; heartbeats would be accesses too."""
     monkeypatch.setattr(pmbus, "BEAT_S", 1e6)
-    whole = RailStandIn()
-    go(opened(whole), 1250, 1400)
-    begun, end = RailStandIn(), whole.accesses
-    supply_of(begun)
-    rng = np.random.default_rng(seed)
-    for when in rng.integers(begun.accesses, end, 8):
-        bus = RailStandIn()
-        rail = opened(bus)
+
+    def begun() -> tuple[RailStandIn, Rail]:
+        clock = LookedAtTime()
+        monkeypatch.setattr("host.pmbus.time", clock)
+        monkeypatch.setattr("host.rail.time", clock)
+        bus = RailStandIn(clock.monotonic)
+        return bus, opened(bus)
+
+    whole, rail = begun()
+    first = whole.accesses
+    go(rail, 1250, 1400)
+    for when in np.random.default_rng(seed).integers(first, whole.accesses, 8):
+        bus, rail = begun()
         bus.dies_at = int(when)
         with pytest.raises(LinkError):
             go(rail, 1250, 1400)
-        bus.pass_time(pmbus.WATCHDOG_MS / 1000 + 0.1)
+        bus.pass_time(pmbus.WATCHDOG_MS / 1000)
         assert_nominal(bus)
 
 
@@ -343,8 +376,75 @@ def test_an_overshooting_or_stuck_output_is_sent_back() -> None:
             go(rail, 1300)
         bus.regulator.sticks = False
         rail.close()
-        bus.pass_time(0.1)
         assert_nominal(bus)
+
+
+def test_a_regulator_that_is_busy_now_and_then_is_asked_again() -> None:
+    bus = RailStandIn()
+    rail = opened(bus)
+    with rail.guarded():
+        for millivolts in (1400, 1300, 1425):
+            bus.regulator.busy = pmbus.ATTEMPTS - 1
+            rail.set(millivolts)
+            assert bus.regulator.busy == 0
+    rail.close()
+    assert_nominal(bus)
+
+
+class Forgetful:
+    """A link that loses acknowledges: the board has done what was written, or has not."""
+
+    def __init__(self, bus: RailStandIn, seed: int) -> None:
+        self._bus, self._random = bus, np.random.default_rng(seed)
+        self.lost, self._in_a_row = 0, 0
+
+    def read(self, address: int, count: int) -> Words:
+        return self._bus.read(address, count)
+
+    def write(self, address: int, words: Words) -> None:
+        loses = self._in_a_row < pmbus.ATTEMPTS - 1 and self._random.random() < 0.2
+        self._in_a_row = self._in_a_row + 1 if loses else 0
+        if not loses or self._random.random() < 0.5:
+            self._bus.write(address, words)
+        if loses:
+            self.lost += 1
+            raise UnacknowledgedError("no answer")
+
+    def close(self) -> None:
+        self._bus.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lost_acknowledges_change_nothing(seed: int) -> None:
+    bus = RailStandIn()
+    link = Forgetful(bus, seed)
+    rail = rail_of(SETTINGS, supply_of(link))
+    with rail.guarded():
+        assert rail.set(1250).millivolts == pytest.approx(1250, abs=0.2)
+        rail.set(1400)
+    rail.close()
+    assert link.lost > 20
+    assert_in_order([each for each, after in pairwise([*bus.regulator.log, (0, 0, 0)]) if each != after])
+    assert_nominal(bus)
+    assert bus.state == RailState.DISARMED
+
+
+def test_a_move_that_failed_half_way_is_taken_back_from_below() -> None:
+    """VOUT_COMMAND is taken, but not read back: the limits must not be raised before the output."""
+    bus = RailStandIn()
+    supply = supply_of(bus)
+    supply.set_millivolts(1500 - 25)
+    supply.set_millivolts(1500)
+    read = bus.regulator.read
+    bus.regulator.read = lambda command: None if command == VOUT else read(command)  # type: ignore[method-assign]
+    with pytest.raises(RailError, match="VOUT_COMMAND"):
+        supply.set_millivolts(1475)
+    bus.regulator.read = read  # type: ignore[method-assign]
+    begun = len(bus.regulator.log)
+    supply.set_millivolts(1500)
+    supply.close()
+    assert [command for _, command, _ in bus.regulator.log[begun:] if command != PAGE] == [VOUT, *DOWN[::-1]]
+    assert_nominal(bus)
 
 
 @pytest.mark.parametrize("command", [VOUT, *DOWN, PAGE, pmbus_stand_in.READ_VOUT])
@@ -362,7 +462,7 @@ def test_a_regulator_that_refuses_for_a_while_is_brought_back_by_the_gateware(co
 
 
 def test_the_next_host_waits_until_the_gateware_is_done() -> None:
-    bus = RailStandIn(clock=time.monotonic)
+    bus = RailStandIn()
     first = supply_of(bus)
     first.set_millivolts(1475)
     assert first._heartbeat is not None
@@ -418,7 +518,7 @@ def serve(bus: Bus, listener: Listener) -> None:
 
 @pytest.mark.slow
 def test_a_killed_host_loses_the_rail_to_the_gateware(tmp_path: Path) -> None:
-    bus = RailStandIn(clock=time.monotonic)
+    bus = RailStandIn()
     address = str(tmp_path / "bus")
     with Listener(address, "AF_UNIX") as listener:
         threading.Thread(target=serve, args=(bus, listener), daemon=True).start()
@@ -440,25 +540,6 @@ def test_a_killed_host_loses_the_rail_to_the_gateware(tmp_path: Path) -> None:
 
 
 # ---- a scan, and the gateware itself ---------------------------------------------------------------------------------
-
-
-class Routed:
-    """Rail registers here, everything else on the board."""
-
-    def __init__(self, board: MockBoard, rail: RailStandIn) -> None:
-        self._board, self._rail = board, rail
-
-    def _of(self, address: int) -> Bus:
-        return self._rail if BASE <= address < BASE + 0x1000 else self._board
-
-    def read(self, address: int, count: int) -> Words:
-        return self._of(address).read(address, count)
-
-    def write(self, address: int, words: Words) -> None:
-        self._of(address).write(address, words)
-
-    def close(self) -> None:
-        self._board.close()
 
 
 PLAN = """
