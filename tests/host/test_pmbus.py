@@ -656,27 +656,33 @@ class SimulatedRail:
 
 @pytest.mark.slow
 def test_host_and_gateware_move_a_regulator_on_its_wires(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Down and up by the host, then down and left alone: the gateware's own way back, bit by bit."""
+    """Down and half way up by the host, then left alone: the gateware's own way back, bit by bit."""
     monkeypatch.setattr("gateware.smbus.BUS_FREQUENCY", 12.5e3)
     monkeypatch.setattr("gateware.smbus.STRETCH_MS", 5)
-    monkeypatch.setattr(pmbus, "WATCHDOG_MS", 400)
+    monkeypatch.setattr(pmbus, "WATCHDOG_MS", 120)
     monkeypatch.setattr(pmbus, "BEAT_S", 0.05)
     monkeypatch.setattr(pmbus, "TRANSACTION_S", 60.0)
     bus = SimulatedRail()
-    supply = supply_of(bus)
+    supply = supply_of(bus, SETTINGS.model_copy(update={"addresses": (53,)}))
     assert (supply.rail.address, supply.rail.page, supply.rail.device) == (53, 2, "UCD9248-64")
-    supply.set_millivolts(1475)
-    supply.set_millivolts(1500)
     begun = len(bus.target.writes)
-    supply.set_millivolts(1480)
+    supply.set_millivolts(1475)
+    supply.set_millivolts(1490)
     supply._fall_silent()
     while supply._sequencer.state != RailState.RESTORED:
         time.sleep(0.05)
     bus.close()
-    down = mv_to_linear16(1480, -12) - 0x1800
     at_nominal = Ucd9248((1.5,)).outputs[0].registers
-    lowered = [(2, each, (at_nominal[each] + down).to_bytes(2, "little")) for each in (*DOWN, VOUT)]
-    back = [(2, each, at_nominal[each].to_bytes(2, "little")) for each in (*[VOUT] * 11, *DOWN[::-1])]
+
+    def written(output_mv: int, *order: int) -> list[tuple[int, int, bytes]]:
+        down = mv_to_linear16(output_mv, -12) - 0x1800
+        return [(2, each, (at_nominal[each] + down).to_bytes(2, "little")) for each in order]
+
+    back = written(1500, *[VOUT] * 11, *DOWN[::-1])
     page = (2, PAGE, b"\x02")
-    assert [each for each in bus.target.writes[begun:] if each != page] == lowered + back
+    assert [each for each in bus.target.writes[begun:] if each != page] == [
+        *written(1475, *DOWN, VOUT),
+        *written(1490, VOUT, *DOWN[::-1]),
+        *back,
+    ]
     assert bus.target.writes[begun:][-len(back) - 1] == page
