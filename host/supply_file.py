@@ -102,11 +102,13 @@ class PmbusSettings(_Controlled):
 
     Attributes:
         board: link to its board (`host.links`), whose own floor and nominal hold.
+        tolerance_mv: the KC705's 1.0 V read 4.2 mV more than it was set to (`host.pmbus`): 0.4 %.
         addresses: SMBus addresses to look for it at; default: where the KC705 has its three.
     """
 
     kind: Literal["pmbus"]
     board: str = Field(min_length=1, max_length=200)
+    tolerance_mv: float = Field(default=15.0, gt=0, le=25)
     addresses: tuple[Annotated[int, Field(ge=0x08, le=0x77)], ...] = Field(default=(52, 53, 54), min_length=1)
 
 

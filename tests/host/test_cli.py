@@ -20,6 +20,7 @@ from gateware.boards.base import DramRail
 from host.cli import main as cli
 from host.cli.plan import load_plan
 from host.pmbus import WATCHDOG_MS
+from host.supply_file import load_supply
 from profiles.storage import Profile
 from tests.host.etherbone_peer import EtherboneServer
 from tests.host.pmbus_stand_in import (
@@ -496,6 +497,19 @@ def test_a_scan_moves_the_supply_that_it_is_given(run, tmp_path: Path) -> None:
     assert (record.vdd_measured_mv, record.vdd_uncertainty_mv, record.current_ma) == (1040, 1.7, 208)
 
 
+def test_the_readmes_supplies_are_read_and_may_run_its_plan(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    blocks = re.findall(r"^```toml\n(\[supply\]\n.*?)^```$", (root / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    kinds = {}
+    for block in blocks:
+        (tmp_path / "eden.toml").write_text(block)
+        loaded = load_supply(tmp_path / "eden.toml")
+        kinds[loaded.kind] = loaded
+    assert sorted(kinds) == ["pmbus", "scpi"]
+    lowest_mv = min(planned.point.vdd_mv for planned in load_plan(root / "plans" / "default.toml").scan.points())
+    assert kinds["scpi"].floor_mv <= lowest_mv
+
+
 PMBUS = """
 [supply]
 kind = "pmbus"
@@ -605,3 +619,20 @@ def test_ctrl_c_ends_eden_rail_set_at_nominal(tmp_path: Path) -> None:
         assert child.returncode == 130
         assert b"back at nominal, 1350 mV" in out
         assert supply.out_mv() == 1350
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_eden_rail_set_at_nominal_over_pmbus(regulators: RailStandIn, tmp_path: Path) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server)
+        command = [sys.executable, "-m", "host.cli.main", "rail", "set", "1200", "--yes"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        while regulators.regulator.out_mv > 1201:
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate()
+        assert child.returncode == 130
+        assert b"back at nominal, 1500 mV" in out
+        assert regulators.regulator.out_mv == 1500
+        assert regulators.state == DISARMED
