@@ -4,6 +4,7 @@ Mock, simulated and real boards differ in their bus and in nothing above it.
 """
 
 import threading
+import time
 from typing import Protocol
 
 import numpy as np
@@ -63,3 +64,38 @@ class SharedBus:
         """See `Bus.close`."""
         with self._turn:
             self._bus.close()
+
+
+class TimedBus:
+    """A bus, and the time that it takes.
+
+    Attributes:
+        bus: the bus behind it.
+        seconds: spent in reads and writes, by the clock.
+        words: read and written.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus, self.seconds, self.words = bus, 0.0, 0
+
+    def read(self, address: int, count: int) -> Words:
+        """See `Bus.read`."""
+        begun = time.perf_counter()
+        try:
+            return self.bus.read(address, count)
+        finally:
+            self.seconds += time.perf_counter() - begun
+            self.words += count
+
+    def write(self, address: int, words: Words) -> None:
+        """See `Bus.write`."""
+        begun = time.perf_counter()
+        try:
+            self.bus.write(address, words)
+        finally:
+            self.seconds += time.perf_counter() - begun
+            self.words += words.size
+
+    def close(self) -> None:
+        """See `Bus.close`."""
+        self.bus.close()

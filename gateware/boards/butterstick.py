@@ -20,7 +20,9 @@ BUTTERSTICK = Board(
     chip_width=16,
     rail=DramRail(1350, 1140, "fixed on the board: feed it from a bench supply"),
     sizes={"log_blocks": 64, "buffer_bursts": 1024, "row_counters": 1024},
-    peripherals=add_ethernet,
+    # the receive clock's pin has no way of its own to the clock network, and none from the fabric to the DCCA that
+    # nextpnr 0.11 takes for it
+    peripherals=partial(add_ethernet, rx_clock_buffer="X67/Y0/TDCC11"),
     bridges="Etherbone at 192.168.1.50",
     loader=("--dfu", "--vid", "0x1209", "--pid", "0x5af1", "--altsetting", "0"),
 )

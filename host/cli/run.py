@@ -24,6 +24,7 @@ from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
+from host.cli.inference import infer_on_board
 from host.cli.plan import RunPlan, load_plan
 from host.cli.rail import SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
@@ -147,7 +148,8 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
     clean = unboosted.accuracy
     target, epoch = clean - task.plan.target_drop_pct / 100, len(profile.points)
     with progress_bar(f"{precision}: DRAM at {point}") as progress:
-        measured, memory = stages.infer_on_board(board, network, place.mapping, test, epoch, progress)
+        on_dram = infer_on_board(board, network, place.mapping, test, epoch, progress)
+    measured = on_dram.accuracy
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
         by_model = _predict(network, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place)
@@ -162,9 +164,9 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         "vdd_mv": point.vdd_mv,
         "trcd_ps": point.trcd_ps,
         "ber": place.mean_ber,
-        "ber_observed": memory.total_flips / memory.total_bits_read,
-        "flips_read": memory.total_flips,
-        "bits_read": memory.total_bits_read,
+        "ber_observed": on_dram.total_flips / on_dram.total_bits_read,
+        "flips_read": on_dram.total_flips,
+        "bits_read": on_dram.total_bits_read,
         "error_model": fits[AT_POINT].chosen,
         "error_model_sentence": f"Error Model {fits[NOMINAL].chosen} (weights) and {fits[AT_POINT].chosen} (IFMs)",
         "accuracy_predicted": by_model.mean,
@@ -188,7 +190,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
                 "vdd_mv": point.vdd_mv,
                 "trcd_ps": point.trcd_ps,
                 "ber": place.ber[spec.name],
-                "flips_read": memory.flips.get(spec.name, 0),
+                "flips_read": on_dram.flips.get(spec.name, 0),
             }
             for spec in network.tensors()
         ],
@@ -223,9 +225,8 @@ def _next_point(
     place = stages.footprint(profile, DramMapping.load(file))
     point = place.point
     with progress_bar(f"{task.precision}: DRAM at {point}") as progress:
-        measured, _ = stages.infer_on_board(
-            board, network, place.mapping, stages.dataset().test, len(profile.points) + 1, progress
-        )
+        test, epoch = stages.dataset().test, len(profile.points) + 1
+        measured = infer_on_board(board, network, place.mapping, test, epoch, progress).accuracy
     return {
         "next_point": {"vdd_mv": point.vdd_mv, "trcd_ps": point.trcd_ps, "ber": place.mean_ber},
         "next_point_accuracy": measured.accuracy,

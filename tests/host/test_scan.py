@@ -183,7 +183,7 @@ def test_interrupted_anywhere_it_resumes_to_the_same(plan: ScanPlan, undisturbed
     path, rng = tmp_path / "profile", np.random.default_rng(1)
     interruptions = 0
     while not (path / "profile.json").exists() or not Profile.open(path).complete:
-        when = int(rng.integers(50, 700))
+        when = int(rng.integers(30, 400))
 
         def hook(number: int, kind: str, address: int, words: Words | None, when: int = when) -> None:
             if number == when:
@@ -453,8 +453,8 @@ def test_tensors_do_not_cross_a_bad_link_unnoticed(damage: Callable[[Words, np.r
 
         opened = proxied(hook)
         try:
-            opened.write_bursts(0, data, opened.timings.trcd)
-            back = opened.read_bursts(0, 40, opened.timings.trcd)
+            opened.write_bursts([(0, len(data))], data, opened.timings.trcd)
+            back = opened.read_bursts([(0, 40)], opened.timings.trcd)
         except EdenError:
             refused += 1
         else:
