@@ -10,7 +10,7 @@ import typer
 
 from host.boards import open_board
 from host.cli.console import console, progress_bar, table
-from host.cli.plan import load_plan
+from host.cli.plan import load_plan, named_board
 from host.cli.rail import SupplyOption
 from host.scan import scan as run_scan
 from profiles import exchange, plots, statistics
@@ -41,7 +41,7 @@ def scan(
     """
     settings = load_plan(plan)
     path = out or settings.output / "profile"
-    opened = open_board(board or settings.board, supply)
+    opened = open_board(named_board(board, settings), supply)
     try:
         with progress_bar("scan") as progress:
             profile = run_scan(opened, settings.scan, path, progress)

@@ -25,7 +25,7 @@ from host.cli import stages
 from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import infer_on_board
-from host.cli.plan import RunPlan, load_plan
+from host.cli.plan import RunPlan, load_plan, named_board
 from host.cli.rail import SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
@@ -52,8 +52,9 @@ def run(
     Ends in a table and the path of the report. Stop it at any time; the same command goes on where it was.
     """
     settings = load_plan(plan)
-    settings = settings.model_copy(update={"board": board or settings.board, "output": out or settings.output})
-    opened = open_board(settings.board, supply)
+    named = named_board(board, settings)
+    settings = settings.model_copy(update={"board": named, "output": out or settings.output})
+    opened = open_board(named, supply)
     try:
         content = _run(settings, opened)
     finally:

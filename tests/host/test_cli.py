@@ -238,6 +238,13 @@ def test_unknown_board_and_missing_plan(run, tmp_path: Path) -> None:
     assert_one_line(*_without_output(run("scan", tmp_path / "none.toml")), "none.toml")
 
 
+def test_a_plan_need_not_name_the_board(run, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    plan.write_text("\n".join(line for line in plan.read_text().splitlines() if not line.startswith("board")))
+    assert_one_line(*_without_output(run("scan", plan)), "--board", "mock:B:1")
+    assert run("scan", plan, "--board", "mock:B:1")[0] == 0
+
+
 def _without_output(result: tuple[int, str, str]) -> tuple[int, str]:
     return result[0], result[2]
 
