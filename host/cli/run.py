@@ -26,7 +26,7 @@ from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import infer_on_board
 from host.cli.plan import RunPlan, load_plan, named_board
-from host.cli.rail import SupplyOption
+from host.cli.rail import RecordOption, SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
 from host.cli.stages import AT_POINT, NOMINAL, Footprint
@@ -46,6 +46,7 @@ def run(
     board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; instead of the plan's.")] = None,
     supply: SupplyOption = None,
+    record: RecordOption = None,
 ) -> None:
     """All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report.
 
@@ -54,7 +55,7 @@ def run(
     settings = load_plan(plan)
     named = named_board(board, settings)
     settings = settings.model_copy(update={"board": named, "output": out or settings.output})
-    opened = open_board(named, supply)
+    opened = open_board(named, supply, record)
     try:
         content = _run(settings, opened)
     finally:

@@ -245,6 +245,15 @@ def test_a_plan_need_not_name_the_board(run, tmp_path: Path) -> None:
     assert run("scan", plan, "--board", "mock:B:1")[0] == 0
 
 
+def test_a_recorded_scan_is_replayed(run, tmp_path: Path) -> None:
+    plan, file = write_plan(tmp_path), tmp_path / "recording"
+    assert run("scan", plan, "--record", file)[0] == 0
+    status, out, err = run("scan", plan, "--board", f"replay:{file}", "--out", tmp_path / "again")
+    assert status == 0, err
+    assert out.split(" errors")[0] == run("scan", plan)[1].split(" errors")[0]
+    assert_one_line(*_without_output(run("scan", plan, "--record", file)), "is there already")
+
+
 def _without_output(result: tuple[int, str, str]) -> tuple[int, str]:
     return result[0], result[2]
 
