@@ -28,6 +28,7 @@ from host.cli.inference import infer_on_board
 from host.cli.plan import RunPlan, load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
+from host.cli.scan_view import scan_view
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
 from host.cli.stages import AT_POINT, NOMINAL, Footprint
 from host.scan import scan
@@ -89,8 +90,8 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
     out, network_plan = settings.output, settings.network
     needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
     plan = stages.with_room(settings.scan, board.geometry, needed)
-    with progress_bar("scan") as progress:
-        profile = scan(board, plan, out / "profile", progress)
+    with scan_view(list(plan.points())) as watch:
+        profile = scan(board, plan, out / "profile", watch)
     with progress_bar("fit error models"):
         reference = stages.reference_point(profile)
         fits = stages.fits_at(profile, reference)

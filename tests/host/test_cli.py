@@ -250,7 +250,7 @@ def test_a_recorded_scan_is_replayed(run, tmp_path: Path) -> None:
     assert run("scan", plan, "--record", file)[0] == 0
     status, out, err = run("scan", plan, "--board", f"replay:{file}", "--out", tmp_path / "again")
     assert status == 0, err
-    assert out.split(" errors")[0] == run("scan", plan)[1].split(" errors")[0]
+    assert out.splitlines()[-1].split(" errors")[0] == run("scan", plan)[1].splitlines()[-1].split(" errors")[0]
     assert_one_line(*_without_output(run("scan", plan, "--record", file)), "is there already")
 
 
