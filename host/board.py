@@ -138,7 +138,7 @@ class Board:
         seed: int | None,
     ) -> None:
         self.bus, self.rail, self.environment = bus, rail, environment
-        self.module, self.name, self.seed = module, name, seed
+        self.module, self.jedec, self.name, self.seed = module, jedec, name, seed
         self._offsets, self._bases = registers.register_offsets(), registers.memory_bases()
         self._words = {register.name: register.words for register in registers.REGISTERS}
         self.identity = identify(bus, name)
@@ -221,6 +221,7 @@ class Board:
         Raises:
             ProgramError: the engine faulted.
             LinkError: the log is damaged, the engine fell silent, or log and counters do not reconcile.
+            RailError: the supply did not hold meanwhile.
         """
         image = program if isinstance(program, Image) else Image.of(program)
         self._start(image, buffer)
@@ -228,6 +229,7 @@ class Board:
         clocks, since = -1, time.monotonic()
         while True:
             state = self._state()
+            self.rail.watch()
             produced = self.register("log_produced")
             for blocks in self._blocks(consumed, produced):
                 reads, bits = errorlog.unpack(blocks, self.geometry.burst_bits)
@@ -418,6 +420,6 @@ class Board:
     def close(self) -> None:
         """Supply back to nominal, link released."""
         try:
-            self.rail.restore()
+            self.rail.close()
         finally:
             self.bus.close()

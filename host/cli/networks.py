@@ -23,6 +23,7 @@ from host.cli import stages
 from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import Fallback, Inference, infer_on_board
+from host.cli.rail import RecordOption, SupplyOption
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError, PlanError
 from profiles.schema import OperatingPoint
@@ -215,6 +216,8 @@ def infer(
             "that accuracy varies more from run to run about the same mean; IFMs are read for each batch all the same.",
         ),
     ] = 1,
+    supply: SupplyOption = None,
+    record: RecordOption = None,
 ) -> None:
     """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM.
 
@@ -233,7 +236,7 @@ def infer(
         places = plan.mapping
     measured = Profile.open(profile) if profile else None
     clean = evaluate(loaded, test.images, test.labels)
-    opened = open_board(board)
+    opened = open_board(board, supply, record)
     try:
         with progress_bar("infer") as progress:
             found = infer_on_board(

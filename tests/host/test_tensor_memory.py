@@ -42,6 +42,9 @@ class RecordingSupply:
     def measure(self) -> Measurement:
         return self._supply.measure()
 
+    def set_point_mv(self) -> float:
+        return self._supply.set_point_mv()
+
 
 def open_rig() -> tuple[Board, RecordingSupply]:
     mock = MockBoard(mock_build(GEOMETRY), PRESETS["B"], 3)
