@@ -269,7 +269,7 @@ def taught_by(teacher: ApproximateNetwork, split: Split, share: float, temperatu
 
     def loss(outputs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         told = functional.log_softmax(outputs / temperature, dim=1)
-        imitation = functional.kl_div(told, taught[chosen], reduction="batchmean") * temperature**2
+        imitation = functional.kl_div(told, taught[chosen], reduction="none").sum(dim=1).mean() * temperature**2
         return share * imitation + (1 - share) * functional.cross_entropy(outputs, split.labels[chosen])
 
     return loss

@@ -14,7 +14,10 @@ IMAGES_PER_CLASS = (300, 100, 100)  # train, validation, test
 
 @dataclass(frozen=True)
 class Split:
-    """Images (float32 [n, channels, height, width], normalised) and their classes (int64 [n])."""
+    """Images (float32 [n, channels, height, width], normalised) and their classes (int64 [n]).
+
+    Where the items are sequences (int64 [n, length]), each position has a class of its own (int64 [n, length]).
+    """
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -82,7 +82,10 @@ def correct_images(
     batch: int,
     progress: Progress = silent,
 ) -> torch.Tensor:
-    """Which of ``images`` are classified right: bool[n]. A NaN among an image's outputs counts as wrong."""
+    """Which of ``images`` are classified right: bool[n]. A NaN among an image's outputs counts as wrong.
+
+    Of sequences, labels [n, length] with outputs [n, classes, length], those whose every position is right.
+    """
     if not len(images) or len(images) != len(labels):
         raise NetworkError(
             f"{len(images)} images and {len(labels)} labels; give as many labels, and at least one image"
@@ -94,7 +97,7 @@ def correct_images(
         for start in range(0, len(images), batch):
             outputs = network(images[start : start + batch])
             right = (outputs.argmax(dim=1) == labels[start : start + batch]) & ~outputs.isnan().any(dim=1)
-            found.append(right)
+            found.append(right.flatten(1).all(dim=1) if right.dim() > 1 else right)
             progress(min(start + batch, len(images)), len(images))
     network.train(was_training)
     return torch.cat(found)

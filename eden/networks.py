@@ -26,7 +26,30 @@ def lenet() -> nn.Module:
     )
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"lenet": lenet}
+class SpellingReader(nn.Module):
+    """Labels each letter of a word with its phonemes (`eden.spelling`): two bidirectional GRUs, then a linear layer."""
+
+    def __init__(self, letters: int, labels: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(letters, width)
+        self.first = nn.GRU(width, hidden, batch_first=True, bidirectional=True)
+        self.second = nn.GRU(2 * hidden, hidden, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * hidden, labels)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        """Words int64[n, length] to logits float32[n, labels, length]."""
+        states, _ = self.first(self.embedding(words))
+        states, _ = self.second(states)
+        logits: torch.Tensor = self.head(states)
+        return logits.transpose(1, 2)
+
+
+def g2p() -> nn.Module:
+    """Grapheme-to-phoneme conversion of words of up to 12 letters: 267,488 parameters."""
+    return SpellingReader(letters=27, labels=128, width=32, hidden=96)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"lenet": lenet, "g2p": g2p}
 
 
 def build(name: str, seed: int) -> nn.Module:

@@ -8,9 +8,10 @@ import torch.nn.functional as functional
 from torch import nn
 
 from eden.approximate import ApproximateNetwork
-from eden.datasets import Dataset, Split
+from eden.datasets import Dataset, Split, mnist5000
 from eden.networks import build
 from eden.precision import Precision
+from eden.spelling import cmudict
 from profiles.progress import Progress, silent
 
 CALIBRATION_BATCH = 500
@@ -24,7 +25,7 @@ class Training:
         epochs: passes over the training split.
         learning_rate: peak of a one-cycle schedule (Adam).
         batch: images a step.
-        shift_pixels: each image moves by up to this much in both directions, at random.
+        shift_pixels: each image moves by up to this much in both directions, at random; words stay as they are.
         gradient_norm: gradients are scaled down to this norm; rare huge errors then cannot undo an epoch.
     """
 
@@ -39,23 +40,46 @@ FLOAT_TRAINING = Training(epochs=20, learning_rate=4e-3)
 QUANTISED_TRAINING = Training(epochs=3, learning_rate=5e-4)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a network is trained on, and how: in float, then, for integers, in its stored precision."""
+
+    data: Callable[[], Dataset]
+    float_training: Training = FLOAT_TRAINING
+    quantised_training: Training = QUANTISED_TRAINING
+
+
+RECIPES = {
+    "g2p": Recipe(cmudict, Training(12, 6e-3, batch=256), Training(2, 1e-3, batch=256)),
+}
+"""By network; every other one learns the digits of `mnist5000`."""
+
+
+def recipe(network_name: str) -> Recipe:
+    """The recipe of a network of `eden.networks`."""
+    return RECIPES.get(network_name, Recipe(mnist5000))
+
+
 def train_baseline(
     network_name: str,
     precision: Precision,
     data: Dataset,
     seed: int,
-    float_training: Training = FLOAT_TRAINING,
-    quantised_training: Training = QUANTISED_TRAINING,
+    float_training: Training | None = None,
+    quantised_training: Training | None = None,
     progress: Progress = silent,
 ) -> ApproximateNetwork:
     """Train the network ``network_name`` on ``data.train`` for reliable memory of the given precision.
 
-    Integer networks are then trained on in their stored precision. Same seed, same network.
+    Integer networks are then trained on in their stored precision. Same seed, same network. Training is that of the
+    network's `recipe` where none is given.
 
     Returns:
         The network, calibrated, on reliable memory, in evaluation mode.
     """
-    module = build(network_name, seed)
+    module, usual = build(network_name, seed), recipe(network_name)
+    float_training = float_training or usual.float_training
+    quantised_training = quantised_training or usual.quantised_training
     quantised_epochs = quantised_training.epochs if precision.is_integer else 0
     total = float_training.epochs + quantised_epochs
     train(module, data.train, float_training, seed, progress=lambda done, _: progress(done, total))
@@ -133,8 +157,11 @@ def train(
 
 
 def shift_randomly(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:
-    """Each of ``images`` [n, c, h, w] moved by up to ``pixels`` along both axes, padded with the smallest value."""
-    if not pixels:
+    """Each of ``images`` [n, c, h, w] moved by up to ``pixels`` along both axes, padded with the smallest value.
+
+    What is not of this shape, such as words, is returned as it is.
+    """
+    if not pixels or images.dim() != 4:
         return images
     count, _, height, width = images.shape
     padded = functional.pad(images, (pixels,) * 4, value=float(images.min()))

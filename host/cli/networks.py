@@ -11,6 +11,7 @@ import typer
 from eden.approximate import ApproximateNetwork
 from eden.boosting import boost as boost_network
 from eden.certificate import CERTIFICATE_SAMPLING, Certificate, certify, scaled_ladder
+from eden.datasets import Split
 from eden.inference import Accuracy, agrees, evaluate, predict_accuracy
 from eden.mapping import Cost, DramMapping, vdd_then_trcd, weighted
 from eden.networks import NETWORKS
@@ -52,9 +53,9 @@ def train(
     if network not in NETWORKS:
         raise NetworkError(f"'{network}' is no network; use one of: {', '.join(NETWORKS)}")
     with progress_bar("train") as progress:
-        trained = train_baseline(network, precision, stages.dataset(), seed, progress=progress)
+        trained = train_baseline(network, precision, stages.dataset(network), seed, progress=progress)
     trained.save(out, network)
-    split = stages.dataset().validation
+    split = stages.dataset(network).validation
     accuracy = evaluate(trained, split.images, split.labels)
     console.print(f"validation accuracy {100 * accuracy.accuracy:.1f} % of {accuracy.total} images: {out}")
 
@@ -69,9 +70,9 @@ def boost(
     """Raise a network's error tolerance by curricular retraining against an error model (EDEN, section 1)."""
     before = stages.load_network(network)
     name = stages.network_name(network)
-    fitted, data = load_error_model(model), stages.dataset()
+    fitted, data = load_error_model(model), stages.dataset(name)
     memory_at = stages.model_memory(fitted)
-    clean, drop = _clean_accuracy(before), target_drop / 100
+    clean, drop = evaluate(before, data.validation.images, data.validation.labels).accuracy, target_drop / 100
     with progress_bar("tolerance before") as progress:
         tolerated = coarse(before, memory_at, data.validation, drop, clean, progress=progress)
     with progress_bar("boost") as progress:
@@ -109,7 +110,7 @@ def tolerance(
     The certificate supposes that the network was not chosen by validation images. Boosting chooses its epoch by them;
     of a boosted network the check on test images is what holds strictly.
     """
-    loaded, data = stages.load_network(network), stages.dataset()
+    loaded, data = stages.load_network(network), stages.network_data(network)
     reference, fitted = stages.load_network(baseline) if baseline else loaded, load_error_model(model)
     memory_at, drop, images = stages.model_memory(fitted), target_drop / 100, data.train.first(SEARCH_IMAGES)
     sampling, clean = Sampling(seed=seed), evaluate(reference, images.images, images.labels).accuracy
@@ -147,7 +148,7 @@ def _final_check(
     certified = certificate.certified
     if certified is None:
         return None
-    test = stages.dataset().test
+    test = stages.network_data(network).test
     digest = hashlib.sha256(network.read_bytes() + json.dumps(certified.rates, sort_keys=True).encode()).hexdigest()
     once = replace(CERTIFICATE_SAMPLING, seed=derive_seed(0, digest))
     right = evaluate(reference, test.images, test.labels).correct_images
@@ -173,7 +174,7 @@ def map_(
     Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second.
     """
     tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
-    split, target = stages.dataset().validation, tolerated.target_accuracy + margin / 100
+    split, target = stages.network_data(network).validation, tolerated.target_accuracy + margin / 100
     module = measured.header.module
     cost: Cost = vdd_then_trcd
     if energy or latency:
@@ -227,7 +228,8 @@ def infer(
     operating point of the profile, in the same cells, and the batches since the last 20 begun run again. At most one
     run in 1000 does so by chance.
     """
-    loaded, places, test = stages.load_network(network), DramMapping.load(mapping), stages.dataset().test
+    loaded, places = stages.load_network(network), DramMapping.load(mapping)
+    test = stages.network_data(network).test
     if significance is not None and profile is not None:
         raise PlanError("--profile predicts the mapping's own places; leave out --profile or --significance")
     plan = None
@@ -265,7 +267,7 @@ def infer(
         stored = sum(tensor.bits(places.images) for tensor in loaded.tensors())
         console.print(f"placed by significance: {bits} bits of metadata, {100 * bits / stored:.2f} % of what is stored")
     if measured is not None:
-        _compare_with_prediction(measured, loaded, found.mapping, accuracy)
+        _compare_with_prediction(measured, loaded, test, found.mapping, accuracy)
 
 
 def _fallback_sentence(fallback: Fallback, warmth: float | None, profile: Profile | None) -> str:
@@ -301,9 +303,9 @@ def _show_tensors(found: Inference) -> None:
 
 
 def _compare_with_prediction(
-    profile: Profile, network: ApproximateNetwork, mapping: DramMapping, measured: Accuracy
+    profile: Profile, network: ApproximateNetwork, test: Split, mapping: DramMapping, measured: Accuracy
 ) -> None:
-    place, test = stages.footprint(profile, mapping), stages.dataset().test
+    place = stages.footprint(profile, mapping)
     fits = {point: stages.fits_at(profile, point) for point in {piece.point for piece in mapping.pieces}}
     fitted = stages.fitted_memory(fits, place, stages.partitions(profile))
     for name, memory_of in (("the fitted error models", fitted), ("the profile's own cells", place.memory)):
@@ -313,11 +315,6 @@ def _compare_with_prediction(
             f"{name} predict {100 * predicted.mean:.1f} % ({100 * predicted.low:.1f} .. {100 * predicted.high:.1f}): "
             f"{'agrees' if agrees(measured, predicted) else 'DISAGREES'} within the joint uncertainty"
         )
-
-
-def _clean_accuracy(network: ApproximateNetwork) -> float:
-    split = stages.dataset().validation
-    return evaluate(network, split.images, split.labels).accuracy
 
 
 def _show_tolerance(found: stages.Tolerance) -> None:

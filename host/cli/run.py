@@ -13,6 +13,7 @@ import typer
 from eden import saving
 from eden.approximate import ApproximateNetwork
 from eden.certificate import Certificate, certify_map, units_needed
+from eden.datasets import Split
 from eden.inference import Prediction, agrees, evaluate, predict_accuracy
 from eden.layers import layers_of
 from eden.mapping import DramMapping
@@ -97,7 +98,7 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
         fits = stages.fits_at(profile, reference)
     for condition, fitted in fits.items():
         show_fit(fitted, f"{reference}, written at: {condition.value.replace('_', ' ')}")
-    data = stages.dataset()
+    data = stages.dataset(network_plan.name)
     content: dict[str, Any] = {
         "format": "eden-run",
         "version": REPORT_VERSION,
@@ -143,7 +144,7 @@ def _digest(settings: RunPlan, profile: Profile, precision: Precision) -> str:
 
 def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile: Profile) -> dict[str, Any]:
     """The one look at the test split: on DRAM at the chosen point and at the next, and what models predict."""
-    test, precision = stages.dataset().test, task.precision
+    test, precision = stages.dataset(task.plan.name).test, task.precision
     baseline, network = stages.load_network(task.folder / BASELINE), stages.load_network(task.folder / NETWORK)
     place = stages.footprint(profile, DramMapping.load(task.folder / MAPPING))
     point = place.point
@@ -155,8 +156,10 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
     measured = on_dram.accuracy
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
-        by_model = _predict(network, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place)
-        by_cells = _predict(network, place.memory, place)
+        by_model = _predict(
+            network, test, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place
+        )
+        by_cells = _predict(network, test, place.memory, place)
     certificate = _certificate(task, network, place, unboosted.correct_images)
     results = {
         "baseline_accuracy": clean,
@@ -213,7 +216,7 @@ def _savings(network: ApproximateNetwork, name: str, point: OperatingPoint, boar
     cut = saving.OperatingPoint(
         vdd_mv=module.nominal_vdd_mv - point.vdd_mv, trcd_ps=module.nominal_trcd_ps - point.trcd_ps, source="measured"
     )
-    layers = layers_of(network.module, stages.dataset().test.images[:1])
+    layers = layers_of(network.module, stages.dataset(name).test.images[:1])
     cells = saving.of_run(name, layers, network.precision, cut, module.nominal_vdd_mv, module.dram_type)
     return [saving.row(cell) for cell in cells]
 
@@ -228,7 +231,7 @@ def _next_point(
     place = stages.footprint(profile, DramMapping.load(file))
     point = place.point
     with progress_bar(f"{task.precision}: DRAM at {point}") as progress:
-        test, epoch = stages.dataset().test, len(profile.points) + 1
+        test, epoch = stages.dataset(task.plan.name).test, len(profile.points) + 1
         measured = infer_on_board(board, network, place.mapping, test, epoch, progress).accuracy
     return {
         "next_point": {"vdd_mv": point.vdd_mv, "trcd_ps": point.trcd_ps, "ber": place.mean_ber},
@@ -237,8 +240,7 @@ def _next_point(
     }
 
 
-def _predict(network: ApproximateNetwork, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
-    test = stages.dataset().test
+def _predict(network: ApproximateNetwork, test: Split, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
     return predict_accuracy(network, memory_of, test.images, test.labels, PREDICTION_DRAWS, place.mapping.images)
 
 
@@ -246,7 +248,7 @@ def _certificate(
     task: SearchTask, network: ApproximateNetwork, place: Footprint, baseline_right: torch.Tensor
 ) -> Certificate | None:
     """What is shown of the accuracy lost on this DIMM's map; None where the test images are too few to show it."""
-    test, drop = stages.dataset().test, task.plan.target_drop_pct / 100
+    test, drop = stages.dataset(task.plan.name).test, task.plan.target_drop_pct / 100
     sampling = Sampling(draws=1, batch=1, seed=derive_seed(task.plan.seed, "certificate"))
     if drop >= 1 or len(test) < units_needed(drop):
         return None

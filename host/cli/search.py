@@ -137,7 +137,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
     Returns:
         What the report needs of it; networks and mappings lie in the task's folder.
     """
-    plan, precision, data = task.plan, task.precision, stages.dataset()
+    plan, precision, data = task.plan, task.precision, stages.dataset(task.plan.name)
     model, drop = load_error_model(task.model), task.plan.target_drop_pct / 100
     memory_at, fresh_at = stages.model_memory(model), stages.model_memory(model, fresh_map=True)
     sampling = Sampling(draws=plan.draws, batch=plan.batch, seed=plan.seed)

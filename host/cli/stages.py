@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.certificate import Certificate
-from eden.datasets import Dataset, Split, mnist5000
+from eden.datasets import Dataset, Split
 from eden.inference import Prediction, predict_accuracy
 from eden.mapping import (
     DEFAULT_ALIGNMENT_BITS,
@@ -33,6 +33,7 @@ from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.significance import SignificancePlan, plan_significance, stored_weights
+from eden.training import recipe
 from host.plan import Cells, Rows, ScanPlan
 from profiles import statistics
 from profiles.cells import WeakCells
@@ -51,9 +52,9 @@ ROOM_TO_CHOOSE = 2  # cells known by default, over those that the network takes
 REFERENCE_BER = 3e-3  # where a model for training is fitted: a rate at which networks begin to suffer
 
 
-def dataset() -> Dataset:
-    """The data that networks are trained and tested on."""
-    return mnist5000()
+def dataset(network: str = "lenet") -> Dataset:
+    """The data that the network of that name is trained and tested on."""
+    return recipe(network).data()
 
 
 def use_one_thread() -> None:
@@ -93,6 +94,11 @@ def load_network(path: Path) -> ApproximateNetwork:
 def network_name(path: Path) -> str:
     """Registry name of the network in a file."""
     return read_checkpoint_metadata(path)["network"]
+
+
+def network_data(path: Path) -> Dataset:
+    """The data of the network in a file."""
+    return dataset(network_name(path))
 
 
 class Tolerance(BaseModel):
@@ -175,7 +181,7 @@ def any_map_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemor
 def named_network_cells(name: str, precision: Precision, images: int) -> int:
     """`network_cells` of a network of `eden.networks`, before it is trained."""
     network = ApproximateNetwork(build(name, 0), precision)
-    network.calibrate([dataset().validation.images[:1]])
+    network.calibrate([dataset(name).validation.images[:1]])
     return network_cells(network, images)
 
 

@@ -47,7 +47,7 @@ def small_dataset() -> Dataset:
 def test_the_study_keeps_results_and_writes_figures_and_a_picture(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset
 ) -> None:
-    monkeypatch.setattr(stages, "dataset", lambda: small_dataset)
+    monkeypatch.setattr(stages, "dataset", lambda network="lenet": small_dataset)
     monkeypatch.setattr(certificates_study, "SEEDS", (1,))
     monkeypatch.setattr(certificates_study, "REPEATS", 40)
     monkeypatch.setattr(certificates_study, "POOL_DRAWS", 4)
@@ -100,7 +100,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_dataset: Dataset) -> t
 def test_tolerance_certifies_the_joint_rates_and_checks_them_once(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset, files: tuple[Path, Path]
 ) -> None:
-    monkeypatch.setattr(stages, "dataset", lambda: small_dataset)
+    monkeypatch.setattr(stages, "dataset", lambda network="lenet": small_dataset)
     monkeypatch.setattr(networks, "SEARCH_IMAGES", 100)
     monkeypatch.setattr(networks, "CERTIFIED_SHARES", (0.05, 4.0))
     monkeypatch.setattr(networks, "CERTIFICATE_SAMPLING", replace(CERTIFICATE_SAMPLING, draws=1))
