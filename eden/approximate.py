@@ -113,10 +113,11 @@ class ApproximateNetwork(nn.Module):
         precision: stored number format of all its tensors.
         memory: where they live.
         bounding: what becomes of values read outside their plausible range.
+        per_channel: whether each output channel of a weight has a scale of its own, in reliable memory; integers only.
 
     Raises:
-        NetworkError: the module holds parameters that are not float32, none at all, or layers whose inputs cannot be
-            seen from outside (TorchScript).
+        NetworkError: ``per_channel`` for floating point, or the module holds parameters that are not float32, none at
+            all, or layers whose inputs cannot be seen from outside (TorchScript).
     """
 
     def __init__(
@@ -125,9 +126,14 @@ class ApproximateNetwork(nn.Module):
         precision: Precision,
         memory: ApproximateMemory | None = None,
         bounding: Bounding = Bounding.ZERO,
+        per_channel: bool = False,
     ) -> None:
         super().__init__()
         _check_supported(module)
+        if per_channel and not precision.is_integer:
+            raise NetworkError(f"{precision} has no scales, of a channel or a tensor; ask for int4, int8 or int16")
+        self.per_channel = per_channel
+        self._channel_axes = _channel_axes(module) if per_channel else {}
         self.module = module
         self.precision = precision
         self.bounding = bounding
@@ -209,7 +215,7 @@ class ApproximateNetwork(nn.Module):
 
     def twin(self, memory: ApproximateMemory | None = None) -> "ApproximateNetwork":
         """An independent network with a copy of the weights and the same calibration, in ``memory``."""
-        other = ApproximateNetwork(copy.deepcopy(self.module), self.precision, memory, self.bounding)
+        other = ApproximateNetwork(copy.deepcopy(self.module), self.precision, memory, self.bounding, self.per_channel)
         other.formats = dict(self.formats)
         other._ifm_elements, other._calibrated = dict(self._ifm_elements), self._calibrated
         return other
@@ -223,6 +229,11 @@ class ApproximateNetwork(nn.Module):
             TensorSpec(name, "ifm", elements, self.precision) for name, elements in self._ifm_elements.items()
         ]
 
+    def metadata_bits(self) -> int:
+        """Bits of all scales and ranges, which lie in reliable memory. Calibrate first."""
+        self.store_weights()
+        return sum(self.formats[tensor.name].metadata_bits for tensor in self.tensors())
+
     def save(self, path: Path, network: str) -> None:
         """Write master weights (FP32), formats and IFM sizes as safetensors; ``network`` is the registry name."""
         self.store_weights()
@@ -231,6 +242,7 @@ class ApproximateNetwork(nn.Module):
             "version": CHECKPOINT_VERSION,
             "network": network,
             "precision": self.precision.value,
+            "per_channel": json.dumps(self.per_channel),
             "formats": json.dumps({name: asdict(value) for name, value in self.formats.items()}),
             "ifm_elements": json.dumps(self._ifm_elements),
         }
@@ -251,6 +263,8 @@ class ApproximateNetwork(nn.Module):
             raise NetworkError(
                 f"{path} holds an {metadata['precision']} network, not {self.precision}; load it as that"
             )
+        if is_per_channel(metadata) != self.per_channel:
+            raise NetworkError(f"{path} holds a network with scales of another kind (per_channel); load it as that")
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         try:
@@ -310,9 +324,15 @@ class ApproximateNetwork(nn.Module):
         for (name, _), value in zip(self.module.named_parameters(), weights, strict=True):
             version = (value.data_ptr(), value._version)
             if self._stored_versions.get(name) != version:
-                self.formats[name] = _format_of(value.detach(), self.precision)
+                self.formats[name] = self._weight_format(name, value.detach())
                 self._memory.store(name, self.formats[name].encode(value))
                 self._stored_versions[name] = version
+
+    def _weight_format(self, name: str, value: torch.Tensor) -> TensorFormat:
+        if name in self._channel_axes:
+            return TensorFormat.for_channels(self.precision, value, self._channel_axes[name])
+        smallest, largest = torch.aminmax(value)
+        return TensorFormat.for_range(self.precision, float(smallest), float(largest))
 
     def _weights_read(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         self._store_changed(weights)
@@ -392,6 +412,11 @@ def read_checkpoint_metadata(path: Path) -> dict[str, str]:
             f"{path} has version {metadata.get('version')}, this toolkit reads {CHECKPOINT_VERSION}; update the toolkit"
         )
     return metadata
+
+
+def is_per_channel(metadata: dict[str, str]) -> bool:
+    """Whether a checkpoint's network has a scale for each output channel; older ones do not say, and have not."""
+    return metadata.get("per_channel", "false") == "true"
 
 
 def _input_hook(network: "weakref.ref[ApproximateNetwork]", path: str) -> Any:
@@ -475,6 +500,12 @@ def _named_format(name: str, precision: Precision, smallest: float, largest: flo
         raise NetworkError(f"{name}: {error}") from error
 
 
-def _format_of(value: torch.Tensor, precision: Precision) -> TensorFormat:
-    smallest, largest = torch.aminmax(value)
-    return TensorFormat.for_range(precision, float(smallest), float(largest))
+def _channel_axes(module: nn.Module) -> dict[str, int]:
+    """The dimension of the output channels of each parameter that has more than one dimension."""
+    second = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    axis = {
+        id(value): int(isinstance(owner, second))
+        for owner in reversed(list(module.modules()))  # of what modules share, the first decides
+        for value in owner.parameters(recurse=False)
+    }
+    return {name: axis[id(value)] for name, value in module.named_parameters() if value.dim() > 1}

@@ -1,6 +1,7 @@
 """Number formats, to the bit: how a tensor's values become the bytes that lie in DRAM, and back.
 
-Integers are symmetric and linear with one scale a tensor, as EDEN studies them: a value is ``code * scale``, with codes
+Integers are symmetric and linear with one scale a tensor, as EDEN studies them, or, as an option for weights, one for
+each output channel: a value is ``code * scale``, with codes
 from ``-(2 ** (bits - 1) - 1)`` to ``2 ** (bits - 1) - 1`` in two's complement. Floating point is stored as it is: FP32
 and FP16 of IEEE 754, and bf16, the upper half of FP32; values are rounded to the nearest, ties to even, and saturate at
 the largest finite number. All are little endian; int4 puts two codes in a byte, the first in the low nibble. An error
@@ -72,15 +73,17 @@ class TensorFormat:
 
     Attributes:
         precision: number format.
-        scale: value of code 1; 1.0 for floating point.
+        scale: value of code 1; 1.0 for floating point. One for each channel, or one for all.
         low, high: range of the stored domain: integer codes for integers, else values, themselves numbers that the
             precision has.
+        axis: dimension of the channels, where each has a scale.
     """
 
     precision: Precision
-    scale: float
+    scale: float | tuple[float, ...]
     low: float
     high: float
+    axis: int = 0
 
     @classmethod
     def for_range(cls, precision: Precision, smallest: float, largest: float) -> "TensorFormat":
@@ -95,23 +98,55 @@ class TensorFormat:
                 "check the network's inputs and weights"
             )
         if not precision.is_integer:
-            return cls(precision, 1.0, *(_nearest(value, precision) for value in (smallest, largest)))
-        magnitude = max(abs(smallest), abs(largest))
-        scale = magnitude / precision.largest_code if magnitude else 1.0
-        if scale < torch.finfo(torch.float32).tiny:
-            scale = 1.0  # such values are zero at this precision
+            return cls(precision, 1.0, _nearest(smallest, precision), _nearest(largest, precision))
+        scale = _scale(max(abs(smallest), abs(largest)), precision)
         return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
+
+    @classmethod
+    def for_channels(cls, precision: Precision, values: torch.Tensor, axis: int) -> "TensorFormat":
+        """The format with a scale for each index along ``axis`` of ``values``; its range is that of all their codes.
+
+        Raises:
+            NetworkError: floating point, which has no scales, or values that are not finite.
+        """
+        if not precision.is_integer:
+            raise NetworkError(f"{precision} has no scales, of a channel or a tensor; ask for int4, int8 or int16")
+        largest = values.detach().abs().transpose(0, axis).flatten(1).amax(dim=1)
+        if not bool(largest.isfinite().all()):
+            raise NetworkError("values are not all finite; check the network's inputs and weights")
+        scales = tuple(_scale(each, precision) for each in largest.tolist())
+        whole = cls(precision, scales, -precision.largest_code, precision.largest_code, axis)
+        smallest, largest = torch.aminmax(whole._codes(values))
+        return cls(precision, scales, float(smallest), float(largest), axis)
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, and the range."""
+        scales = (len(self.scale) if isinstance(self.scale, tuple) else 1) if self.precision.is_integer else 0
+        return 32 * scales + 2 * self.precision.bits
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """The bytes as stored (uint8, flat) of float32 ``values`` of any shape; always a new buffer.
 
         Values saturate at ``low`` and ``high``; a NaN is stored as ``low``.
         """
-        flat = values.detach().reshape(-1)
         if not self.precision.is_integer:
+            flat = values.detach().reshape(-1)
             return _saturate(flat, self.low, self.high).to(self.precision.stored_type).view(torch.uint8)
-        codes = _saturate(flat / self.scale, self.low, self.high).round_()
-        return pack(codes.to(self.precision.stored_type), self.precision)
+        return pack(self._codes(values).to(self.precision.stored_type), self.precision)
+
+    def _codes(self, values: torch.Tensor) -> torch.Tensor:
+        """Codes of ``values``, float32 and flat."""
+        scaled = values.detach() / self._scale_along(values.dim())
+        return _saturate(scaled.reshape(-1), self.low, self.high).round_()
+
+    def _scale_along(self, dimensions: int) -> float | torch.Tensor:
+        """The scale as a factor of a tensor with so many dimensions."""
+        if not isinstance(self.scale, tuple):
+            return self.scale
+        shape = [1] * dimensions
+        shape[self.axis] = len(self.scale)
+        return torch.tensor(self.scale).view(shape)
 
     def stored_elements(self, data: torch.Tensor, elements: int) -> torch.Tensor:
         """The ``elements`` stored numbers in ``data``, of the precision's `stored_type`. May share its memory.
@@ -125,11 +160,17 @@ class TensorFormat:
         """Float32 values of stored numbers."""
         if not self.precision.is_integer:
             return stored.to(torch.float32).view(shape)
-        return (stored.to(torch.float32) * self.scale).view(shape)
+        return stored.to(torch.float32).view(shape) * self._scale_along(len(shape))
 
     def decode(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored bytes, uncorrected. Raises NetworkError where the length does not fit ``shape``."""
         return self.values(self.stored_elements(data, shape.numel()), shape)
+
+
+def _scale(magnitude: float, precision: Precision) -> float:
+    """The scale at which ``magnitude`` has the largest code."""
+    scale = magnitude / precision.largest_code
+    return scale if scale >= torch.finfo(torch.float32).tiny else 1.0  # below, values are zero at this precision
 
 
 def _nearest(value: float, precision: Precision) -> float:

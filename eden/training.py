@@ -67,6 +67,7 @@ def train_baseline(
     seed: int,
     float_training: Training | None = None,
     quantised_training: Training | None = None,
+    per_channel: bool = False,
     progress: Progress = silent,
 ) -> ApproximateNetwork:
     """Train the network ``network_name`` on ``data.train`` for reliable memory of the given precision.
@@ -83,7 +84,7 @@ def train_baseline(
     quantised_epochs = quantised_training.epochs if precision.is_integer else 0
     total = float_training.epochs + quantised_epochs
     train(module, data.train, float_training, seed, progress=lambda done, _: progress(done, total))
-    network = ApproximateNetwork(module, precision)
+    network = ApproximateNetwork(module, precision, per_channel=per_channel)
     calibrate(network, data.train)
     if quantised_epochs:
         train(

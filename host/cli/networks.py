@@ -47,17 +47,23 @@ def train(
     out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
     network: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "lenet",
     precision: Annotated[Precision, typer.Option(help="Stored number format.")] = Precision.INT8,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel", help="A scale for each output channel of a weight, in reliable memory.")
+    ] = False,
     seed: Seed = 1,
 ) -> None:
     """Train a baseline network on reliable memory."""
     if network not in NETWORKS:
         raise NetworkError(f"'{network}' is no network; use one of: {', '.join(NETWORKS)}")
     with progress_bar("train") as progress:
-        trained = train_baseline(network, precision, stages.dataset(network), seed, progress=progress)
+        trained = train_baseline(
+            network, precision, stages.dataset(network), seed, per_channel=per_channel, progress=progress
+        )
     trained.save(out, network)
     split = stages.dataset(network).validation
     accuracy = evaluate(trained, split.images, split.labels)
     console.print(f"validation accuracy {100 * accuracy.accuracy:.1f} % of {accuracy.total} images: {out}")
+    console.print(_metadata_sentence(trained, 1))
 
 
 def boost(
@@ -191,7 +197,14 @@ def map_(
         for piece in p.pieces
     ]
     table("mapping", ["tensor", "partition", "VDD, tRCD", "KiB", "BER"], rows)
+    console.print(_metadata_sentence(loaded, batch))
     console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
+
+
+def _metadata_sentence(network: ApproximateNetwork, images: int) -> str:
+    bits, stored = network.metadata_bits(), sum(tensor.bits(images) for tensor in network.tensors())
+    share = f"{100 * bits / stored:.2f} % of what is stored with {images} image{'s' if images > 1 else ''}"
+    return f"scales and plausible ranges: {bits} bits of metadata in reliable memory, {share}"
 
 
 def infer(

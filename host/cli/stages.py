@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
+from eden.approximate import ApproximateNetwork, is_per_channel, read_checkpoint_metadata
 from eden.certificate import Certificate
 from eden.datasets import Dataset, Split
 from eden.inference import Prediction, predict_accuracy
@@ -86,7 +86,8 @@ def kept_results(file: Path, key: str) -> dict[str, Any] | None:
 def load_network(path: Path) -> ApproximateNetwork:
     """A network that `eden train` or `eden boost` wrote. Raises NetworkError (see `read_checkpoint_metadata`)."""
     metadata = read_checkpoint_metadata(path)
-    network = ApproximateNetwork(build(metadata["network"], 0), Precision(metadata["precision"]))
+    module, precision = build(metadata["network"], 0), Precision(metadata["precision"])
+    network = ApproximateNetwork(module, precision, per_channel=is_per_channel(metadata))
     network.load(path)
     return network.eval()
 

@@ -473,3 +473,52 @@ def test_a_program_whose_network_is_gone_says_so() -> None:
     gc.collect()
     with pytest.raises(NetworkError, match="is gone; keep it while the program is in use"):
         program(inputs)
+
+
+# ---- a scale for each output channel ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_scales_of_channels_follow_the_layers_outputs(kind: str) -> None:
+    """Channels of very different size: each is as exact as its own size allows, and read in its own code."""
+    module, inputs = made(kind)
+    network = ApproximateNetwork(module, Precision.INT8, bounding=Bounding.ZERO, per_channel=True).eval()
+    network.calibrate([inputs])
+    network(inputs)
+    for name, value in module.named_parameters():
+        assert isinstance(network.formats[name].scale, tuple) == (value.dim() > 1), name
+    axis = {"embedding": 1, "transposed": 1}.get(kind, 0)
+    for name, value in module.named_parameters():
+        if value.dim() > 1:
+            assert network.formats[name].axis == axis
+            assert len(network.formats[name].scale) == value.shape[axis]  # type: ignore[arg-type]
+    scales = sum(value.shape[axis] if value.dim() > 1 else 1 for value in module.parameters())
+    ifms = sum(tensor.kind == "ifm" for tensor in network.tensors())
+    assert network.metadata_bits() == 32 * (scales + ifms) + 16 * len(network.tensors())
+
+
+def test_a_small_channel_beside_a_large_one_is_kept_by_a_scale_of_its_own(tmp_path: Path) -> None:
+    layer, inputs = nn.Linear(8, 2, bias=False), normal(16, 8)
+    with torch.no_grad():
+        layer.weight.mul_(torch.tensor([[1000.0], [0.001]]))
+        expected = layer(inputs)[:, 1]
+    found = {}
+    for per_channel in (False, True):
+        network = ApproximateNetwork(layer, Precision.INT8, per_channel=per_channel).eval()
+        network.calibrate([inputs])
+        found[per_channel] = network(inputs)[:, 1]
+    assert (found[False] == 0).all()
+    torch.testing.assert_close(found[True], expected, rtol=0.05, atol=0.02 * float(expected.detach().abs().max()))
+    network.save(tmp_path / "a.safetensors", "small")
+    twin = network.twin()
+    nn.init.zeros_(twin.module.weight)
+    twin.load(tmp_path / "a.safetensors")
+    assert torch.equal(twin(inputs)[:, 1], found[True])
+    with pytest.raises(NetworkError, match="scales of another kind"):
+        attached(nn.Linear(8, 2, bias=False), inputs, precision=Precision.INT8).load(tmp_path / "a.safetensors")
+    with pytest.raises(NetworkError, match="bf16 has no scales"):
+        ApproximateNetwork(layer, Precision.BF16, per_channel=True)
+    network.memory = memory = BitErrorMemory(0.05, 0)
+    network(inputs).sum().backward()
+    assert memory.flips["weight"] > 0
+    assert layer.weight.grad is not None

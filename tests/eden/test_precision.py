@@ -130,3 +130,54 @@ def test_a_tensor_of_another_length_is_refused() -> None:
 def test_a_tensor_of_zeros_has_a_usable_scale() -> None:
     tensor_format = TensorFormat.for_range(Precision.INT8, 0.0, 0.0)
     assert tensor_format.decode(tensor_format.encode(torch.zeros(3)), torch.Size([3])).tolist() == [0.0] * 3
+
+
+# ---- a scale for each channel ----------------------------------------------------------------------------------------
+
+
+def test_channels_have_their_own_scales_and_exact_codes() -> None:
+    values = torch.tensor([[127.0, -3.0, 1.0], [0.5, 0.25, -0.125], [0.0, 0.0, 0.0]])
+    rows = TensorFormat.for_channels(Precision.INT8, values, axis=0)
+    assert rows.scale == (1.0, pytest.approx(0.5 / 127), 1.0)
+    assert (rows.low, rows.high) == (-32, 127)  # -0.125 is -31.75 steps
+    codes = rows.stored_elements(rows.encode(values), 9)
+    assert codes.tolist() == [127, -3, 1, 127, 64, -32, 0, 0, 0]
+    assert rows.metadata_bits == 3 * 32 + 2 * 8
+    columns = TensorFormat.for_channels(Precision.INT8, values, axis=1)
+    assert columns.stored_elements(columns.encode(values), 9).tolist() == [127, -127, 127, 0, 11, -16, 0, 0, 0]
+    assert TensorFormat.for_range(Precision.INT8, -3.0, 127.0).metadata_bits == 32 + 16
+    assert TensorFormat.for_range(Precision.BF16, -3.0, 127.0).metadata_bits == 32
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(INTEGERS),
+    st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    st.integers(0, 3),
+    st.integers(0, 99),
+)
+def test_channels_round_by_half_a_step_of_their_own_and_keep_what_they_decode(
+    precision: Precision, shape: list[int], axis: int, seed: int
+) -> None:
+    axis %= len(shape)
+    generator = torch.Generator().manual_seed(seed)
+    along = [1] * len(shape)
+    along[axis] = shape[axis]
+    values = torch.randn(shape, generator=generator) * 10 ** torch.randn(along, generator=generator)
+    tensor_format = TensorFormat.for_channels(precision, values, axis)
+    encoded = tensor_format.encode(values)
+    assert encoded.numel() == precision.stored_bytes(values.numel())
+    decoded = tensor_format.decode(encoded, values.shape)
+    assert torch.equal(tensor_format.encode(decoded), encoded)
+    for channel, scale in enumerate(tensor_format.scale):  # type: ignore[arg-type]
+        wrong = (decoded - values).select(axis, channel).abs().max()
+        assert wrong <= 0.5001 * scale
+        alone = TensorFormat.for_range(precision, *map(float, torch.aminmax(values.select(axis, channel))))
+        assert alone.scale == pytest.approx(scale, rel=1e-6)
+
+
+def test_channels_of_floating_point_or_without_end_are_refused() -> None:
+    with pytest.raises(NetworkError, match=r"fp16 has no scales.*ask for int4"):
+        TensorFormat.for_channels(Precision.FP16, torch.ones(2, 2), 0)
+    with pytest.raises(NetworkError, match="not all finite"):
+        TensorFormat.for_channels(Precision.INT8, torch.tensor([[1.0], [float("inf")]]), 0)
