@@ -1,0 +1,91 @@
+"""A network of words goes through every command as one of images does: train, boost, tolerance, map, infer."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from eden import boosting, training
+from eden.certificate import CERTIFICATE_SAMPLING
+from eden.datasets import Dataset, Split
+from eden.training import Recipe, Training
+from host.cli import main, networks, stages
+from profiles.error_models import UniformModel
+from profiles.geometry import Geometry
+
+Run = Callable[..., str]
+
+PLAN = """
+board = "mock:B:1"
+output = "unused"
+[scan]
+banks = [0, 1, 2, 3, 4, 5, 6, 7]
+rows = { start = 0, count = 16 }
+patterns = ["0x00", "0xFF", "0xAA", "0x55"]
+rounds = 4
+write = ["nominal", "operating_point"]
+[[scan.grid]]
+trcd_ps = 10000
+vdd_mv = [1150, 1056, 1040]
+[network]
+precisions = ["int8"]
+"""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process; returns what it printed."""
+
+    def call(*arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["eden", *map(str, arguments)])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        main.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def words() -> Dataset:
+    """Words of six letters, each with one label, whatever stands around it."""
+    letters = torch.zeros(800, 12, dtype=torch.int64)
+    letters[:, :6] = torch.randint(1, 27, (800, 6), generator=torch.Generator().manual_seed(0))
+    labels = (letters * 7) % 29
+    return Dataset("few", *(Split(letters[a:b], labels[a:b]) for a, b in ((0, 500), (500, 650), (650, 800))))
+
+
+@pytest.mark.slow
+def test_a_network_of_words_goes_from_training_to_dram(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = words()
+    short = Recipe(lambda: data, Training(5, 2e-2, batch=25), Training(1, 1e-3, batch=25))
+    monkeypatch.setitem(training.RECIPES, "g2p", short)
+    quick = replace(boosting.INTEGER_BOOSTING, training=Training(2, 1e-3, batch=50))
+    monkeypatch.setattr(boosting, "INTEGER_BOOSTING", quick)
+    monkeypatch.setattr(networks, "SEARCH_IMAGES", 100)
+    monkeypatch.setattr(networks, "CERTIFIED_SHARES", (0.05,))
+    monkeypatch.setattr(networks, "CERTIFICATE_SAMPLING", replace(CERTIFICATE_SAMPLING, draws=1))
+    baseline, boosted, model = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "model.parquet"))
+    geometry = Geometry(banks=2, rows=128, columns=1024, data_width=64)
+    UniformModel(geometry=geometry, banks=(0, 1), weak_fraction=0.1, flip_probability=0.5).save(model)
+    (tmp_path / "plan.toml").write_text(PLAN, encoding="utf-8")
+
+    printed = run("train", "--network", "g2p", "--per-channel", "--out", baseline)
+    assert "bits of metadata in reliable memory" in printed
+    network = stages.load_network(baseline)
+    assert network.per_channel
+    assert stages.network_data(baseline) is data
+    assert "after" in run("boost", baseline, "--model", model, "--target-drop", "10", "--out", boosted)
+    tolerance, mapping, profile = tmp_path / "tolerance.json", tmp_path / "mapping.json", tmp_path / "profile"
+    printed = run("tolerance", baseline, "--model", model, "--target-drop", "10", "--out", tolerance)
+    assert "final check on test images" in printed
+    found = stages.load_tolerance(tolerance)
+    assert set(found.rates) == {tensor.name for tensor in network.tensors()}
+    run("scan", tmp_path / "plan.toml", "--out", profile)
+    run("map", baseline, profile, "--tolerance", tolerance, "--out", mapping, "--batch", "25")
+    printed = run("infer", baseline, mapping, "--board", "mock:B:1", "--profile", profile)
+    assert "of 150 images" in printed
+    assert printed.count("agrees within the joint uncertainty") >= 1
