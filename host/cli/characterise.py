@@ -45,7 +45,7 @@ def scan(
     path = out or settings.output / "profile"
     opened = open_board(named_board(board, settings), supply, record)
     try:
-        with scan_view(list(settings.scan.points())) as watch:
+        with scan_view(settings.scan) as watch:
             profile = run_scan(opened, settings.scan, path, watch)
     finally:
         opened.close()

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from host.cli.console import console
-from host.plan import PlannedPoint
+from host.plan import PlannedPoint, ScanPlan
 from host.scan import Watch
 from profiles.schema import OperatingPoint, PointRecord, WriteCondition
 from profiles.storage import Profile
@@ -21,13 +21,19 @@ _Column = tuple[WriteCondition, int]
 
 
 @contextmanager
-def scan_view(points: Sequence[PlannedPoint]) -> Iterator[Watch]:
-    """Show the scan of ``points``; yields what `host.scan.scan` tells of it."""
-    view = ScanView(points)
+def scan_view(plan: ScanPlan) -> Iterator[Watch]:
+    """Show the scan of ``plan``; yields what `host.scan.scan` tells of it, once it has checked the plan."""
+    views: list[ScanView] = []
+
+    def look(profile: Profile, planned: PlannedPoint | None) -> tuple[ScanView, list[str]]:
+        if not views:
+            views.append(ScanView(list(plan.points())))
+        return views[0], views[0].look(profile, planned)
+
     if not console.is_terminal:
 
         def tell(profile: Profile, planned: PlannedPoint | None) -> None:
-            for line in view.look(profile, planned):
+            for line in look(profile, planned)[1]:
                 console.print(line, soft_wrap=True)
 
         yield tell
@@ -35,8 +41,7 @@ def scan_view(points: Sequence[PlannedPoint]) -> Iterator[Watch]:
     with Live(console=console, refresh_per_second=4) as live:
 
         def show(profile: Profile, planned: PlannedPoint | None) -> None:
-            view.look(profile, planned)
-            live.update(view.picture())
+            live.update(look(profile, planned)[0].picture())
 
         yield show
 

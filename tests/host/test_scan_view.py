@@ -78,7 +78,7 @@ def test_a_resumed_scan_counts_what_was_there_but_not_its_time(tmp_path: Path) -
 def test_on_a_terminal_it_is_a_live_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "screen").open("w+") as screen:
         monkeypatch.setattr(scan_view, "console", Console(file=screen, force_terminal=True, width=100))
-        with scan_view.scan_view(list(PLAN.points())) as watch:
+        with scan_view.scan_view(PLAN) as watch:
             scan(open_mock("B", 3, GEOMETRY), PLAN, tmp_path / "p", watch)
         screen.seek(0)
         shown = screen.read()

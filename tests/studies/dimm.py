@@ -39,7 +39,7 @@ PLAN = ScanPlan.model_validate(
 def main(folder: Path) -> None:
     """Scan, or go on scanning; then measure."""
     begun = time.perf_counter()
-    with scan_view(list(PLAN.points())) as watch:
+    with scan_view(PLAN) as watch:
         profile = scan(open_mock("A", 1, GEOMETRY), PLAN, folder, watch)
     print(f"scanned in {time.perf_counter() - begun:.0f} s (this call), peak memory {_peak_gib():.2f} GiB")
     tested = sum(record.region.cells(GEOMETRY) for record in profile.points)
