@@ -43,7 +43,7 @@ def test_networks_are_built_by_name_and_seed() -> None:
     assert sum(value.numel() for value in first.parameters()) == 61_706
     assert torch.equal(first[0].weight, second[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
-    with pytest.raises(NetworkError, match="no network 'resnet'; choose from lenet"):
+    with pytest.raises(NetworkError, match="no network 'resnet'; choose from g2p, lenet"):
         build("resnet", 0)
 
 
