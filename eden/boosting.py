@@ -31,7 +31,7 @@ from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 
 CALIBRATION_IMAGES = 1000
-PROBES = (1.0, 2.0, 4.0, 8.0)  # multiples of the baseline's tolerated BER
+PROBES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # multiples of the baseline's tolerated BER
 
 
 @dataclass(frozen=True)
