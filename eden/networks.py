@@ -34,10 +34,10 @@ def lenet() -> nn.Module:
 
 
 def resnet8() -> nn.Module:
-    """ResNet-8 for [n, 1, 28, 28] images of ten classes: 78,330 parameters once folded, 77,754 + 2 a channel before.
+    """ResNet-8 for [n, 1, 28, 28] images of ten classes: 77,418 parameters once folded.
 
-    The 3n + 2 layers of He et al.'s CIFAR networks in their smallest form, as in MLPerf Tiny: three stages of one block,
-    16, 32 and 64 channels. The first convolution has stride 2, for images half as wide are a quarter of the work.
+    The CIFAR networks of He et al. in their smallest form, as in MLPerf Tiny: three stages of one block with 16, 32 and
+    64 channels. The first convolution has stride 2, for images half as wide are a quarter of the work.
     """
     return nn.Sequential(
         ConvNorm(1, 16, 3, stride=2),
