@@ -58,10 +58,10 @@ class Boosting:
 
 
 INTEGER_BOOSTING = Boosting(
-    Training(epochs=12, learning_rate=3e-3, shift_pixels=1), highest=6.0, weight_limit=1.7, ifm_quantile=0.98
+    Training(epochs=12, learning_rate=3e-3, shift_pixels=1), highest=8.0, weight_limit=1.7, ifm_quantile=0.98
 )
 FP32_BOOSTING = Boosting(
-    Training(epochs=12, learning_rate=1e-3, shift_pixels=1), highest=3.0, weight_limit=3.0, ifm_quantile=0.999
+    Training(epochs=12, learning_rate=2e-3, shift_pixels=1), highest=5.0, weight_limit=3.0, ifm_quantile=0.999
 )
 
 
@@ -273,13 +273,15 @@ def taught_by(teacher: ApproximateNetwork, split: Split, share: float, temperatu
 
 
 def crossing(points: Sequence[CurvePoint], target: float) -> float:
-    """Where the lower bound of accuracy first falls to ``target``, between ascending ``points``: what tolerance is.
+    """Where accuracy first falls to ``target``, between ascending ``points``.
+
+    The mean decides, not its lower bound: of so few draws the bound says more of their number than of the network.
 
     Interpolated in the logarithm of BER, from 0 to a first positive rate linearly; the last BER where it never does.
     """
     for left, right in itertools.pairwise(points):
-        if right.low < target:
-            share = (left.low - target) / (left.low - right.low)
+        if right.accuracy < target:
+            share = (left.accuracy - target) / (left.accuracy - right.accuracy)
             if left.ber == 0:
                 return right.ber * share
             return math.exp(math.log(left.ber) + share * math.log(right.ber / left.ber))
