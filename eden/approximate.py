@@ -112,6 +112,7 @@ class ApproximateNetwork(nn.Module):
         self._memory: ApproximateMemory = ReliableMemory() if memory is None else memory
         self._handle = next(_handles)
         self._running = False
+        self._loaded: dict[str, torch.Tensor] = {}  # weights of the pass in progress that it has not asked for yet
         _networks[self._handle] = self
         for path, layer in self._layers():
             layer.register_forward_pre_hook(self._ifm_hook(path))
@@ -131,7 +132,9 @@ class ApproximateNetwork(nn.Module):
         if not self._ifm_elements:
             raise NetworkError("the network is not calibrated; call calibrate() with some batches of inputs first")
         self.store_weights()
-        read = {name: self._through(name, value, store=False) for name, value in self.module.named_parameters()}
+        weights = dict(self.module.named_parameters())
+        self._loaded = dict(zip(weights, self._memory.load_all(list(weights)), strict=True))
+        read = {name: self._through(name, value, store=False) for name, value in weights.items()}
         self._running = True
         try:
             return torch.func.functional_call(self.module, read, inputs, tie_weights=True)
@@ -268,7 +271,8 @@ class ApproximateNetwork(nn.Module):
         tensor_format = self.formats[tensor]
         if store:
             self._memory.store(tensor, tensor_format.encode(values))
-        stored = tensor_format.stored_elements(self._memory.load(tensor), values.numel())
+        data = self._loaded.pop(tensor, None)
+        stored = tensor_format.stored_elements(self._memory.load(tensor) if data is None else data, values.numel())
         return tensor_format.values(correct(stored, tensor_format, self.bounding), values.shape)
 
     def _check_reached(self, observer: "_RangeObserver") -> None:

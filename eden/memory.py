@@ -31,6 +31,9 @@ class ApproximateMemory(Protocol):
     def load(self, tensor: str) -> torch.Tensor:
         """Read tensor ``tensor`` once: uint8, flat, in a buffer of the caller's own."""
 
+    def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
+        """Read each of ``tensors`` once, in order, as `load` does; a board does it in one go."""
+
 
 class ErrorModel(Protocol):
     """What injection needs of an error model (`profiles.error_models`)."""
@@ -89,6 +92,10 @@ class StoredTensors:
         self.flips[tensor] = self.flips.get(tensor, 0) + flips.total
         self.bits_read[tensor] = self.bits_read.get(tensor, 0) + data.numel() * 8
         return read
+
+    def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
+        """See `ApproximateMemory.load_all`."""
+        return [self.load(tensor) for tensor in tensors]
 
     @property
     def total_flips(self) -> int:
@@ -284,6 +291,10 @@ class PerTensorMemory:
     def load(self, tensor: str) -> torch.Tensor:
         """See `ApproximateMemory.load`."""
         return self._memory_of(tensor).load(tensor)
+
+    def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
+        """See `ApproximateMemory.load_all`."""
+        return [self.load(tensor) for tensor in tensors]
 
     def _memory_of(self, tensor: str) -> ApproximateMemory:
         if tensor not in self.memories:

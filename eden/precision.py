@@ -118,8 +118,7 @@ class TensorFormat:
 
 def _saturate(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """``values`` limited to ``low .. high`` in a new tensor; a NaN becomes ``low``."""
-    bounds = values.new_tensor([low, high])
-    return torch.fmax(values, bounds[0]).clamp_(max=high)
+    return values.nan_to_num(low, high, low).clamp_(low, high)
 
 
 def pack(codes: torch.Tensor, precision: Precision) -> torch.Tensor:

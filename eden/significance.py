@@ -440,11 +440,17 @@ class SignificanceMemory:
 
     def load(self, tensor: str) -> torch.Tensor:
         """See `ApproximateMemory.load`."""
-        if tensor not in self.encoded:
-            raise NetworkError(f"{tensor} is read before it was stored; store it first")
-        kept = self.encoded[tensor]
-        read = self.inner.load(tensor).numpy()
-        return torch.from_numpy(decode(read, kept, self._layouts[tensor]))
+        return self.load_all([tensor])[0]
+
+    def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
+        """See `ApproximateMemory.load_all`."""
+        for tensor in tensors:
+            if tensor not in self.encoded:
+                raise NetworkError(f"{tensor} is read before it was stored; store it first")
+        return [
+            torch.from_numpy(decode(read.numpy(), self.encoded[tensor], self._layouts[tensor]))
+            for tensor, read in zip(tensors, self.inner.load_all(tensors), strict=True)
+        ]
 
     @property
     def stored_bits(self) -> int:

@@ -1,4 +1,4 @@
-"""An SMBus (I2C) master for whole transactions: write or read a byte or a word of one of a device's commands.
+"""An SMBus (I2C) master for whole transactions: write or read a byte or a word of a device's command, or read a block.
 
 Bit timing, clock stretching and bus recovery are done here, so that the host pays one register access a transaction,
 and nobody leaves the bus half way. LiteX's bit-banged master does not see a device stretch the clock, which PMBus
@@ -19,8 +19,7 @@ from migen.genlib.cdc import MultiReg
 
 BUS_FREQUENCY = 100e3
 STRETCH_MS = 35  # SMBus 3.1: no device holds the clock low for longer
-
-
+BLOCK_BYTES = 32  # SMBus 2.0: no block is longer
 STORE_COMMANDS = (0x11, 0x13, 0x15, 0x17)  # PMBus STORE_DEFAULT_ALL, _CODE, STORE_USER_ALL, _CODE: they are for good
 _REFUSED = 3
 
@@ -51,18 +50,20 @@ class SMBusMaster(LiteXModule):
 
     Attributes:
         start: in, pulse.
-        wanted: in, 33 bits, to hold until ``done``: data to write (16), command (8), address of the device (7), word
-            (1: two data bytes, low one first; 0: one), read (1).
+        wanted: in, 34 bits, to hold until ``done``: data to write (16), command (8), address of the device (7), word
+            (1: two data bytes, low one first; 0: one), read (1), block (1: with read, as many bytes as the first says).
         busy: out. done: out, pulse.
         status: out, `SMBusStatus` of the last transaction, latched until the next start.
-        read_data: out, 16 bits, likewise; a byte read leaves the upper half 0.
+        read_data: out, 16 bits, likewise; a byte read leaves the upper half 0. Of a block: length and last byte.
+        block: out, `BLOCK_BYTES` bytes, likewise; the last byte that was read is the uppermost.
         scl, sda: out, 0 pulls the line low, 1 lets go. scl_in, sda_in: in, the lines.
     """
 
     def __init__(self, clk_freq: float) -> None:
-        self.start, self.wanted = Signal(), Signal(33)
+        self.start, self.wanted = Signal(), Signal(34)
         self.busy, self.done = Signal(), Signal()
         self.status, self.read_data = Signal(2), Signal(16)
+        self.block = Signal(8 * BLOCK_BYTES)
         self.scl, self.sda = Signal(reset=1), Signal(reset=1)
         self.scl_in, self.sda_in = Signal(reset=1), Signal(reset=1)
 
@@ -70,6 +71,7 @@ class SMBusMaster(LiteXModule):
 
         self._data, self._command, self._address = self.wanted[:16], self.wanted[16:24], self.wanted[24:31]
         self._word, self._read = self.wanted[31], self.wanted[32]
+        self._reads_block = self.wanted[32] & self.wanted[33]
         self._scl_seen, self._sda_seen = Signal(reset=1), Signal(reset=1)
         self.specials += [
             MultiReg(self.scl_in, self._scl_seen, reset=1),
@@ -124,6 +126,7 @@ class SMBusMaster(LiteXModule):
                 self.start,
                 NextValue(self.status, int(SMBusStatus.OK)),
                 NextValue(self.read_data, 0),
+                NextValue(self.block, 0),
                 If(self._sda_seen, NextState("START")).Else(NextState("RECOVER")),
             ),
         )
@@ -163,11 +166,13 @@ class SMBusMaster(LiteXModule):
         """Eight bits and the acknowledge, sent or received."""
         step, bit, at_end_of = self._step, self._bit, self._at_end_of
         byte, shift, receives, last = Signal(8), Signal(8), Signal(), Signal()
-        acknowledge, acknowledged = Signal(), Signal()
+        acknowledge, acknowledged, more, missing = Signal(), Signal(), Signal(), Signal(max=BLOCK_BYTES + 1)
         self.comb += [
             receives.eq((step == _READ_LOW) | (step == _READ_HIGH)),
             last.eq(bit == _BITS - 1),
-            acknowledge.eq(receives & self._word & (step == _READ_LOW)),
+            more.eq(self._word & (step == _READ_LOW)),
+            If(self._reads_block, more.eq(Mux(step == _READ_LOW, shift != 0, missing != 1))),
+            acknowledge.eq(receives & more),
             Case(
                 step,
                 {
@@ -181,8 +186,17 @@ class SMBusMaster(LiteXModule):
         ]
         lost = ~receives & ~last & self.sda & ~self._sda_seen
         store = [
-            If(step == _READ_LOW, NextValue(self.read_data[:8], shift)),
-            If(step == _READ_HIGH, NextValue(self.read_data[8:], shift)),
+            If(
+                step == _READ_LOW,
+                NextValue(self.read_data[:8], shift),
+                NextValue(missing, Mux(shift > BLOCK_BYTES, BLOCK_BYTES, shift)),
+            ),
+            If(
+                step == _READ_HIGH,
+                NextValue(self.read_data[8:], shift),
+                NextValue(missing, missing - 1),
+                If(self._reads_block, NextValue(self.block, Cat(self.block[8:], shift))),
+            ),
         ]
         self.fsm.act(
             "BYTE",
@@ -203,23 +217,23 @@ class SMBusMaster(LiteXModule):
                 at_end_of(3),
                 NextValue(self.scl, 0),
                 NextValue(bit, bit + 1),
-                If(last, NextValue(bit, 0), *store, *self._next_step(receives | acknowledged)),
+                If(last, NextValue(bit, 0), *store, *self._next_step(receives | acknowledged, more)),
             ),
             give_up,
         )
 
-    def _next_step(self, accepted: Signal) -> list[_Statement]:
-        """After a byte: what follows in a write or a read of a byte or a word; nothing more where it was refused."""
+    def _next_step(self, accepted: Signal, more: Signal) -> list[_Statement]:
+        """After a byte: what follows in a write or a read; nothing more where it was refused."""
         step = self._step
-        last = Mux(self._read, Mux(self._word, _READ_HIGH, _READ_LOW), Mux(self._word, _HIGH, _LOW))
+        last = Mux(self._read, (step >= _READ_LOW) & ~more, step == Mux(self._word, _HIGH, _LOW))
         return [
-            NextValue(step, step + 1),
+            If(step != _READ_HIGH, NextValue(step, step + 1)),
             If(
                 ~accepted,
                 NextValue(self.status, int(SMBusStatus.NOT_ACKNOWLEDGED)),
                 NextState("STOP"),
             )
-            .Elif(step == last, NextState("STOP"))
+            .Elif(last, NextState("STOP"))
             .Elif(self._read & (step == _COMMAND), NextState("START")),
         ]
 
@@ -233,11 +247,11 @@ class SMBusHost(LiteXModule):
     Attributes:
         blocked: in, the host may not start a transaction now.
         start: out, pulse. busy: out, from the start to the end of a transaction of the host's.
-        wanted: out, 33 bits, all that the master must know of it: data, command, address, word, read.
+        wanted: out, 34 bits, all that the master must know of it: data, command, address, word, read, block.
     """
 
     def __init__(self, master: SMBusMaster) -> None:
-        self.blocked, self.start, self.busy, self.wanted = Signal(), Signal(), Signal(), Signal(33)
+        self.blocked, self.start, self.busy, self.wanted = Signal(), Signal(), Signal(), Signal(34)
         self._data = CSRStorage(16, description="What the next write sends; a byte write sends the low byte.")
         self._transaction = CSRStorage(
             fields=[
@@ -245,12 +259,19 @@ class SMBusHost(LiteXModule):
                 CSRField("address", size=7, description="SMBus address of the device."),
                 CSRField("word", size=1, description="1: two data bytes, low one first; 0: one."),
                 CSRField("read", size=1, description="1: read; 0: write ``data``."),
+                CSRField(
+                    "block", size=1, description="1, with ``read``: as many bytes as the device's first one says."
+                ),
             ],
             description="Writing this starts a transaction; without effect while ``result`` is busy.",
         )
         self._result = CSRStatus(
             fields=[
-                CSRField("data", size=16, description="What was read; 0 before and for writes."),
+                CSRField(
+                    "data",
+                    size=16,
+                    description="What was read; 0 before and for writes. Of a block: its length, then its last byte.",
+                ),
                 CSRField(
                     "status",
                     size=2,
@@ -265,6 +286,11 @@ class SMBusHost(LiteXModule):
                 CSRField("busy", size=1, description="The transaction is under way."),
             ],
             description="What became of the last transaction.",
+        )
+        self._block = CSRStatus(
+            8 * BLOCK_BYTES,
+            description="The block that was read, first byte lowest, moved up so that its last byte is the uppermost; "
+            f"{BLOCK_BYTES} bytes of a longer one. 0 for other transactions. Latched until the next.",
         )
 
         # # #
@@ -285,6 +311,7 @@ class SMBusHost(LiteXModule):
                 self.busy.eq(0),
                 result.status.eq(master.status),
                 result.data.eq(master.read_data),
+                self._block.status.eq(master.block),
             ),
         ]
 

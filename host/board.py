@@ -2,9 +2,10 @@
 
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from profiles.schema import ModuleIdentity
 
 _FULL = (1 << 32) - 1  # where line counters stop
 START_ATTEMPTS = 8
+_STRETCHES = 16  # in one program: each takes some fifty instructions of the engine's memory
 SILENCE_S = 60.0  # a program whose clock counter stands still this long is taken for dead
 
 
@@ -57,6 +59,49 @@ class RunResult:
     refreshes: int
 
 
+@dataclass(frozen=True)
+class Image:
+    """A program as it is loaded into the engine.
+
+    Attributes:
+        words: uint32[instructions * INSTRUCTION_WORDS].
+        check: CRC-32 of them.
+        logs: whether the program logs the errors that it finds.
+    """
+
+    words: Words
+    check: int
+    logs: bool
+
+    @classmethod
+    def of(cls, program: Sequence[Instruction]) -> "Image":
+        """Assemble ``program``. Raises ProgramError for one that cannot be (`gateware.isa.assemble`)."""
+        words = isa.assemble(program)
+        modes = [i.value for i in program if i.opcode == isa.Opcode.SET and i.setting == isa.Setting.COUNTERS]
+        return cls(words, zlib.crc32(words.tobytes()), bool((modes[-1] if modes else isa.COUNT_LOG) & isa.COUNT_LOG))
+
+    @property
+    def length(self) -> int:
+        """Instructions."""
+        return self.words.size // isa.INSTRUCTION_WORDS
+
+
+@dataclass
+class Usage:
+    """What programs have taken of a board since it was opened.
+
+    Attributes:
+        programs: programs run to their end.
+        clocks: system clocks of their program time, refreshes included.
+    """
+
+    programs: int = 0
+    clocks: int = 0
+
+
+Stretch = tuple[int, int]
+"""First cell (at the start of a burst) and number of bursts of consecutive bursts of a bank."""
+
 FailingBits = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
@@ -72,6 +117,9 @@ class Board:
         chip_width: data lines of one chip (from the SPD).
         name: the ``--board`` specification.
         seed: seed of a chip model, None for real DRAM.
+
+    Attributes:
+        usage: what programs have taken so far.
 
     Raises:
         LinkError: nothing answers as a test engine.
@@ -90,7 +138,7 @@ class Board:
         seed: int | None,
     ) -> None:
         self.bus, self.rail, self.environment = bus, rail, environment
-        self.module, self.name, self.seed = module, name, seed
+        self.module, self.jedec, self.name, self.seed = module, jedec, name, seed
         self._offsets, self._bases = registers.register_offsets(), registers.memory_bases()
         self._words = {register.name: register.words for register in registers.REGISTERS}
         self.identity = identify(bus, name)
@@ -108,6 +156,8 @@ class Board:
         self.buffer_bursts, self.row_counters = self._constants["buffer_bursts"], self._constants["row_counters"]
         self._burst_words = self.geometry.burst_bits // 32
         self._starts: int | None = None  # of the program that ran last, in this session
+        self.usage = Usage()
+        self._transfer = lru_cache(maxsize=256)(self._transfer_image)
 
     @property
     def timings(self) -> Timings:
@@ -115,8 +165,12 @@ class Board:
 
     def register(self, name: str) -> int:
         """Value of a register (of both words where it has two)."""
-        words = self.bus.read(CSR_BASE + 4 * self._offsets[name], self._words[name])
-        return sum(int(word) << (32 * k) for k, word in enumerate(words))
+        return self._registers(name)[name]
+
+    def _registers(self, *names: str) -> dict[str, int]:
+        """Values of registers that follow one another, in one access: a link answers one sooner than several."""
+        words = iter(self.bus.read(CSR_BASE + 4 * self._offsets[names[0]], sum(self._words[name] for name in names)))
+        return {name: sum(int(next(words)) << (32 * k) for k in range(self._words[name])) for name in names}
 
     def steady_register(self, name: str) -> int:
         """Value of a register that must not change now, read twice.
@@ -136,30 +190,46 @@ class Board:
 
     def set_register(self, name: str, value: int) -> None:
         """Write a one-word register."""
-        self.bus.write(CSR_BASE + 4 * self._offsets[name], np.array([value], np.uint32))
+        self._set_registers(name, value)
+
+    def _set_registers(self, first: str, *values: int) -> None:
+        """Write one-word registers from ``first`` on, in one access."""
+        self.bus.write(CSR_BASE + 4 * self._offsets[first], np.array(values, np.uint32))
 
     def memory(self, name: str, start: int, count: int) -> Words:
         """``count`` words of a memory window from word ``start``."""
         return self.bus.read(self._bases[name] + 4 * start, count)
 
-    def run(self, program: Sequence[Instruction], buffer: Words | None = None) -> RunResult:
+    def run(self, program: Sequence[Instruction] | Image, buffer: Words | None = None) -> RunResult:
         """Run a program that compares nothing, to its end; ``buffer`` is what the write buffer must hold."""
-        for _ in self.failing_bits(program, buffer):
-            raise BoardError("the board logged errors of a program that compares nothing; reset the board")
-        return self.result()
+        found = self.failing_bits(program, buffer)
+        try:
+            next(found)
+        except StopIteration as end:
+            result: RunResult = end.value
+            return result
+        raise BoardError("the board logged errors of a program that compares nothing; reset the board")
 
-    def failing_bits(self, program: Sequence[Instruction], buffer: Words | None = None) -> Iterator[FailingBits]:
+    def failing_bits(
+        self, program: Sequence[Instruction] | Image, buffer: Words | None = None
+    ) -> Generator[FailingBits, None, RunResult]:
         """Run a program and yield (read index, bit in burst) arrays, int64, as its error log fills.
+
+        Returns:
+            Its totals.
 
         Raises:
             ProgramError: the engine faulted.
             LinkError: the log is damaged, the engine fell silent, or log and counters do not reconcile.
+            RailError: the supply did not hold meanwhile.
         """
-        self._start(program, buffer)
+        image = program if isinstance(program, Image) else Image.of(program)
+        self._start(image, buffer)
         consumed, logged = 0, 0
         clocks, since = -1, time.monotonic()
         while True:
             state = self._state()
+            self.rail.watch()
             produced = self.register("log_produced")
             for blocks in self._blocks(consumed, produced):
                 reads, bits = errorlog.unpack(blocks, self.geometry.burst_bits)
@@ -179,11 +249,14 @@ class Board:
                 clocks, since = now, time.monotonic()
             elif time.monotonic() - since > SILENCE_S:
                 raise LinkError(f"the engine stands at clock {clocks} for {SILENCE_S:g} s; reset the board")
-        counted = int(self.result().errors.sum())
-        if self._logging(program) and logged != counted:
+        result = self.result()
+        self.usage.programs, self.usage.clocks = self.usage.programs + 1, self.usage.clocks + result.clocks
+        counted = int(result.errors.sum())
+        if image.logs and logged != counted:
             raise LinkError(
                 f"the log holds {logged} failing bits, the counters {counted}; the measurement is void, run it again"
             )
+        return result
 
     def result(self) -> RunResult:
         """Totals of the program that ran last.
@@ -193,11 +266,12 @@ class Board:
         """
         banks = self.geometry.banks
         words = self.memory("bank_errors", 0, 4 * banks).astype(np.int64).reshape(banks, 2, 2)
+        totals = self._registers("clocks", "reads_compared", "refreshes")
         result = RunResult(
-            reads=self.register("reads_compared"),
+            reads=totals["reads_compared"],
             errors=words[:, :, 0] | words[:, :, 1] << 32,
-            clocks=self.register("clocks"),
-            refreshes=self.register("refreshes"),
+            clocks=totals["clocks"],
+            refreshes=totals["refreshes"],
         )
         self._check_starts()
         return result
@@ -235,48 +309,68 @@ class Board:
             raise LinkError(f"line counters of bank {bank} do not reconcile with bank counters {total}; run it again")
         return counts
 
-    def write_bursts(self, first_cell: int, words: Words, trcd: int) -> None:
-        """Write uint32[bursts, words a burst] to consecutive bursts of a bank, one per activation at ``trcd``."""
-        for start in range(0, words.shape[0], self.buffer_bursts):
-            part = words[start : start + self.buffer_bursts]
-            self.bus.write(self._bases["write_buffer"], part.reshape(-1))
-            cell = first_cell + start * self.geometry.burst_bits
-            program = programs.transfer(self.build, programs.pieces(self.geometry, cell, part.shape[0]), True, trcd)
-            self.run(program, part)
+    def write_bursts(self, stretches: Sequence[Stretch], words: Words, trcd: int) -> None:
+        """Write uint32[bursts, words a burst] to the bursts of ``stretches``, in order, one per activation at ``trcd``.
 
-    def read_bursts(self, first_cell: int, count: int, trcd: int) -> Words:
-        """Read ``count`` consecutive bursts of a bank, one per activation at ``trcd`` clocks.
+        As many as the buffers hold go in one program, whatever stretches they lie in.
+        """
+        for part, start, count in self._programs_of(stretches):
+            data = words[start : start + count]
+            self.bus.write(self._bases["write_buffer"], data.reshape(-1))
+            self.run(self._transfer(part, True, trcd), data)
+
+    def read_bursts(self, stretches: Sequence[Stretch], trcd: int) -> Words:
+        """Read the bursts of ``stretches``, in order, one per activation at ``trcd`` clocks.
 
         Returns:
-            uint32[count, words a burst].
+            uint32[bursts, words a burst].
         """
-        parts = []
-        for start in range(0, count, self.buffer_bursts):
-            size = min(self.buffer_bursts, count - start)
-            cell = first_cell + start * self.geometry.burst_bits
-            self.run(programs.transfer(self.build, programs.pieces(self.geometry, cell, size), False, trcd))
-            if (captured := self.register("captured")) != size:
-                raise LinkError(f"{captured} bursts were captured of {size}; run it again")
-            words = self.memory("capture", 0, size * self._burst_words)
-            if zlib.crc32(words.tobytes()) != self.register("capture_check"):
-                raise LinkError(f"{size} captured bursts fail their CRC; run it again, and check the link")
-            self._check_starts()
-            parts.append(words)
-        return np.concatenate(parts).reshape(count, self._burst_words)
+        parts = [np.empty(0, np.uint32)]
+        for part, _, count in self._programs_of(stretches):
+            self.run(self._transfer(part, False, trcd))
+            parts.append(self._captured(count))
+        return np.concatenate(parts).reshape(-1, self._burst_words)
 
-    def _start(self, program: Sequence[Instruction], buffer: Words | None) -> None:
-        words = isa.assemble(program)
+    def _captured(self, count: int) -> Words:
+        """The ``count`` bursts that the program which ran last captured, flat."""
+        told = self._registers("captured", "capture_check")
+        if told["captured"] != count:
+            raise LinkError(f"{told['captured']} bursts were captured of {count}; run it again")
+        words = self.memory("capture", 0, count * self._burst_words)
+        if zlib.crc32(words.tobytes()) != told["capture_check"]:
+            raise LinkError(f"{count} captured bursts fail their CRC; run it again, and check the link")
+        self._check_starts()
+        return words
+
+    def _programs_of(self, stretches: Sequence[Stretch]) -> Iterator[tuple[tuple[Stretch, ...], int, int]]:
+        """Cut ``stretches`` into what one program moves: its stretches, its first burst and its number of bursts."""
+        part: list[Stretch] = []
+        begun = held = 0
+        for first_cell, count in stretches:
+            done = 0
+            while done < count:
+                size = min(self.buffer_bursts - held, count - done)
+                part.append((first_cell + done * self.geometry.burst_bits, size))
+                done, held = done + size, held + size
+                if held == self.buffer_bursts or len(part) == _STRETCHES:
+                    yield tuple(part), begun, held
+                    part, begun, held = [], begun + held, 0
+        if held:
+            yield tuple(part), begun, held
+
+    def _transfer_image(self, stretches: tuple[Stretch, ...], write: bool, trcd: int) -> Image:
+        walks = [walk for first, count in stretches for walk in programs.pieces(self.geometry, first, count)]
+        return Image.of(programs.transfer(self.build, walks, write, trcd))
+
+    def _start(self, image: Image, buffer: Words | None) -> None:
         depth = self._constants["program_depth"]
-        if words.size > depth * isa.INSTRUCTION_WORDS:
+        if image.length > depth:
             raise ProgramError(
-                f"the program has {len(program)} instructions, the engine holds {depth}; test a smaller region"
+                f"the program has {image.length} instructions, the engine holds {depth}; test a smaller region"
             )
-        self.bus.write(self._bases["program"], words)
-        self.set_register("program_length", len(program))
-        self.set_register("program_check", zlib.crc32(words.tobytes()))
-        if buffer is not None:
-            self.set_register("buffer_check", zlib.crc32(buffer.tobytes()))
-        self.set_register("buffer_length", 0 if buffer is None else buffer.shape[0])
+        self.bus.write(self._bases["program"], image.words)
+        checked = (0,) if buffer is None else (buffer.shape[0], zlib.crc32(buffer.tobytes()))
+        self._set_registers("program_length", image.length, image.check, *checked)  # then buffer_length, buffer_check
         self._starts = self.register("starts") + 1 & 0xFFFFFFFF
         for _ in range(START_ATTEMPTS):
             acknowledged = False
@@ -323,14 +417,9 @@ class Board:
             raise LinkError(f"the engine reports state {value:#x}, which does not exist; check the link")
         return State(value)
 
-    @staticmethod
-    def _logging(program: Sequence[Instruction]) -> bool:
-        modes = [i.value for i in program if i.opcode == isa.Opcode.SET and i.setting == isa.Setting.COUNTERS]
-        return bool((modes[-1] if modes else isa.COUNT_LOG) & isa.COUNT_LOG)
-
     def close(self) -> None:
         """Supply back to nominal, link released."""
         try:
-            self.rail.restore()
+            self.rail.close()
         finally:
             self.bus.close()

@@ -1,5 +1,6 @@
 """Opens boards by their ``--board`` specification."""
 
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from gateware.engine.parameters import EngineParameters
@@ -9,10 +10,13 @@ from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
 from host.identity import find_description, identify
 from host.links import open_link
 from host.mock import MockBoard
-from host.rail import Measurement, Rail
+from host.rail import Measurement, Rail, Supply
+from host.recording import record, replay
 from host.simulation import SimulatedBoard
+from host.supplies import open_supply, rail_of
+from host.supply_file import load_supply
 from host.timings import DDR3_1600K, Timings
-from profiles.errors import BoardError
+from profiles.errors import BoardError, RailError
 from profiles.geometry import Geometry
 from profiles.schema import ModuleIdentity
 
@@ -61,6 +65,8 @@ class SoftwareBoard(Bus, Protocol):
 class MockSupply:
     """The bench supply of a board in software."""
 
+    identity = "model"
+
     def __init__(self, board: SoftwareBoard) -> None:
         self._board = board
 
@@ -69,6 +75,36 @@ class MockSupply:
 
     def measure(self) -> Measurement:
         return Measurement(self._board.environment[0] / 1000, MOCK_SUPPLY_UNCERTAINTY_MV)
+
+    def set_point_mv(self) -> float:
+        return self._board.environment[0] / 1000
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class FollowedSupply:
+    """A real supply that feeds a board in software: its DRAM is at the voltage that was read back, in whole millivolts.
+
+    A `host.rail.Supply`: what a bench needs to be tried out before there is a board on it.
+    """
+
+    def __init__(self, supply: Supply, board: SoftwareBoard) -> None:
+        self._supply, self._board, self.identity = supply, board, supply.identity
+
+    def set_millivolts(self, millivolts: int) -> None:
+        self._supply.set_millivolts(millivolts)
+
+    def measure(self) -> Measurement:
+        measured = self._supply.measure()
+        self._board.set_environment(1000 * round(measured.millivolts), self._board.environment[1])
+        return measured
+
+    def set_point_mv(self) -> float:
+        return self._supply.set_point_mv()
+
+    def close(self) -> None:
+        self._supply.close()
 
 
 class MockEnvironment:
@@ -114,24 +150,57 @@ def software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: st
 _KINDS = {"mock": open_mock, "sim": open_simulation}
 
 
-def open_board(specification: str) -> Board:
-    """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, or one behind a link.
+def open_board(specification: str, supply: Path | None = None, recording: Path | None = None) -> Board:
+    """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, one behind a link, or one
+    that was recorded, ``replay:FILE``.
+
+    Args:
+        specification: which board.
+        supply: file that names what feeds its DRAM (`host.supply_file`). A board in software brings its own supply and
+            needs none; with one, its DRAM follows what that supply is measured to give.
+        recording: file to write all its traffic into (`host.recording`).
 
     Raises:
         BoardError: the specification names no board, the simulated board is not built, or a real board's DRAM would
-            have to be initialised.
+            have to be initialised; or the recording cannot be read or written.
         LinkError: nobody answers at the end of the link.
+        RailError: the supply is not there, or is not one for this board's DRAM.
+        PlanError: the supply's file is wrong.
     """
     if (link := open_link(specification)) is not None:
         _open_real(link, specification)
+    board = _board_in_software(specification)
+    if supply is not None:
+        _feed(board, supply)
+    return board if recording is None else record(board, recording)
+
+
+def _feed(board: Board, file: Path) -> None:
+    """Put a supply on the bench in the place of a software board's own."""
+    settings, module, bus = load_supply(file), board.module, board.bus
+    if not isinstance(bus, MockBoard | SimulatedBoard):
+        raise BoardError(f"a recorded board brings its supply; leave out {file}")
+    if (settings.dram, settings.nominal) != (module.dram_type, module.nominal_vdd_mv):
+        raise RailError(
+            f"{file} is for {settings.dram} at {settings.nominal} mV, '{board.name}' has {module.dram_type} at "
+            f"{module.nominal_vdd_mv} mV; correct dram and nominal_mv there"
+        )
+    opened, floor_mv = open_supply(settings)
+    board.rail = rail_of(settings, FollowedSupply(opened, bus), floor_mv)
+
+
+def _board_in_software(specification: str) -> Board:
     kind, *details = specification.split(":")
+    if kind == "replay":
+        return replay(Path(":".join(details)))
     if kind in _KINDS and 1 <= len(details) <= 2 and details[0] in PRESETS:
         seed = details[1] if len(details) == 2 else "1"
         if seed.isdecimal() and int(seed) < 1 << 32:
             return _KINDS[kind](details[0], int(seed))
     raise BoardError(
         f"'{specification}' names no board; use mock:A, mock:B or mock:C, or sim:A .. sim:C for the simulated "
-        "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board"
+        "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board, or "
+        "replay:FILE for a recorded one"
     )
 
 

@@ -5,6 +5,7 @@ is set on the object itself, as `MockSupply` and tests do.
 """
 
 import zlib
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -129,6 +130,7 @@ class MockBoard:
         self._conditions: dict[tuple[int, float], tuple[dram.I64, dram.I64]] = {}
         self._applied: tuple[int, float] | None = None
         self._patterns: dict[tuple[int, int, int], int] = {}
+        self._decode = lru_cache(maxsize=256)(lambda image: _decoded(np.frombuffer(image, np.uint32), build))
 
     # ---- the world around the board -------------------------------------------------------------------------------
 
@@ -151,7 +153,7 @@ class MockBoard:
         """See `host.bus.Bus.read`."""
         if address >= CSR_BASE:
             offset = (address - CSR_BASE) // 4
-            return np.concatenate([self._register_words(offset + k) for k in range(count)])
+            return np.array([self._register_word(offset + k) for k in range(count)], np.uint32)
         name, words = self._memory(address)
         start = (address - self._bases[name]) // 4
         if start + count > words.size:
@@ -188,11 +190,11 @@ class MockBoard:
                 return name, values
         raise LinkError(f"bus error: nothing answers at address {address:#x}")
 
-    def _register_words(self, offset: int) -> Words:
+    def _register_word(self, offset: int) -> int:
         for back in (0, 1):
             name = self._offsets.get(offset - back)
             if name is not None and back < self._widths[name]:
-                return np.array([self._register(name) >> (32 * back) & 0xFFFFFFFF], np.uint32)
+                return self._register(name) >> (32 * back) & 0xFFFFFFFF
         raise LinkError(f"bus error: no register at address {CSR_BASE + 4 * offset:#x}")
 
     def _register(self, name: str) -> int:
@@ -231,12 +233,13 @@ class MockBoard:
         length = self._held["program_length"]
         words = self._program_words[: length * isa.INSTRUCTION_WORDS]
         data = self._engine.write_buffer[: self._held["buffer_length"]]
-        checks = (zlib.crc32(words.tobytes()), zlib.crc32(data.tobytes()) if data.size else self._held["buffer_check"])
+        image = words.tobytes()
+        checks = (zlib.crc32(image), zlib.crc32(data.tobytes()) if data.size else self._held["buffer_check"])
         if checks != (self._held["program_check"], self._held["buffer_check"]):
             self._engine.state[model.STATE], self._engine.state[model.FAULT] = State.FAULT, Fault.BAD_CHECK
             self._held["fault_pc"] = 0
             return
-        self._program = _decoded(words, self._build)
+        self._program = self._decode(image)
 
     def _start(self) -> None:
         e = self._engine

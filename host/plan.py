@@ -1,21 +1,19 @@
 """Scan plans: what to measure, as TOML, checked before anything is touched."""
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from host.board import Board
+from host.toml_file import first_problem
 from profiles.errors import PlanError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern, PatternKind
 from profiles.points import check_cell_regions
 from profiles.schema import AccessMode, OperatingPoint, Region, WriteCondition
 
-PLAN_LIMIT_BYTES = 1 << 20
 CELLS_DEFAULT_BYTES = 64 << 20
 
 
@@ -129,7 +127,7 @@ class ScanPlan(_Table):
             self.region.check(board.geometry)
             check_cell_regions(self.region, self.cell_regions(board.geometry))
         except ValidationError as error:
-            raise PlanError(f"the plan's region cannot be tested: {_first_problem(error)}") from error
+            raise PlanError(f"the plan's region cannot be tested: {first_problem(error)}") from error
         except ValueError as error:
             raise PlanError(f"the plan's region does not fit the module: {error}") from error
         if any(pattern.kind == PatternKind.BUFFER for pattern in self.patterns):
@@ -153,33 +151,3 @@ class PlannedPoint:
     point: OperatingPoint
     write: WriteCondition
     pattern: Pattern
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def load_toml(path: Path, model: type[Model]) -> Model:
-    """Read a TOML file into a pydantic model.
-
-    Raises:
-        PlanError: the file cannot be read, is no TOML, or holds an unknown key or an impossible value.
-    """
-    try:
-        if path.stat().st_size > PLAN_LIMIT_BYTES:
-            raise PlanError(f"{path} is larger than {PLAN_LIMIT_BYTES} bytes; that is no plan")
-        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"cannot read the plan {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{path} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise PlanError(f"{path}: {_first_problem(error)}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{where}'; remove it or check its spelling"
-    return f"'{where}': {message} (got {problem['input']!r})"

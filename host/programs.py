@@ -400,7 +400,11 @@ def transfer(build: EngineBuild, pieces: Sequence[Traversal], write: bool, trcd:
         set_(Setting.REFRESH, build.timings.trefi // build.nphases | -(-build.timings.trfc // build.nphases) << 32)
     ]
     settings += [pattern_setting(Pattern(kind=PatternKind.BUFFER))] if write else []
-    walk = [i for piece in pieces for i in _burst_per_activation(build, piece, data, trcd)]
+    walk: list[Instruction] = []
+    for piece in pieces:
+        # what follows sets the entries that differ from a new engine's; the others may differ from the piece before
+        walk += [set_(Setting.BANK_ORDER, k | bank << 8) for k, bank in enumerate(piece.banks) if k == bank and walk]
+        walk += _burst_per_activation(build, piece, data, trcd)
     return [*settings, *walk, Instruction(Opcode.END)]
 
 

@@ -1,7 +1,7 @@
 """Runs a scan plan on a board and keeps each finished point in a profile: a killed scan goes on where it was."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -28,7 +28,6 @@ from profiles.geometry import CellArray, Geometry
 from profiles.pattern import Pattern, PatternKind
 from profiles.points import PointWriter
 from profiles.population import stored_ones
-from profiles.progress import Progress, silent
 from profiles.schema import AccessMode, PointRecord, ProfileHeader, Region, WriteCondition
 from profiles.storage import Profile
 
@@ -68,7 +67,15 @@ def header(board: Board, plan: ScanPlan) -> ProfileHeader:
     )
 
 
-def scan(board: Board, plan: ScanPlan, path: Path, progress: Progress = silent) -> Profile:
+Watch = Callable[[Profile, PlannedPoint | None], None]
+"""Told before each point, and at the end, what the profile holds by now and which point comes next."""
+
+
+def unwatched(profile: Profile, planned: PlannedPoint | None) -> None:
+    """Watch nothing."""
+
+
+def scan(board: Board, plan: ScanPlan, path: Path, watch: Watch = unwatched) -> Profile:
     """Measure every point of ``plan`` that the profile at ``path`` does not hold yet.
 
     The supply is nominal before, between rounds while writing at nominal, and on every exit.
@@ -84,9 +91,9 @@ def scan(board: Board, plan: ScanPlan, path: Path, progress: Progress = silent) 
     missing = profile.missing
     with board.rail.guarded():
         for planned in (points[index] for index in missing):
-            progress(len(points) - len(profile.missing), len(points))
+            watch(profile, planned)
             measure(board, plan, planned, profile)
-    progress(len(points), len(points))
+    watch(profile, None)
     return profile
 
 
@@ -136,6 +143,8 @@ def measure(board: Board, plan: ScanPlan, planned: PlannedPoint, profile: Profil
                 vdd_measured_mv=run.measured.millivolts,
                 vdd_uncertainty_mv=run.measured.uncertainty_mv,
                 vdd_range_mv=_range(run.seen_mv),
+                current_ma=_mean(reading.milliamperes for reading in run.under_load),
+                power_mw=_mean(reading.milliwatts for reading in run.under_load),
                 temperature_c=run.feel(),
                 temperature_range_c=_range(run.seen_c),
                 write_condition=planned.write,
@@ -168,6 +177,7 @@ class _Run:
         measured: the supply at the last read.
         refreshes: REF commands of the recorded reads.
         seen_mv, seen_c: supply and temperature before each recorded read, and whenever felt.
+        under_load: what the supply read during recorded reads.
     """
 
     def __init__(self, board: Board, plan: ScanPlan, planned: PlannedPoint) -> None:
@@ -177,6 +187,7 @@ class _Run:
         self.refreshes = 0
         self.seen_mv: set[float] = set()
         self.seen_c: set[float] = set()
+        self.under_load: list[Measurement] = []
 
     def feel(self) -> float | None:
         """The DRAM's temperature now, degrees Celsius."""
@@ -270,7 +281,11 @@ class _Run:
         self.feel()
 
     def _read(self, test: list[Instruction], walk: Traversal) -> Iterator[CellArray]:
+        rail = self._board.rail
+        rail.begin_watch()
         yield from self._board.failing_cells(test, walk)
+        self.under_load += rail.readings
+        self.seen_mv.update(reading.millivolts for reading in (*rail.readings, rail.hold()))
         self.refreshes += self._board.steady_register("refreshes")
 
     def _write(self, walk: Traversal) -> None:
@@ -287,6 +302,12 @@ class _Run:
 
 def _range(values: set[float]) -> tuple[float, float] | None:
     return (min(values), max(values)) if values else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what was measured; None if nothing was."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if measured else None
 
 
 def _refresh_interval_ps(board: Board) -> int:

@@ -1,15 +1,20 @@
 """Tensors held in a board's DRAM: the approximate memory of `eden` with nothing modelled."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from host.board import Board
+from host.bus import Words
 from profiles.errors import CapacityError, NetworkError
 from profiles.geometry import Geometry
 from profiles.schema import OperatingPoint
+
+Bytes = npt.NDArray[np.uint8]
 
 
 class Stretch(Protocol):
@@ -36,6 +41,16 @@ class Placed(Protocol):
         """Stretches of cells, in the order of the tensor's bits."""
 
 
+class Listener(Protocol):
+    """Who wants to know what becomes of tensors: `host.expectation.FlipExpectation`."""
+
+    def stored(self, tensor: str, data: Bytes) -> None:
+        """``tensor`` was written as ``data``."""
+
+    def loaded(self, tensor: str, data: Bytes, wrong: int) -> None:
+        """``tensor``, stored as ``data``, was read once with ``wrong`` wrong bits."""
+
+
 class BoardMemory:
     """Stores tensors in DRAM at their mapped addresses and reads them back at their operating points.
 
@@ -44,24 +59,50 @@ class BoardMemory:
     characterised.
     Use inside ``board.rail.guarded()``.
 
+    Args:
+        board: where they lie.
+        placements: where each lies there.
+        written_at_point: names of IFMs.
+        weight_reuse: loads of a weight that one read of the DRAM serves: its draw of errors is then shared by as many
+            batches. 1 reads the DRAM for each load.
+        listener: told of every write and read.
+
     Attributes:
-        flips, bits_read: bits returned wrong and bits returned, by tensor; the host keeps what was stored to tell.
+        flips, bits_read: bits that the DRAM returned wrong and bits that it returned, by tensor; the host keeps what
+            was stored to tell.
+
+    Raises:
+        CapacityError: places that are off a burst's start, outside the module, or one over another.
+        NetworkError: ``weight_reuse`` is less than 1.
     """
 
-    def __init__(self, board: Board, placements: Mapping[str, Placed], written_at_point: frozenset[str]) -> None:
+    def __init__(
+        self,
+        board: Board,
+        placements: Mapping[str, Placed],
+        written_at_point: frozenset[str],
+        weight_reuse: int = 1,
+        listener: Listener | None = None,
+    ) -> None:
+        if weight_reuse < 1:
+            raise NetworkError(f"a read cannot serve {weight_reuse} batches; give 1 to read weights for each batch")
         self.flips: dict[str, int] = {}
         self.bits_read: dict[str, int] = {}
         self._board, self._placements, self._written_at_point = board, placements, written_at_point
+        self._reuse, self._listener = weight_reuse, listener
         self._stored: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, tuple[torch.Tensor, int]] = {}  # read before, and the loads that it still serves
         _check_places(placements, board.geometry)
 
     def clear(self) -> None:
         """Write zeros to every place, at nominal: a WRITE that fails keeps what lay there before."""
         self._supply(self._board.rail.nominal_mv)
-        for place in self._placements.values():
-            for piece in place.pieces:
-                zeros = torch.zeros(piece.cells // 8, dtype=torch.uint8)
-                self._board.write_bursts(piece.first_cell, self._bursts(zeros), self._board.timings.trcd)
+        burst = self._board.geometry.burst_bits
+        stretches = [
+            (piece.first_cell, piece.cells // burst) for place in self._placements.values() for piece in place.pieces
+        ]
+        zeros = np.zeros((sum(count for _, count in stretches), burst // 32), np.uint32)
+        self._board.write_bursts(stretches, zeros, self._board.timings.trcd)
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
         """Write ``data`` (uint8, flat) as ``tensor``.
@@ -77,28 +118,82 @@ class BoardMemory:
                 f"{tensor} has {data.numel() * 8} bits, its place holds {room}; map the network with this batch size"
             )
         at_point = tensor in self._written_at_point
-        for piece, part in _parts(place, data):
-            self._supply(piece.point.vdd_mv if at_point else self._board.rail.nominal_mv)
-            trcd = self._clocks(piece.point) if at_point else self._board.timings.trcd
-            self._board.write_bursts(piece.first_cell, self._bursts(part), trcd)
+        start = 0
+        words = self._bursts(data)
+        for point, stretches in self._runs([tensor], {tensor: data.numel()}):
+            count = sum(size for _, size in stretches)
+            self._supply(point.vdd_mv if at_point else self._board.rail.nominal_mv)
+            trcd = self._clocks(point) if at_point else self._board.timings.trcd
+            self._board.write_bursts(stretches, words[start : start + count], trcd)
+            start += count
         self._stored[tensor] = data
+        self._kept.pop(tensor, None)
+        if self._listener is not None:
+            self._listener.stored(tensor, data.numpy())
 
     def load(self, tensor: str) -> torch.Tensor:
         """Read ``tensor`` once at its operating point: uint8, flat."""
-        if tensor not in self._stored:
-            raise NetworkError(f"{tensor} is read before it was stored; store it first")
-        stored, place = self._stored[tensor], self._place(tensor)
-        read = [np.empty(0, np.uint8)]
-        for piece, part in _parts(place, stored):
-            self._supply(piece.point.vdd_mv)
-            count = -(-part.numel() * 8 // self._board.geometry.burst_bits)
-            words = self._board.read_bursts(piece.first_cell, count, self._clocks(piece.point))
-            read.append(words.view(np.uint8).reshape(-1)[: part.numel()])
-        data = torch.from_numpy(np.concatenate(read))
-        wrong = int(np.bitwise_count(np.bitwise_xor(data.numpy(), stored.numpy())).sum())
+        return self.load_all([tensor])[0]
+
+    def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
+        """Read each of ``tensors`` once, in order, at its operating point: uint8, flat.
+
+        Those that follow one another at one operating point are read by one program.
+
+        Raises:
+            NetworkError: a tensor was not stored.
+        """
+        for tensor in tensors:
+            if tensor not in self._stored:
+                raise NetworkError(f"{tensor} is read before it was stored; store it first")
+        served = {tensor for tensor in tensors if tensor in self._kept}
+        fresh = self._read([tensor for tensor in tensors if tensor not in served])
+        return [self._reused(tensor) if tensor in served else fresh[tensor] for tensor in tensors]
+
+    def _reused(self, tensor: str) -> torch.Tensor:
+        data, uses = self._kept.pop(tensor)
+        if uses > 1:
+            self._kept[tensor] = (data, uses - 1)
+        return data.clone()
+
+    def _read(self, tensors: Sequence[str]) -> dict[str, torch.Tensor]:
+        sizes = {tensor: self._stored[tensor].numel() for tensor in tensors}
+        parts = [np.empty(0, np.uint8)]
+        for point, stretches in self._runs(tensors, sizes):
+            self._supply(point.vdd_mv)
+            words = self._board.read_bursts(stretches, self._clocks(point))
+            parts.append(words.view(np.uint8).reshape(-1))
+        everything, found, start = np.concatenate(parts), {}, 0
+        for tensor, size in sizes.items():
+            found[tensor] = torch.from_numpy(everything[start : start + size].copy())
+            start += (
+                sum(-(-part // self._burst_bytes) for _, part in _parts(self._place(tensor), size)) * self._burst_bytes
+            )
+            self._account(tensor, found[tensor])
+        return found
+
+    def _account(self, tensor: str, data: torch.Tensor) -> None:
+        """Count what a read of ``tensor`` returned wrong, and keep it if it serves further loads."""
+        stored = self._stored[tensor].numpy()
+        wrong = int(np.bitwise_count(np.bitwise_xor(data.numpy(), stored)).sum())
         self.flips[tensor] = self.flips.get(tensor, 0) + wrong
-        self.bits_read[tensor] = self.bits_read.get(tensor, 0) + stored.numel() * 8
-        return data
+        self.bits_read[tensor] = self.bits_read.get(tensor, 0) + stored.size * 8
+        if self._reuse > 1 and tensor not in self._written_at_point:
+            self._kept[tensor] = (data.clone(), self._reuse - 1)
+        if self._listener is not None:
+            self._listener.loaded(tensor, stored, wrong)
+
+    def _runs(
+        self, tensors: Sequence[str], sizes: Mapping[str, int]
+    ) -> Iterator[tuple[OperatingPoint, list[tuple[int, int]]]]:
+        """The bursts of tensors of ``sizes`` bytes, in order, cut where the operating point changes."""
+        pieces = [
+            (piece.point, (piece.first_cell, -(-part // self._burst_bytes)))
+            for tensor in tensors
+            for piece, part in _parts(self._place(tensor), sizes[tensor])
+        ]
+        for point, run in groupby(pieces, key=lambda piece: piece[0]):
+            yield point, [stretch for _, stretch in run]
 
     @property
     def total_flips(self) -> int:
@@ -120,22 +215,26 @@ class BoardMemory:
         if self._board.rail.present_mv != millivolts:
             self._board.rail.set(millivolts)
 
-    def _bursts(self, data: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
+    @property
+    def _burst_bytes(self) -> int:
+        return self._board.geometry.burst_bits // 8
+
+    def _bursts(self, data: torch.Tensor) -> Words:
         """``data`` as uint32[bursts, words a burst], the last burst filled up with zeros."""
-        size = self._board.geometry.burst_bits // 8
+        size = self._burst_bytes
         padded = np.zeros(-(-data.numel() // size) * size, np.uint8)
         padded[: data.numel()] = data.numpy()
         return padded.view(np.uint32).reshape(-1, size // 4)
 
 
-def _parts(place: Placed, data: torch.Tensor) -> Iterator[tuple[Stretch, torch.Tensor]]:
-    """The bytes of ``data`` that lie in each piece; pieces that it does not reach are left out."""
-    start = 0
+def _parts(place: Placed, size: int) -> Iterator[tuple[Stretch, int]]:
+    """How many of ``size`` bytes lie in each piece, which all but the last fill; pieces not reached are left out."""
     for piece in place.pieces:
-        part = data[start : start + piece.cells // 8]
-        if part.numel():
-            yield piece, part
-        start += piece.cells // 8
+        part = min(size, piece.cells // 8)
+        if part <= 0:
+            return
+        yield piece, part
+        size -= part
 
 
 def _check_places(placements: Mapping[str, Placed], geometry: Geometry) -> None:

@@ -323,6 +323,8 @@ _POINT_SCHEMA = pa.schema(
         ("vdd_uncertainty_mv", pa.float64()),
         ("vdd_lowest_mv", pa.float64()),
         ("vdd_highest_mv", pa.float64()),
+        ("current_ma", pa.float64()),
+        ("power_mw", pa.float64()),
         ("temperature_c", pa.float64()),
         ("temperature_lowest_c", pa.float64()),
         ("temperature_highest_c", pa.float64()),

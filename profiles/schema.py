@@ -93,7 +93,9 @@ class PointRecord(_Record):
         point: operating point that was asked for when reading.
         trcd_clocks: the same activation latency in DRAM clocks.
         vdd_measured_mv, vdd_uncertainty_mv: read back at the rail before the last read.
-        vdd_range_mv: lowest and highest that was read back before a read; None where it was not kept.
+        vdd_range_mv: lowest and highest that was read back before, during or after a read; None where it was not kept.
+        current_ma, power_mw: what the rail took while the cells were read, mean of the supply's readings; None where it
+            does not measure them, or the reads were over before it could.
         temperature_c: DRAM temperature in degrees Celsius after the last read, None where the board has no sensor.
         temperature_range_c: lowest and highest before the reads and after the last one; None as above.
         write_condition, write_vdd_mv, write_trcd_ps: how the data were written.
@@ -120,6 +122,8 @@ class PointRecord(_Record):
     vdd_measured_mv: float
     vdd_uncertainty_mv: float = Field(ge=0)
     vdd_range_mv: tuple[float, float] | None = None
+    current_ma: float | None = None
+    power_mw: float | None = None
     temperature_c: float | None
     temperature_range_c: tuple[float, float] | None = None
     write_condition: WriteCondition

@@ -19,10 +19,14 @@ class DramRail:
 
     Attributes:
         nominal_mv: what the board was designed for, millivolts.
+        floor_mv: the lowest that may ever be set, millivolts: the rail feeds the FPGA's I/O bank too, so it is the
+            least VCCO of its data sheet (1.14 V: 7 series, DS181 and DS182, and ECP5, FPGA-DS-02012; 0.95 V: Zynq
+            UltraScale+, DS925).
         control: how it can be lowered, in words.
     """
 
     nominal_mv: int
+    floor_mv: int
     control: str
 
 

@@ -1,12 +1,14 @@
 """What boards with a Lattice ECP5 share: clocks for a 1:2 DDR3 PHY, and Etherbone at a clock that they can keep."""
 
+from types import SimpleNamespace
+
 from litedram.phy import ECP5DDRPHY
 from liteeth.core import LiteEthUDPIPCore
 from liteeth.phy.ecp5rgmii import LiteEthPHYRGMII
 from litex.build.generic_platform import GenericPlatform
 from litex.gen import LiteXModule
 from litex.soc.cores.clock import ECP5PLL
-from migen import ClockDomain, ClockDomainsRenamer, If, Instance, Signal
+from migen import ClockDomain, ClockDomainsRenamer, If, Instance, Record, Signal
 from migen.genlib.resetsync import AsyncResetSynchronizer
 
 from gateware.etherbone import IP_ADDRESS, MAC_ADDRESS, add_etherbone
@@ -85,17 +87,31 @@ def ecp5_phy(clocks: Ecp5Clocks, pads: object, sys_clk_freq: float, **options: o
     return phy
 
 
-def add_ethernet(soc: EdenSoC) -> None:
+def add_ethernet(soc: EdenSoC, rx_clock_buffer: str | None = None) -> None:
     """Etherbone at `IP_ADDRESS` over the board's RGMII PHY.
 
     Its network stack has a clock of its own: with LiteEth's byte a clock at 125 MHz an ECP5 does not keep up, and a
     word a clock of the system clock is in the engine's way; 40 MHz carry 1 Gbit/s with a margin.
+
+    Args:
+        soc: the board's.
+        rx_clock_buffer: nextpnr's name of the DCCA that drives the receive clock, where nextpnr chooses one to which it
+            then finds no way.
     """
-    soc.ethphy = LiteEthPHYRGMII(soc.platform.request("eth_clocks"), soc.platform.request("eth"), rx_delay=0)
+    clock_pads = soc.platform.request("eth_clocks")
+    soc.platform.add_period_constraint(clock_pads.rx, 1e9 / LiteEthPHYRGMII.rx_clk_freq)
+    if rx_clock_buffer:
+        clock_pads = _with_rx_clock_buffer(soc, clock_pads, rx_clock_buffer)
+    soc.ethphy = LiteEthPHYRGMII(clock_pads, soc.platform.request("eth"), rx_delay=0)
     soc.cd_ethcore = ClockDomain("ethcore")
     soc.crg.pll.create_clkout(soc.cd_ethcore, _STACK_FREQUENCY)
     core = LiteEthUDPIPCore(soc.ethphy, MAC_ADDRESS, IP_ADDRESS, _STACK_FREQUENCY, dw=32, with_sys_datapath=True)
     core.autocsr_exclude = {"mac"}  # registers would be read across clocks
     soc.ethcore = ClockDomainsRenamer({"sys": "ethcore"})(core)
     add_etherbone(soc, core, registered=True)
-    soc.platform.add_period_constraint(soc.ethphy.crg.cd_eth_rx.clk, 1e9 / soc.ethphy.rx_clk_freq)
+
+
+def _with_rx_clock_buffer(soc: EdenSoC, clock_pads: Record, bel: str) -> SimpleNamespace:
+    buffered = Signal()
+    soc.specials += Instance("DCCA", i_CLKI=clock_pads.rx, i_CE=1, o_CLKO=buffered, attr={("BEL", bel)})
+    return SimpleNamespace(tx=clock_pads.tx, rx=buffered)

@@ -90,7 +90,7 @@ def _board(
         clocks=_clocks,
         phy=phy,
         chip_width=8,
-        rail=DramRail(1350, "simulated"),
+        rail=DramRail(1350, 0, "simulated"),
         sizes=sizes,
         peripherals=partial(_peripherals, bist=bist),
         bridges="in the same process",

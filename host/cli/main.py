@@ -10,6 +10,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer g
 import host.cli.board as board
 import host.cli.characterise as characterise
 import host.cli.networks as networks
+import host.cli.rail as rail
 import host.cli.run as run
 import host.cli.study as study
 from host.cli.console import complain
@@ -27,11 +28,12 @@ app = typer.Typer(
     The stages, in order: **scan** a board into an error profile, look at it with **profile**, **fit** error models
     to it, **train** a network, **boost** its error tolerance, measure that **tolerance**, **map** its tensors to DRAM,
     **infer** from that DRAM, **report**. **run** does them all from one plan and goes on where it was stopped.
-    **study** says what all of it saves, **board** what is at the other end of a link.
+    **study** says what all of it saves, **board** what is at the other end of a link, **rail** what feeds the DRAM.
     """,
 )
 app.add_typer(board.board_app, name="board")
 app.add_typer(characterise.profile_app, name="profile")
+app.add_typer(rail.rail_app, name="rail")
 app.add_typer(study.study_app, name="study")
 for command in (
     *(characterise.scan, characterise.fit),

@@ -22,6 +22,8 @@ from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
+from host.cli.inference import Fallback, Inference, infer_on_board
+from host.cli.rail import RecordOption, SupplyOption
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError, PlanError
 from profiles.schema import OperatingPoint
@@ -195,13 +197,36 @@ def infer(
     network: NetworkPath,
     mapping: Annotated[Path, typer.Argument(help="Mapping, as `eden map` writes it.")],
     board: Annotated[str, typer.Option(help="Board, e.g. mock:C:7.")],
-    profile: Annotated[Path | None, typer.Option(help="Profile of this module: also print what it predicts.")] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Profile that the mapping was made from: hold errors against it, fall back to milder points, and "
+            "print what accuracy it predicts."
+        ),
+    ] = None,
     significance: Annotated[
         Path | None,
         typer.Option(help="Profile of this module: place anew at the mapping's point, bits that matter on good cells."),
     ] = None,
+    reuse_weights: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Batches that one read of the weights serves. All of them meet the same draw of weight errors, so "
+            "that accuracy varies more from run to run about the same mean; IFMs are read for each batch all the same.",
+        ),
+    ] = 1,
+    supply: SupplyOption = None,
+    record: RecordOption = None,
 ) -> None:
-    """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM."""
+    """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM.
+
+    Weights are written once at nominal and read for each batch at their operating points; IFMs are written and read
+    there. With a profile, each tensor's wrong bits are held against what the profile's cells explain, given the bits
+    stored, after each batch; a drift of temperature or by age shows so. Then all tensors go on at the next milder
+    operating point of the profile, in the same cells, and the batches since the last 20 begun run again. At most one
+    run in 1000 does so by chance.
+    """
     loaded, places, test = stages.load_network(network), DramMapping.load(mapping), stages.dataset().test
     if significance is not None and profile is not None:
         raise PlanError("--profile predicts the mapping's own places; leave out --profile or --significance")
@@ -209,25 +234,70 @@ def infer(
     if significance is not None:
         plan = stages.significance_plan(loaded, Profile.open(significance), places)
         places = plan.mapping
+    measured = Profile.open(profile) if profile else None
     clean = evaluate(loaded, test.images, test.labels)
-    opened = open_board(board)
+    opened = open_board(board, supply, record)
     try:
         with progress_bar("infer") as progress:
-            accuracy, memory = stages.infer_on_board(opened, loaded, places, test, INFERENCE_EPOCH, progress, plan)
+            found = infer_on_board(
+                opened, loaded, places, test, INFERENCE_EPOCH, progress, measured, reuse_weights, plan
+            )
+        warmth = opened.environment.temperature_c()
     finally:
         opened.close()
-    rate = memory.total_flips / memory.total_bits_read
+    for fallback in found.fallbacks:
+        console.print(_fallback_sentence(fallback, warmth, measured))
+    _show_tensors(found)
+    accuracy, rate = found.accuracy, found.total_flips / found.total_bits_read
     console.print(
         f"accuracy on DRAM {100 * accuracy.accuracy:.1f} % ({100 * accuracy.low:.1f} .. {100 * accuracy.high:.1f}, "
         f"95 %) of {accuracy.total} images, {100 * clean.accuracy:.1f} % in reliable memory; "
-        f"{memory.total_flips} bits read wrong, BER {rate:.2e}"
+        f"{found.total_flips} bits read wrong, BER {rate:.2e}"
+    )
+    costs = found.costs
+    console.print(
+        f"{costs.wall_s:.2f} s ({accuracy.total / costs.wall_s:.0f} images/s), of them {costs.bus_s:.2f} s on the "
+        f"board's bus with {costs.bus_bytes / 2**20:.1f} MiB; {costs.programs} programs took {1e3 * costs.dram_s:.2f} "
+        "ms of DRAM time by the engine's clock"
     )
     if plan is not None:
         bits = plan.metadata_bits(loaded.tensors())
         stored = sum(tensor.bits(places.images) for tensor in loaded.tensors())
         console.print(f"placed by significance: {bits} bits of metadata, {100 * bits / stored:.2f} % of what is stored")
-    if profile is not None:
-        _compare_with_prediction(Profile.open(profile), loaded, places, accuracy)
+    if measured is not None:
+        _compare_with_prediction(measured, loaded, found.mapping, accuracy)
+
+
+def _fallback_sentence(fallback: Fallback, warmth: float | None, profile: Profile | None) -> str:
+    moved = ", ".join(f"{before} -> {after}" for before, after in fallback.moved.items() if before != after)
+    low, high = fallback.expected.interval
+    scanned = [p.temperature_c for p in profile.points if p.temperature_c is not None] if profile else []
+    scan = f", the profile was measured at {min(scanned):.1f} .. {max(scanned):.1f} C" if scanned else ""
+    return (
+        f"DRIFT: {fallback.tensor} read {fallback.flips} bits wrong, the profile expects {fallback.expected.mean:.0f} "
+        f"({low} .. {high}, 95 %){f'; the DRAM is at {warmth:.1f} C{scan}' if warmth is not None else ''}. "
+        f"Fell back to a milder point, {moved}, and ran again from image {fallback.image}"
+    )
+
+
+def _show_tensors(found: Inference) -> None:
+    """Wrong bits of each tensor, and whether the profile explains them."""
+    rows, outside = [], 0
+    for tensor, flips in found.flips.items():
+        bits = found.bits_read[tensor]
+        row = [tensor, f"{bits}", f"{flips}", f"{flips / max(1, bits):.1e}"]
+        if found.expected is not None:
+            expected = found.expected[tensor]
+            low, high = expected.interval
+            verdict = "fewer" if flips < low else "MORE" if flips > high else ""
+            outside += bool(verdict)
+            row += [f"{expected.mean:.1f}", f"{low} .. {high}", verdict]
+        rows.append(row)
+    columns = ["tensor", "bits read", "wrong", "BER"]
+    columns += ["expected", "95 %", "outside"] if found.expected is not None else []
+    table("errors by tensor", columns, rows)
+    if found.expected is not None:
+        console.print(f"{outside} of {len(rows)} tensors outside the profile's interval (by chance, 1 in 20 at most)")
 
 
 def _compare_with_prediction(

@@ -24,8 +24,11 @@ from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
-from host.cli.plan import RunPlan, load_plan
+from host.cli.inference import infer_on_board
+from host.cli.plan import RunPlan, load_plan, named_board
+from host.cli.rail import RecordOption, SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
+from host.cli.scan_view import scan_view
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
 from host.cli.stages import AT_POINT, NOMINAL, Footprint
 from host.scan import scan
@@ -43,14 +46,17 @@ def run(
     plan: PlanPath,
     board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; instead of the plan's.")] = None,
+    supply: SupplyOption = None,
+    record: RecordOption = None,
 ) -> None:
     """All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report.
 
     Ends in a table and the path of the report. Stop it at any time; the same command goes on where it was.
     """
     settings = load_plan(plan)
-    settings = settings.model_copy(update={"board": board or settings.board, "output": out or settings.output})
-    opened = open_board(settings.board)
+    named = named_board(board, settings)
+    settings = settings.model_copy(update={"board": named, "output": out or settings.output})
+    opened = open_board(named, supply, record)
     try:
         content = _run(settings, opened)
     finally:
@@ -84,8 +90,8 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
     out, network_plan = settings.output, settings.network
     needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
     plan = stages.with_room(settings.scan, board.geometry, needed)
-    with progress_bar("scan") as progress:
-        profile = scan(board, plan, out / "profile", progress)
+    with scan_view(plan) as watch:
+        profile = scan(board, plan, out / "profile", watch)
     with progress_bar("fit error models"):
         reference = stages.reference_point(profile)
         fits = stages.fits_at(profile, reference)
@@ -145,7 +151,8 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
     clean = unboosted.accuracy
     target, epoch = clean - task.plan.target_drop_pct / 100, len(profile.points)
     with progress_bar(f"{precision}: DRAM at {point}") as progress:
-        measured, memory = stages.infer_on_board(board, network, place.mapping, test, epoch, progress)
+        on_dram = infer_on_board(board, network, place.mapping, test, epoch, progress)
+    measured = on_dram.accuracy
     with progress_bar(f"{precision}: predict"):
         fits = stages.fits_at(profile, point)
         by_model = _predict(network, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place)
@@ -160,9 +167,9 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         "vdd_mv": point.vdd_mv,
         "trcd_ps": point.trcd_ps,
         "ber": place.mean_ber,
-        "ber_observed": memory.total_flips / memory.total_bits_read,
-        "flips_read": memory.total_flips,
-        "bits_read": memory.total_bits_read,
+        "ber_observed": on_dram.total_flips / on_dram.total_bits_read,
+        "flips_read": on_dram.total_flips,
+        "bits_read": on_dram.total_bits_read,
         "error_model": fits[AT_POINT].chosen,
         "error_model_sentence": f"Error Model {fits[NOMINAL].chosen} (weights) and {fits[AT_POINT].chosen} (IFMs)",
         "accuracy_predicted": by_model.mean,
@@ -186,7 +193,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
                 "vdd_mv": point.vdd_mv,
                 "trcd_ps": point.trcd_ps,
                 "ber": place.ber[spec.name],
-                "flips_read": memory.flips.get(spec.name, 0),
+                "flips_read": on_dram.flips.get(spec.name, 0),
             }
             for spec in network.tensors()
         ],
@@ -221,9 +228,8 @@ def _next_point(
     place = stages.footprint(profile, DramMapping.load(file))
     point = place.point
     with progress_bar(f"{task.precision}: DRAM at {point}") as progress:
-        measured, _ = stages.infer_on_board(
-            board, network, place.mapping, stages.dataset().test, len(profile.points) + 1, progress
-        )
+        test, epoch = stages.dataset().test, len(profile.points) + 1
+        measured = infer_on_board(board, network, place.mapping, test, epoch, progress).accuracy
     return {
         "next_point": {"vdd_mv": point.vdd_mv, "trcd_ps": point.trcd_ps, "ber": place.mean_ber},
         "next_point_accuracy": measured.accuracy,

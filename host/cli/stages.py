@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eden.approximate import ApproximateNetwork, read_checkpoint_metadata
 from eden.certificate import Certificate
 from eden.datasets import Dataset, Split, mnist5000
-from eden.inference import Accuracy, Prediction, evaluate, predict_accuracy
+from eden.inference import Prediction, predict_accuracy
 from eden.mapping import (
     DEFAULT_ALIGNMENT_BITS,
     Cost,
@@ -33,13 +33,11 @@ from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.significance import SignificancePlan, plan_significance, stored_weights
-from host.board import Board
 from host.plan import Cells, Rows, ScanPlan
-from host.tensor_memory import BoardMemory
 from profiles import statistics
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel, Floats
-from profiles.errors import BoardError, CapacityError, FitError, NetworkError, PlanError
+from profiles.errors import CapacityError, FitError, NetworkError, PlanError
 from profiles.files import atomic_file, first_problem, read_bounded
 from profiles.fit import FitReport, fit
 from profiles.geometry import Geometry
@@ -442,7 +440,7 @@ def cheaper_choice(
     return Choice(place, predicted, None, None) if predicted.mean >= target_accuracy else choice
 
 
-# ---- the error model's prediction, and the DRAM ----------------------------------------------------------------------
+# ---- the error model's prediction ------------------------------------------------------------------------------------
 
 
 def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, FitReport]:
@@ -508,41 +506,3 @@ def significance_plan(network: ApproximateNetwork, profile: Profile, mapping: Dr
     weights = stored_weights(network)
     plan = plan_significance(network.tensors(), weights, weak, partitions(profile), point, mapping.images)
     return replace(plan, mapping=plan.mapping.model_copy(update={"module": profile.header.module}))
-
-
-def infer_on_board(
-    board: Board,
-    network: ApproximateNetwork,
-    mapping: DramMapping,
-    test: Split,
-    epoch: int,
-    progress: Progress = silent,
-    significance: SignificancePlan | None = None,
-) -> tuple[Accuracy, BoardMemory]:
-    """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM.
-
-    With a ``significance`` plan, tensors lie at its mapping's places, laid out as it says.
-
-    Starts from zeros at every place and in an ``epoch`` of its own: a WRITE that fails leaves what was there, so that
-    the result would depend on what ran before.
-
-    Raises:
-        BoardError: the mapping was made for another module than the board carries.
-    """
-    if mapping.module is not None and mapping.module != board.module:
-        raise BoardError(
-            f"the mapping is for module {mapping.module.serial_number} of {mapping.module.manufacturer}, the board "
-            f"carries {board.module.serial_number} of {board.module.manufacturer}; scan that one and map again"
-        )
-    ifms = frozenset(name for name in mapping.placements if is_ifm(name))
-    memory = BoardMemory(board, mapping.placements, ifms)
-    before = network.memory
-    network.memory = memory if significance is None else significance.memory(memory)
-    try:
-        with board.rail.guarded():
-            board.environment.begin_epoch(epoch)
-            memory.clear()
-            accuracy = evaluate(network, test.images, test.labels, mapping.images, progress)
-    finally:
-        network.memory = before
-    return accuracy, memory

@@ -1,4 +1,4 @@
-"""Runs benchmarks: ``python -m tests.bench [mock | injection | gateware | profiles | fits | energy | links | all]``.
+"""Runs benchmarks: ``python -m tests.bench [all]``, or the names of some in `BENCHES`.
 
 Every figure is one line of JSON, printed and appended to ``build/bench/NAME.jsonl``: ``bench, name, value, unit,
 bound, ratio, goal, met``. ``ratio`` is value over bound, measured in the same run, and ``goal`` what it must reach (or
@@ -56,6 +56,12 @@ def _links() -> Iterable[Mapping[str, Any]]:
     return figures()
 
 
+def _inference() -> Iterable[Mapping[str, Any]]:
+    from tests.bench.inference import figures
+
+    return figures()
+
+
 BENCHES: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
     "mock": _mock,
     "injection": _injection,
@@ -64,6 +70,7 @@ BENCHES: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
     "fits": _fits,
     "energy": _energy,
     "links": _links,
+    "inference": _inference,
 }
 
 

@@ -25,6 +25,7 @@ class PmbusTarget:
         hold_scl, hold_sda: clocks from the beginning for which it holds the lines low.
         stuck_sending: how many more bits it holds the data line low at the beginning, for a master that is gone.
         rival: another master sends a 0 at the first bit that should be 1.
+        sent_bytes: bytes that it has sent.
     """
 
     master: SMBusMaster
@@ -39,6 +40,7 @@ class PmbusTarget:
     stuck_sending: int = 0
     rival: bool = False
     page: int = 0
+    sent_bytes: int = 0
 
     @passive
     def wires(self) -> Generator:
@@ -91,6 +93,7 @@ class PmbusTarget:
 
     def _bit_of_outgoing(self) -> int:
         self._sent += 1
+        self.sent_bytes += self._sent % 8 == 1
         return (self._sent - 1) // 8 * 8 + 7 - (self._sent - 1) % 8
 
     def _accept(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import pytest
 from migen import run_simulation
 
-from gateware.smbus import SMBusMaster, SMBusStatus
+from gateware.smbus import BLOCK_BYTES, SMBusMaster, SMBusStatus
 from tests.gateware.pmbus_target import PmbusTarget
 
 CLK_FREQ = 800e3  # two clocks a quarter bit
@@ -14,14 +14,19 @@ ADDRESS = 0x34
 OK, REFUSED, STUCK = SMBusStatus.OK, SMBusStatus.NOT_ACKNOWLEDGED, SMBusStatus.STUCK
 
 
-def transactions(target: PmbusTarget, *wanted: tuple[bool, bool, int, int, int]) -> list[tuple[SMBusStatus, int]]:
-    """Run (read, word, address, command, data) one after the other; returns (status, data read) of each."""
+def transactions(
+    target: PmbusTarget, *wanted: tuple[bool, bool, int, int, int], block: bool = False, blocks: list[int] | None = None
+) -> list[tuple[SMBusStatus, int]]:
+    """Run (read, word, address, command, data) one after the other; returns (status, data read) of each.
+
+    ``blocks`` takes what the register of the last block holds after each.
+    """
     master, ends = target.master, []
 
     def run() -> Generator:
         yield from [None] * 5
         for read, word, address, command, data in wanted:
-            yield master.wanted.eq(data | command << 16 | address << 24 | word << 31 | read << 32)
+            yield master.wanted.eq(data | command << 16 | address << 24 | word << 31 | read << 32 | block << 33)
             yield master.start.eq(1)
             yield
             yield master.start.eq(0)
@@ -33,6 +38,8 @@ def transactions(target: PmbusTarget, *wanted: tuple[bool, bool, int, int, int])
             else:
                 raise AssertionError("the transaction does not end")
             ends.append((SMBusStatus((yield master.status)), (yield master.read_data)))
+            if blocks is not None:
+                blocks.append((yield master.block))
             assert ((yield master.scl), (yield master.sda)) == (1, 1)
         yield from [None] * 20
 
@@ -113,3 +120,32 @@ def test_another_master_that_wins_is_let_through(target: PmbusTarget) -> None:
     target.rival = True
     assert transactions(target, (False, True, ADDRESS, 0x21, 1)) == [(STUCK, 0)]
     assert target.writes == []
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, BLOCK_BYTES])
+def test_a_block_is_read_to_its_end_and_no_further(target: PmbusTarget, length: int) -> None:
+    content = bytes(range(0x41, 0x41 + length))
+    target.registers[0, 0xFD] = int.from_bytes(bytes([length]) + content, "little")
+    blocks: list[int] = []
+    read = (True, True, ADDRESS, 0xFD, 0)
+    ends = transactions(target, read, read, block=True, blocks=blocks)
+    assert ends == [(OK, length | content[-1] << 8)] * 2
+    assert [block.to_bytes(BLOCK_BYTES, "little")[-length:] for block in blocks] == [content] * 2
+    assert target.sent_bytes == 2 * (1 + length)
+
+
+def test_a_block_that_is_empty_ends_too(target: PmbusTarget) -> None:
+    target.registers[0, 0xFD] = 0
+    blocks: list[int] = []
+    assert transactions(target, (True, True, ADDRESS, 0xFD, 0), block=True, blocks=blocks) == [(OK, 0)]
+    assert blocks == [0]
+
+
+def test_of_a_block_longer_than_any_may_be_only_so_much_is_read(target: PmbusTarget) -> None:
+    content = bytes(range(1, 60))
+    target.registers[0, 0xFD] = int.from_bytes(b"\xff" + content, "little")
+    blocks: list[int] = []
+    read, write = (True, True, ADDRESS, 0xFD, 0), (False, True, ADDRESS, 0x21, 7)
+    ends = transactions(target, read, write, block=True, blocks=blocks)
+    assert blocks[0].to_bytes(BLOCK_BYTES, "little") == content[:BLOCK_BYTES]
+    assert ends[1] == (OK, 0)  # the device has let go of the bus

@@ -67,5 +67,6 @@ def map_of(board: Board, rows: int) -> tuple[CellArray, Words]:
     board.rail.restore()
     burst_words = board.geometry.burst_bits // 32
     data = np.random.default_rng(1).integers(0, 1 << 32, (board.buffer_bursts + 36, burst_words), dtype=np.uint32)
-    board.write_bursts(0, data, board.timings.trcd)
-    return cells, board.read_bursts(0, data.shape[0], board.timings.trcd)
+    everything = [(0, len(data))]
+    board.write_bursts(everything, data, board.timings.trcd)
+    return cells, board.read_bursts(everything, board.timings.trcd)

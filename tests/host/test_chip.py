@@ -221,19 +221,19 @@ def test_tensors_come_back_as_written_at_nominal_and_flipped_below() -> None:
     rng = np.random.default_rng(3)
     words = rng.integers(0, 1 << 32, (700, 16)).astype(np.uint32)
     first = int(GEOMETRY.cell(1, 5, 8 * 100, 0))
-    board.write_bursts(first, words, board.timings.trcd)
-    np.testing.assert_array_equal(board.read_bursts(first, 700, board.timings.trcd), words)
-    flips = int(np.bitwise_count(board.read_bursts(first, 700, 2) ^ words).sum())
+    board.write_bursts([(first, len(words))], words, board.timings.trcd)
+    np.testing.assert_array_equal(board.read_bursts([(first, 700)], board.timings.trcd), words)
+    flips = int(np.bitwise_count(board.read_bursts([(first, 700)], 2) ^ words).sum())
     rate = float(weak_rate(PLAIN, Decimal(4000), 20.0))
     assert flips == pytest.approx(700 * 512 * (1 - np.exp(-rate)), rel=0.1)
 
 
 def test_power_up_content_is_noise_by_seed_and_stays() -> None:
     board = board_of(PLAIN, seed=77)
-    first = board.read_bursts(0, 512, 7)
-    np.testing.assert_array_equal(board.read_bursts(0, 512, 7), first)
+    first = board.read_bursts([(0, 512)], 7)
+    np.testing.assert_array_equal(board.read_bursts([(0, 512)], 7), first)
     assert np.bitwise_count(first).mean() == pytest.approx(16, abs=0.3)
-    assert not np.array_equal(board_of(PLAIN, seed=78).read_bursts(0, 512, 7), first)
+    assert not np.array_equal(board_of(PLAIN, seed=78).read_bursts([(0, 512)], 7), first)
     assert read(board, "random:77", 7).size == 0  # documented: pattern RANDOM with the chip's seed
 
 
@@ -254,13 +254,13 @@ def test_pools_grow_and_give_back() -> None:
     order = rng.permutation(4 * 128 * 128)[:count]
     words = rng.integers(0, 1 << 32, (count, 16)).astype(np.uint32)
     for burst, data in zip(order.tolist(), words, strict=True):
-        board.write_bursts(burst * 512, data[None], 7)
+        board.write_bursts([(burst * 512, 1)], data[None], 7)
     chip = board.bus._chip  # type: ignore[attr-defined]
     assert chip.slots.shape[0] == 2048
     assert chip.free_slots.size - chip.parameters[dram.FREE_SLOTS] == count
     sample = rng.permutation(count)[:200]
     for k in sample.tolist():
-        np.testing.assert_array_equal(board.read_bursts(int(order[k]) * 512, 1, 7)[0], words[k])
+        np.testing.assert_array_equal(board.read_bursts([(int(order[k]) * 512, 1)], 7)[0], words[k])
     fill(board, "0x00")
     chip = board.bus._chip  # type: ignore[attr-defined]
     assert sorted(chip.free_slots.tolist()) == list(range(chip.slots.shape[0]))
@@ -338,7 +338,7 @@ def test_a_large_module_costs_little_memory() -> None:
         "import resource; from host.boards import open_mock; from profiles.geometry import Geometry\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "b = open_mock('A', 1, Geometry(banks=16, rows=65536, columns=1024, data_width=64))\n"
-        "b.read_bursts(b.geometry.cells // 2, 100, 7)\n"
+        "b.read_bursts([(b.geometry.cells // 2, 100)], 7)\n"
         "print(b.geometry.cells // 8, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)

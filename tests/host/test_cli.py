@@ -1,6 +1,7 @@
 """The command line: every bad input is one clear line and a non-zero exit, and nothing is lost."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -8,15 +9,32 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
+from gateware.boards.base import DramRail
 from host.cli import main as cli
 from host.cli.plan import load_plan
+from host.pmbus import WATCHDOG_MS
+from host.supply_file import load_supply
 from profiles.storage import Profile
+from tests.host.etherbone_peer import EtherboneServer
+from tests.host.pmbus_stand_in import (
+    DISARMED,
+    PAGE,
+    PHASE,
+    RESTORED,
+    VOUT_COMMAND,
+    RailStandIn,
+    Ucd9248,
+    board_with_regulators,
+    raw,
+)
+from tests.host.scpi_stand_in import ScpiStandIn
 
 PLAN = """
 board = "mock:B:1"
@@ -200,8 +218,8 @@ def test_export_and_import_round_trip(run, profile: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("vdd", "words"),
     [
-        ("[5000]", ("5000 mV", "900..1450")),
-        ("[400]", ("400 mV", "900..1450")),
+        ("[5000]", ("5000 mV", "900..1425")),
+        ("[400]", ("400 mV", "900..1425")),
         ("[]", ("vdd_mv",)),
         ("[1100]\ncolour = 3", ("colour", "unknown key")),
         ("[1100", ("TOML",)),
@@ -218,6 +236,22 @@ def test_unknown_board_and_missing_plan(run, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     assert_one_line(*_without_output(run("scan", plan, "--board", "mock:Z")), "mock:A")
     assert_one_line(*_without_output(run("scan", tmp_path / "none.toml")), "none.toml")
+
+
+def test_a_plan_need_not_name_the_board(run, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    plan.write_text("\n".join(line for line in plan.read_text().splitlines() if not line.startswith("board")))
+    assert_one_line(*_without_output(run("scan", plan)), "--board", "mock:B:1")
+    assert run("scan", plan, "--board", "mock:B:1")[0] == 0
+
+
+def test_a_recorded_scan_is_replayed(run, tmp_path: Path) -> None:
+    plan, file = write_plan(tmp_path), tmp_path / "recording"
+    assert run("scan", plan, "--record", file)[0] == 0
+    status, out, err = run("scan", plan, "--board", f"replay:{file}", "--out", tmp_path / "again")
+    assert status == 0, err
+    assert out.splitlines()[-1].split(" errors")[0] == run("scan", plan)[1].splitlines()[-1].split(" errors")[0]
+    assert_one_line(*_without_output(run("scan", plan, "--record", file)), "is there already")
 
 
 def _without_output(result: tuple[int, str, str]) -> tuple[int, str]:
@@ -423,3 +457,198 @@ def test_the_readme_fits_a_point_of_the_default_plan() -> None:
     points = {(p.point.vdd_mv, p.point.trcd_ps) for p in load_plan(root / "plans" / "default.toml").scan.points()}
     for vdd_mv, trcd_ps in commands:
         assert (int(vdd_mv), int(trcd_ps)) in points
+
+
+# ---- the supply ------------------------------------------------------------------------------------------------------
+
+
+def test_eden_rail_shows_moves_and_restores_a_supply(run, tmp_path: Path) -> None:
+    file = tmp_path / "eden.toml"
+    with ScpiStandIn() as supply:
+        supply.file(file)
+        status, out, _ = run("rail", "show", "--supply", file)
+        assert status == 0
+        for line in (
+            "Keysight Technologies,E36312A",
+            "1350.0 mV\n",
+            "1350.0 ± 1.7 mV, 270 mA, 365 mW",
+            "1000..1425 mV",
+        ):
+            assert line in out
+        assert supply.settings_sent() == []
+        status, out, _ = run("rail", "set", "1200", "--supply", file, "--yes", "--hold-s", "0.05")
+        assert (status, out.count("1200.0 ± 1.7 mV, 240 mA")) == (0, 2)
+        assert "back at nominal, 1350 mV" in out
+        assert (min(supply.settings_sent()), supply.out_mv()) == (1200, 1350)
+        supply.outputs[1].set_mv = supply.outputs[1].out_mv = 1100
+        assert "set to      1100.0 mV" in run("rail", "show", "--supply", file)[1]
+        assert "at nominal, 1350 mV; reads 1350.0" in run("rail", "restore", "--supply", file)[1]
+        assert supply.out_mv() == 1350
+    assert "siglent-spd3303x-e" in run("rail", "dialects")[1]
+
+
+def test_eden_rail_moves_nothing_that_it_should_not(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "eden.toml"
+    with ScpiStandIn() as supply:
+        supply.file(file)
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
+        status, _, err = run("rail", "set", "1200", "--supply", file)
+        assert status == 1
+        assert "was not moved" in err.splitlines()[-1]
+        status, _, err = run("rail", "set", "999", "--supply", file, "--yes")
+        assert_one_line(status, err, "999 mV is outside 1000..1425 mV")
+        assert set(supply.settings_sent()) <= {1350}
+    status, _, err = run("rail", "show", "--supply", tmp_path / "none.toml")
+    assert_one_line(status, err, "says what feeds the DRAM")
+
+
+def test_a_scan_moves_the_supply_that_it_is_given(run, tmp_path: Path) -> None:
+    with ScpiStandIn("rigol-dp800") as supply:
+        supply.file(tmp_path / "eden.toml", channel=2)
+        status, _, err = run("scan", write_plan(tmp_path, "[1040]"), "--supply", tmp_path / "eden.toml")
+        assert (status, err) == (0, "")
+        assert min(supply.settings_sent()) == 1040
+        assert [supply.out_mv(channel) for channel in (1, 2, 3)] == [1350, 1350, 1350]
+    record = Profile.open(tmp_path / "run" / "profile").points[-1]
+    assert (record.vdd_measured_mv, record.vdd_uncertainty_mv, record.current_ma) == (1040, 1.7, 208)
+
+
+def test_the_readmes_supplies_are_read_and_may_run_its_plan(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    blocks = re.findall(r"^```toml\n(\[supply\]\n.*?)^```$", (root / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    kinds = {}
+    for block in blocks:
+        (tmp_path / "eden.toml").write_text(block)
+        loaded = load_supply(tmp_path / "eden.toml")
+        kinds[loaded.kind] = loaded
+    assert sorted(kinds) == ["pmbus", "scpi"]
+    lowest_mv = min(planned.point.vdd_mv for planned in load_plan(root / "plans" / "default.toml").scan.points())
+    assert kinds["scpi"].floor_mv <= lowest_mv
+
+
+PMBUS = """
+[supply]
+kind = "pmbus"
+board = "{board}"
+dram = "{dram}"
+floor_mv = 1000
+uncertainty_mv = 4.0
+settle_s = 0.2
+slew_mv_per_s = 10_000
+"""
+
+
+@pytest.fixture
+def regulators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RailStandIn:
+    monkeypatch.chdir(tmp_path)
+    return RailStandIn()
+
+
+def pmbus_file(server: EtherboneServer, dram: str = "DDR3") -> None:
+    Path("eden.toml").write_text(PMBUS.format(board=f"etherbone:{server.host}:{server.port}", dram=dram))
+
+
+def test_eden_rail_finds_shows_and_moves_a_pmbus_regulator(run, regulators: RailStandIn, tmp_path: Path) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server)
+        status, out, err = run("rail", "show")
+        assert (status, err) == (0, "")
+        for line in ("page 1 of UCD9248-64 at SMBus address 53", "set to      1500.0 mV", "1500.0 ± 4.0 mV, 6250 mA"):
+            assert line in out
+        assert "1140..1575 mV" in out  # the board's own floor, not the file's
+        written = {command for _, command, value, _ in regulators.transactions if value is not None}
+        assert written == {PAGE, PHASE}
+        status, _, err = run("rail", "set", "1100", "--yes")
+        assert_one_line(status, err, "1100 mV is outside 1140..1575 mV")
+        assert {command for _, command, _ in regulators.regulator.log} == {PAGE, PHASE}
+        status, out, err = run("rail", "set", "1200", "--yes", "--hold-s", "0.05")
+        assert (status, err) == (0, "")
+        assert out.count("reads       1200.0 ± 4.0 mV, 6250 mA, 7500 mW") == 2
+        assert "back at nominal, 1500 mV" in out
+        outs = [value for _, command, value in regulators.regulator.log if command == VOUT_COMMAND]
+        assert (min(outs), outs[-1]) == (raw(1.2), 0x1800)
+        assert "at nominal, 1500 mV; reads 1500.0" in run("rail", "restore")[1]
+        assert regulators.state == DISARMED
+
+
+def test_eden_rail_refuses_a_board_for_another_dram_or_without_pmbus(
+    run, regulators: RailStandIn, tmp_path: Path
+) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server, "DDR3L")
+        status, _, err = run("rail", "show")
+        assert_one_line(status, err, "for DDR3L at 1350 mV, Xilinx KC705 (stand-in) for 1500 mV")
+        pmbus_file(server)
+        (tmp_path / "build/gateware/kc705/csr.json").write_text('{"csr_registers": {}}')
+        status, _, err = run("rail", "show")
+        assert_one_line(status, err, "no PMBus master")
+        (tmp_path / "build/gateware/kc705/csr.json").unlink()
+        status, _, err = run("rail", "show")
+        assert_one_line(status, err, "lists no registers")
+    assert regulators.transactions == []
+
+
+@pytest.mark.slow
+def test_a_board_that_dies_while_eden_rail_holds_it_low_is_brought_back_by_its_gateware(
+    run, regulators: RailStandIn, tmp_path: Path
+) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server)
+
+        def dies() -> None:
+            while regulators.regulator.out_mv > 1201:
+                time.sleep(0.01)
+            server.answering = False
+
+        threading.Thread(target=dies, daemon=True).start()
+        status, out, err = run("rail", "set", "1200", "--yes")
+        assert_one_line(status, err, f"{server.host}:{server.port}")
+        assert "back at nominal" not in out
+    regulators.pass_time(WATCHDOG_MS / 1000)
+    assert regulators.state == RESTORED
+    regulators.pass_time(0.1)
+    assert regulators.regulator.out_mv == 1500
+
+
+def test_a_scan_follows_a_pmbus_regulator(run, regulators: RailStandIn, tmp_path: Path) -> None:
+    regulators.regulators[53] = Ucd9248((2.5, 1.35, 1.0, 1.2))
+    with board_with_regulators(tmp_path, DramRail(1350, 1000, "PMBus"), regulators) as server:
+        pmbus_file(server, "DDR3L")
+        status, _, err = run("scan", write_plan(tmp_path, "[1040]"), "--supply", "eden.toml")
+        assert (status, err) == (0, "")
+    record = Profile.open(tmp_path / "run" / "profile").points[-1]
+    assert record.vdd_measured_mv == 1000 * raw(1.04) / 4096  # what the regulator reads, to the bit
+    assert (record.vdd_uncertainty_mv, record.current_ma) == (4.0, 6250)
+    assert regulators.regulator.out_mv == pytest.approx(1350, abs=0.2)
+    assert regulators.state == DISARMED
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_eden_rail_set_at_nominal(tmp_path: Path) -> None:
+    with ScpiStandIn() as supply:
+        supply.file(tmp_path / "eden.toml")
+        command = [sys.executable, "-m", "host.cli.main", "rail", "set", "1200", "--yes"]
+        child = subprocess.Popen([*command, "--supply", str(tmp_path / "eden.toml")], stdout=subprocess.PIPE)
+        supply.wait_for(1200, 60)
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate()
+        assert child.returncode == 130
+        assert b"back at nominal, 1350 mV" in out
+        assert supply.out_mv() == 1350
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_eden_rail_set_at_nominal_over_pmbus(regulators: RailStandIn, tmp_path: Path) -> None:
+    with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
+        pmbus_file(server)
+        command = [sys.executable, "-m", "host.cli.main", "rail", "set", "1200", "--yes"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        while regulators.regulator.out_mv > 1201:
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate()
+        assert child.returncode == 130
+        assert b"back at nominal, 1500 mV" in out
+        assert regulators.regulator.out_mv == 1500
+        assert regulators.state == DISARMED

@@ -17,11 +17,12 @@ from host import programs
 from host.boards import open_board
 from host.chip_presets import PRESETS
 from host.mock import MockBoard
-from host.plan import ScanPlan, load_toml
+from host.plan import ScanPlan
 from host.programs import EngineBuild, Traversal
 from host.scan import scan
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K, DDR4_1600K, Timings
+from host.toml_file import load_toml
 from profiles.pattern import Pattern, PatternKind
 from tests.host.engine_bench import BASES, END, EngineBench, random_programs
 

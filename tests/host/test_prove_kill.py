@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from host.boards import open_board
-from host.plan import ScanPlan, load_toml
+from host.plan import ScanPlan
 from host.scan import scan
+from host.toml_file import load_toml
 from profiles.storage import Profile
 
 KILLS = 100
@@ -31,7 +32,8 @@ SCAN = """
 import sys
 from pathlib import Path
 from host.boards import open_board
-from host.plan import ScanPlan, load_toml
+from host.plan import ScanPlan
+from host.toml_file import load_toml
 from host.scan import scan
 board, plan = open_board("mock:B:9"), load_toml(Path(sys.argv[1]), ScanPlan)
 print("ready", flush=True)

@@ -20,6 +20,7 @@ from eden.significance import stored_weights
 from host.board import Board
 from host.boards import open_mock
 from host.cli import stages
+from host.cli.inference import infer_on_board
 from host.cli.stages import AT_POINT, NOMINAL
 from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import header, measure, scan
@@ -127,7 +128,7 @@ def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
 def test_a_mapping_is_for_its_own_module(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
     mapping = mapped(network, profile, CLIFF).model_copy(update={"module": profile.header.module})
     with pytest.raises(BoardError, match=r"for module 00000001 .* carries 00000002"):
-        stages.infer_on_board(open_mock("B", 2, GEOMETRY), network, mapping, split, 1)
+        infer_on_board(open_mock("B", 2, GEOMETRY), network, mapping, split, 1)
 
 
 # ---- partitions and footprints are what the cells say ----------------------------------------------------------------
@@ -403,10 +404,10 @@ def test_inference_on_the_board_repeats_to_the_bit(profile: Profile, network: Ap
     for _ in range(2):
         opened = board()
         opened.environment.begin_epoch(77)
-        found.append(stages.infer_on_board(opened, network, mapping, split, 1))
-    assert torch.equal(found[0][0].correct_images, found[1][0].correct_images)
-    assert found[0][1].flips == found[1][1].flips
-    assert found[0][1].total_flips > 0
+        found.append(infer_on_board(opened, network, mapping, split, 1))
+    assert torch.equal(found[0].accuracy.correct_images, found[1].accuracy.correct_images)
+    assert found[0].flips == found[1].flips
+    assert found[0].total_flips > 0
     assert isinstance(network.memory, ReliableMemory)
 
 
@@ -445,9 +446,9 @@ def test_placement_by_significance_repeats_on_the_board_and_takes_one_point(
     plan = stages.significance_plan(network, profile, mapping)
     for _ in range(2):
         opened = board()
-        found.append(stages.infer_on_board(opened, network, plan.mapping, split, 1, significance=plan))
-    assert torch.equal(found[0][0].correct_images, found[1][0].correct_images)
-    assert found[0][1].flips == found[1][1].flips
+        found.append(infer_on_board(opened, network, plan.mapping, split, 1, significance=plan))
+    assert torch.equal(found[0].accuracy.correct_images, found[1].accuracy.correct_images)
+    assert found[0].flips == found[1].flips
     first = next(iter(mapping.placements))
     moved = {**mapping.placements, first: mapping.placements[first].model_copy(update={"point": POINTS[0]})}
     with pytest.raises(PlanError, match="2 operating points"):
@@ -465,7 +466,7 @@ def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
         )
         measure(opened, only, next(only.points()), Profile.create(tmp_path / text, header(opened, only)))
         opened.environment.begin_epoch(77)
-        found.append(stages.infer_on_board(opened, network, mapping, split, 1)[1].flips)
+        found.append(infer_on_board(opened, network, mapping, split, 1).flips)
     assert found[0] == found[1]
 
 

@@ -42,6 +42,9 @@ class RecordingSupply:
     def measure(self) -> Measurement:
         return self._supply.measure()
 
+    def set_point_mv(self) -> float:
+        return self._supply.set_point_mv()
+
 
 def open_rig() -> tuple[Board, RecordingSupply]:
     mock = MockBoard(mock_build(GEOMETRY), PRESETS["B"], 3)
@@ -139,7 +142,7 @@ def test_weights_are_written_at_nominal_and_ifms_at_the_point(rig: tuple[Board, 
     commands: list[tuple[str, int, int]] = []
     write, read = board.write_bursts, board.read_bursts
     board.write_bursts = lambda *a: (commands.append(("write", supply.set_points[-1], a[2])), write(*a))[1]  # type: ignore[method-assign]
-    board.read_bursts = lambda *a: (commands.append(("read", supply.set_points[-1], a[2])), read(*a))[1]  # type: ignore[method-assign]
+    board.read_bursts = lambda *a: (commands.append(("read", supply.set_points[-1], a[1])), read(*a))[1]  # type: ignore[method-assign]
     placements = {"w": place("w", 8 * 64, HARSH), "a.ifm": place("a.ifm", 8 * 64, HARSH, GEOMETRY.bank_bits)}
     memory = BoardMemory(board, placements, frozenset({"a.ifm"}))
     with board.rail.guarded():
@@ -301,3 +304,67 @@ def test_a_tensor_in_several_pieces_comes_back_whole(rig: tuple[Board, Recording
         memory.store("a", torch.zeros(6 * burst // 8 + 1, dtype=torch.uint8))
     with pytest.raises(CapacityError, match="mapped over"):
         BoardMemory(opened, {"a": split, "b": place("b", burst, NOMINAL, burst)}, frozenset())
+
+
+def test_tensors_read_together_are_those_read_one_by_one() -> None:
+    """In one program, over banks and pieces in any order, with the draws of single reads; and fewer programs."""
+    banks = (3, 0, 1, 0)
+    placements = {
+        f"w{k}": place(f"w{k}", 8 * 3000, HARSH, bank * GEOMETRY.bank_bits + k * GEOMETRY.row_bits)
+        for k, bank in enumerate(banks)
+    }
+    results, programs = [], []
+    for together in (False, True):
+        board, _ = open_rig()
+        memory = BoardMemory(board, placements, frozenset())
+        with board.rail.guarded():
+            memory.clear()
+            for name in placements:
+                memory.store(name, noise(3000, 7))
+            board.environment.begin_epoch(4)
+            before = board.usage.programs
+            results.append(memory.load_all(list(placements)) if together else [memory.load(n) for n in placements])
+            programs.append(board.usage.programs - before)
+        assert memory.total_flips == sum(memory.flips.values()) > 100
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert programs == [4, 1]
+
+
+def test_a_weight_that_is_reused_keeps_its_draw_and_is_read_anew_afterwards() -> None:
+    board, _ = open_rig()
+    placements = {"w": place("w", 8 * 20_000, HARSH), "a.ifm": place("a.ifm", 8 * 64, HARSH, GEOMETRY.bank_bits)}
+    memory = BoardMemory(board, placements, frozenset({"a.ifm"}), weight_reuse=3)
+    data = noise(20_000)
+    with board.rail.guarded():
+        memory.store("w", data)
+        memory.store("a.ifm", noise(64))
+        loads = []
+        for _ in range(6):
+            loads.append(memory.load("w"))
+            memory.load("a.ifm")
+            loads[-1].clone().fill_(0)
+        assert memory.bits_read == {"w": 2 * 8 * 20_000, "a.ifm": 6 * 8 * 64}
+        assert all(torch.equal(load, loads[0]) for load in loads[:3])
+        assert all(torch.equal(load, loads[3]) for load in loads[3:])
+        assert not torch.equal(loads[0], loads[3])
+        memory.load("w").fill_(0)
+        assert memory.load("w").any(), "what a caller does to its buffer must not reach the next one"
+        memory.store("w", ~data)
+        assert int(np.bitwise_count((memory.load("w") ^ ~data).numpy()).sum()) < 8 * 20_000 * 0.1
+    with pytest.raises(NetworkError, match="0 batches"):
+        BoardMemory(board, placements, frozenset(), weight_reuse=0)
+
+
+def test_what_programs_take_of_the_board_is_counted() -> None:
+    """In one bank, a burst per activation takes tRAS and tRP at least; the same program takes the same again."""
+    board, _ = open_rig()
+    memory = BoardMemory(board, {"x": place("x", 8 * 64 * 1000, SAFE)}, frozenset())
+    with board.rail.guarded():
+        memory.store("x", noise(64 * 1000))
+        before = board.usage.clocks
+        memory.load("x")
+        once = board.usage.clocks - before
+        memory.load("x")
+        assert board.usage.clocks - before == 2 * once
+    clocks = once * board.build.nphases
+    assert 1000 * (board.timings.tras + board.timings.trp) <= clocks < 2000 * (board.timings.tras + board.timings.trp)

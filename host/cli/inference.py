@@ -1,0 +1,325 @@
+"""Inference on a board: its errors are held against the profile, and where they leave it, a milder point is taken.
+
+Drift shows as more wrong bits than the profile's cells explain, given the bits that were stored
+(`host.expectation`). Each tensor is tested after each batch, on all reads of the window of `WINDOW_BATCHES` that the
+batch belongs to; all tests of a run together raise a false alarm in one run of 1 / `FALSE_ALARMS` at most. Fewer wrong
+bits than expected are reported, and are no alarm.
+On an alarm every tensor stays where it is and moves to the next milder operating point of the profile, the window runs
+again, and so on until errors are no more than the profile promised for the mapping as it was made.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from eden.approximate import ApproximateNetwork
+from eden.datasets import Split
+from eden.inference import Accuracy, clopper_pearson, correct_images
+from eden.mapping import DramMapping
+from eden.significance import SignificancePlan
+from host.board import Board
+from host.bus import TimedBus
+from host.cli import stages
+from host.cli.stages import AT_POINT, NOMINAL, is_ifm
+from host.expectation import CellRates, Expected, FlipExpectation
+from host.tensor_memory import BoardMemory, Bytes
+from profiles.errors import BoardError, NetworkError
+from profiles.population import collect
+from profiles.progress import Progress, silent
+from profiles.schema import ModuleIdentity, OperatingPoint
+from profiles.storage import Profile
+
+WINDOW_BATCHES = 20
+FALSE_ALARMS = 1e-3
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """An alarm, and what was done.
+
+    Attributes:
+        tensor: whose errors left the interval.
+        flips: its wrong bits in the window.
+        expected: what the profile promised.
+        image: the first image that was run again.
+        moved: operating points in use before, and where each went.
+    """
+
+    tensor: str
+    flips: int
+    expected: Expected
+    image: int
+    moved: Mapping[OperatingPoint, OperatingPoint]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run took, batches that ran again included.
+
+    Attributes:
+        wall_s: seconds by the clock.
+        bus_s: of these, inside bus calls: the link, and the DRAM wherever the host waited for it.
+        bus_bytes: moved over the link.
+        dram_s: program time of the test engine, by its own clock.
+        programs: programs run.
+    """
+
+    wall_s: float
+    bus_s: float
+    bus_bytes: int
+    dram_s: float
+    programs: int
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A finished run.
+
+    Attributes:
+        accuracy: over all images.
+        mapping: as it was at the end.
+        flips, bits_read: bits that the DRAM returned wrong, and that it returned, by tensor; of batches that ran again,
+            the last time.
+        expected: flips that the profile expects of these reads, at the points where they were made; None without one.
+        fallbacks: in order.
+        costs: time and traffic.
+    """
+
+    accuracy: Accuracy
+    mapping: DramMapping
+    flips: Mapping[str, int]
+    bits_read: Mapping[str, int]
+    expected: Mapping[str, Expected] | None
+    fallbacks: tuple[Fallback, ...]
+    costs: Costs
+
+    @property
+    def total_flips(self) -> int:
+        return sum(self.flips.values())
+
+    @property
+    def total_bits_read(self) -> int:
+        return sum(self.bits_read.values())
+
+
+def infer_on_board(
+    board: Board,
+    network: ApproximateNetwork,
+    mapping: DramMapping,
+    test: Split,
+    epoch: int,
+    progress: Progress = silent,
+    profile: Profile | None = None,
+    weight_reuse: int = 1,
+    significance: SignificancePlan | None = None,
+) -> Inference:
+    """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM.
+
+    Starts from zeros at every place and in an ``epoch`` of its own: a WRITE that fails leaves what was there, so that
+    the result would depend on what ran before.
+
+    Args:
+        board, network, mapping, test: what runs, and where.
+        epoch: tag of the reads.
+        progress: told of images done.
+        profile: what the mapping was made from; without it errors are counted, and not judged.
+        weight_reuse: batches that one read of a weight serves (`BoardMemory`).
+        significance: how tensors are laid out at the mapping's places, which are this plan's; None as they are.
+
+    Raises:
+        BoardError: the mapping or the profile is of another module than the board carries, or errors leave the interval
+            and the profile holds no milder point.
+        NetworkError: no images, or a ``weight_reuse`` below 1.
+    """
+    _check_module(board, "mapping", mapping.module)
+    _check_module(board, "profile", profile.header.module if profile else None)
+    run = _Run(board, network, mapping, profile, weight_reuse, significance)
+    link, before, begun = TimedBus(board.bus), replace(board.usage), time.perf_counter()
+    kept, board.bus = network.memory, link
+    try:
+        with board.rail.guarded():
+            board.environment.begin_epoch(epoch)
+            correct = run.all_of(test, progress)
+    finally:
+        network.memory, board.bus = kept, link.bus
+    clocks = (board.usage.clocks - before.clocks) * board.build.nphases
+    return Inference(
+        accuracy=Accuracy(int(correct.sum()), len(test), *clopper_pearson(int(correct.sum()), len(test)), correct),
+        mapping=run.mapping,
+        flips=run.flips,
+        bits_read=run.bits_read,
+        expected=run.expected if profile else None,
+        fallbacks=tuple(run.fallbacks),
+        costs=Costs(
+            wall_s=time.perf_counter() - begun,
+            bus_s=link.seconds,
+            bus_bytes=4 * link.words,
+            dram_s=clocks * board.timings.tck_ps * 1e-12,
+            programs=board.usage.programs - before.programs,
+        ),
+    )
+
+
+class _Listeners:
+    """Tells several `FlipExpectation`s the same."""
+
+    def __init__(self, listeners: Sequence[FlipExpectation]) -> None:
+        self._listeners = listeners
+
+    def stored(self, tensor: str, data: Bytes) -> None:
+        """See `host.tensor_memory.Listener`."""
+        for listener in self._listeners:
+            listener.stored(tensor, data)
+
+    def loaded(self, tensor: str, data: Bytes, wrong: int) -> None:
+        """See `host.tensor_memory.Listener`."""
+        for listener in self._listeners:
+            listener.loaded(tensor, data, wrong)
+
+
+class _Run:
+    """The windows of one run, and the operating points that they are at."""
+
+    def __init__(
+        self,
+        board: Board,
+        network: ApproximateNetwork,
+        mapping: DramMapping,
+        profile: Profile | None,
+        reuse: int,
+        significance: SignificancePlan | None,
+    ) -> None:
+        self._board, self._network, self._profile, self._reuse = board, network, profile, reuse
+        self._significance = significance
+        self.mapping = mapping
+        self.flips = dict.fromkeys(mapping.placements, 0)
+        self.bits_read = dict.fromkeys(mapping.placements, 0)
+        self.expected = dict.fromkeys(mapping.placements, Expected())
+        self.fallbacks: list[Fallback] = []
+        self._promised = self._here = None if profile is None else cell_rates(profile, mapping)
+
+    def all_of(self, test: Split, progress: Progress) -> torch.Tensor:
+        """Which images are classified right: bool[n]."""
+        size = self.mapping.images
+        if not len(test):
+            raise NetworkError("there are no images to classify; give at least one")
+        tests = math.ceil(len(test) / size) * len(self.mapping.placements)
+        found: list[torch.Tensor] = []
+        self._occupy()
+        first = 0
+        while first < len(test):
+            last = min(first + WINDOW_BATCHES * size, len(test))
+            window = self._window(test, first, last, FALSE_ALARMS / tests, progress)
+            if window is not None:
+                found.append(window)
+                first = last
+        return torch.cat(found)
+
+    def _occupy(self) -> None:
+        """Begin at the present points, from zeros at every place.
+
+        Flips are followed for what the profile promised of the first mapping, which is the limit, and of the present
+        one, which is reported.
+        """
+        rates = [self._promised] if self._promised is self._here else [self._promised, self._here]
+        self._follow = [FlipExpectation(each) for each in rates if each is not None]
+        ifms = frozenset(name for name in self.mapping.placements if is_ifm(name))
+        listener = _Listeners(self._follow)
+        self._memory = BoardMemory(self._board, self.mapping.placements, ifms, self._reuse, listener)
+        self._memory.clear()
+        plan = self._significance
+        self._network.memory = self._memory if plan is None else plan.memory(self._memory)
+
+    def _window(self, test: Split, first: int, last: int, level: float, progress: Progress) -> torch.Tensor | None:
+        """Which images of a window are classified right; None after an alarm, when its batches are to run again."""
+        found, size = [], self.mapping.images
+        for follow in self._follow:
+            follow.begin()
+        before = (dict(self._memory.flips), dict(self._memory.bits_read))
+        for start in range(first, last, size):
+            images, labels = test.images[start : min(start + size, last)], test.labels[start : min(start + size, last)]
+            found.append(correct_images(self._network, images, labels, size))
+            progress(start + len(labels), len(test))
+            if self._follow:
+                limit = self._follow[0]
+                tensor, chance = limit.least_likely()
+                if chance < level:
+                    self._fall_back(tensor, limit, first)
+                    return None
+        for total, now, then in zip(
+            (self.flips, self.bits_read), (self._memory.flips, self._memory.bits_read), before, strict=True
+        ):
+            for tensor, count in now.items():
+                total[tensor] += count - then.get(tensor, 0)
+        if self._follow:
+            here = self._follow[-1]
+            self.expected = {name: self.expected[name].plus(each) for name, each in here.expected.items()}
+        return torch.cat(found)
+
+    def _fall_back(self, tensor: str, limit: FlipExpectation, image: int) -> None:
+        assert self._profile is not None
+        flips, expected = limit.flips[tensor], limit.expected[tensor]
+        tested = sorted({p for part in stages.partitions(self._profile) for p in part.points()}, key=str)
+        moved = {piece.point: milder(tested, piece.point) for piece in self.mapping.pieces}
+        if all(before == after for before, after in moved.items()):
+            raise BoardError(
+                f"{tensor} read {flips} bits wrong where the profile expects {expected.interval[1]} at most, and the "
+                f"profile holds no milder point than {'; '.join(map(str, moved))}; scan the module again as it is now"
+            )
+        self.fallbacks.append(Fallback(tensor, flips, expected, image, moved))
+        self.mapping = moved_to(self.mapping, moved)
+        self._here = cell_rates(self._profile, self.mapping)
+        self._occupy()
+
+
+def milder(tested: list[OperatingPoint], point: OperatingPoint) -> OperatingPoint:
+    """The next milder of the tested points: the next higher VDD at this tRCD, else at the next longer one.
+
+    ``point`` itself where there is none.
+    """
+    safer = [p for p in tested if p.vdd_mv >= point.vdd_mv and p.trcd_ps >= point.trcd_ps and p != point]
+    return min(safer, key=lambda p: (p.trcd_ps, p.vdd_mv), default=point)
+
+
+def moved_to(mapping: DramMapping, moved: Mapping[OperatingPoint, OperatingPoint]) -> DramMapping:
+    """Every tensor in the same cells, read at other operating points."""
+    placements = {
+        name: place.model_copy(
+            update={
+                "point": moved[place.point],
+                "more": tuple(piece.model_copy(update={"point": moved[piece.point]}) for piece in place.more),
+            }
+        )
+        for name, place in mapping.placements.items()
+    }
+    lowest = min(piece.point.vdd_mv for place in placements.values() for piece in place.pieces)
+    return mapping.model_copy(update={"placements": placements, "vdd_mv": lowest})
+
+
+def cell_rates(profile: Profile, mapping: DramMapping) -> dict[str, CellRates]:
+    """What the profile counted in each tensor's cells at its operating points.
+
+    Raises:
+        FitError: it holds no such point.
+        BoardError: it was measured without refresh, which inference keeps.
+    """
+    points = {piece.point for piece in mapping.pieces}
+    if any(record.refresh != "kept" for point in points for record in profile.find(point)):
+        raise BoardError(f"{profile.path} was scanned with refresh withheld, inference refreshes; scan with it kept")
+    nominal = {point: collect(profile, point, NOMINAL) for point in points}
+    at_point = {point: collect(profile, point, AT_POINT) for point in points}
+    return {
+        name: CellRates.of(place, nominal, at_point if is_ifm(name) else None)
+        for name, place in mapping.placements.items()
+    }
+
+
+def _check_module(board: Board, what: str, module: ModuleIdentity | None) -> None:
+    if module is not None and module != board.module:
+        raise BoardError(
+            f"the {what} is for module {module.serial_number} of {module.manufacturer}, the board carries "
+            f"{board.module.serial_number} of {board.module.manufacturer}; scan that one and map again"
+        )
