@@ -105,7 +105,6 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
         assert row["interval"][0] <= row["figure"] <= row["interval"][1]
         ratios = [after / before for after, before in zip(row["ber"]["boosted"], row["ber"]["baseline"], strict=True)]
         assert row["figure"] == pytest.approx(math.prod(ratios) ** 0.5)
-        assert min(ratios) > 1
     assert (tmp_path / "boost.png").stat().st_size > 1000
 
     (tmp_path / "boost/lenet-int8-2-boosted.json").write_text("{")  # damaged: its task alone runs again
