@@ -27,7 +27,7 @@ from eden.mapping import (
     mapping_cost,
 )
 from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory, joined
-from eden.networks import build
+from eden.networks import build, folded
 from eden.optimal import optimal_mapping
 from eden.placement import Piece
 from eden.precision import Precision
@@ -86,7 +86,7 @@ def kept_results(file: Path, key: str) -> dict[str, Any] | None:
 def load_network(path: Path) -> ApproximateNetwork:
     """A network that `eden train` or `eden boost` wrote. Raises NetworkError (see `read_checkpoint_metadata`)."""
     metadata = read_checkpoint_metadata(path)
-    module, precision = build(metadata["network"], 0), Precision(metadata["precision"])
+    module, precision = folded(build(metadata["network"], 0)), Precision(metadata["precision"])
     network = ApproximateNetwork(module, precision, per_channel=is_per_channel(metadata))
     network.load(path)
     return network.eval()
@@ -181,7 +181,7 @@ def any_map_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemor
 
 def named_network_cells(name: str, precision: Precision, images: int) -> int:
     """`network_cells` of a network of `eden.networks`, before it is trained."""
-    network = ApproximateNetwork(build(name, 0), precision)
+    network = ApproximateNetwork(folded(build(name, 0)), precision)
     network.calibrate([dataset(name).validation.images[:1]])
     return network_cells(network, images)
 
