@@ -17,13 +17,11 @@ Not covered: an FPGA that loses its supply, clock or configuration while the rai
 acknowledge any more. Power-cycling the board brings back what is stored in the regulator.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -32,7 +30,7 @@ from host.bus import Bus
 from host.heartbeat import Heartbeat
 from host.rail import Measurement
 from host.supply_file import PmbusSettings
-from profiles.errors import BoardError, LinkError, RailError, UnacknowledgedError
+from profiles.errors import LinkError, RailError, UnacknowledgedError
 
 FAMILY = "UCD92"
 PAGES = 4  # a UCD9248 has four outputs; others of the family refuse the pages that they lack
@@ -158,19 +156,6 @@ class RailRegisters:
     def close(self) -> None:
         """Release the link; a second call does nothing."""
         self._bus.close()
-
-
-def register_addresses(csr_json: Path) -> dict[str, int]:
-    """Byte addresses of a build's registers, from LiteX's csr.json.
-
-    Raises:
-        BoardError: it cannot be read.
-    """
-    try:
-        content = json.loads(csr_json.read_text(encoding="utf-8"))
-        return {name: int(register["addr"]) for name, register in content["csr_registers"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BoardError(f"{csr_json} lists no registers ({error!r}); build the gateware again") from error
 
 
 class NotAcknowledgedError(RailError):
