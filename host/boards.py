@@ -1,22 +1,23 @@
 """Opens boards by their ``--board`` specification."""
 
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from gateware.engine.parameters import EngineParameters
 from host.board import Board
 from host.bus import Bus
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
-from host.identity import find_description, identify
 from host.links import open_link
 from host.mock import MockBoard
 from host.rail import Measurement, Rail, Supply
+from host.real_board import open_real
 from host.simulation import SimulatedBoard
 from host.supplies import open_supply, rail_of
 from host.supply_file import load_supply
 from host.timings import DDR3_1600K, Timings
 from profiles.errors import BoardError, RailError
 from profiles.geometry import Geometry
+from profiles.progress import Progress, silent
 from profiles.schema import ModuleIdentity
 
 MOCK_SUPPLY_UNCERTAINTY_MV = 0.25
@@ -149,23 +150,25 @@ def software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: st
 _KINDS = {"mock": open_mock, "sim": open_simulation}
 
 
-def open_board(specification: str, supply: Path | None = None) -> Board:
+def open_board(specification: str, supply: Path | None = None, progress: Progress = silent) -> Board:
     """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, or one behind a link.
 
     Args:
         specification: which board.
         supply: file that names what feeds its DRAM (`host.supply_file`). A board in software brings its own supply and
-            needs none; with one, its DRAM follows what that supply is measured to give.
+            needs none; with one, its DRAM follows what that supply is measured to give. A real board's is looked for in
+            `host.supply_file.SUPPLY_FILE` if it is not given.
+        progress: of a real board's bring-up and self-test.
 
     Raises:
-        BoardError: the specification names no board, the simulated board is not built, or a real board's DRAM would
-            have to be initialised.
+        BoardError: the specification names no board, the simulated board is not built, or a real board cannot be
+            brought up or fails its self-test (`host.real_board`).
         LinkError: nobody answers at the end of the link.
         RailError: the supply is not there, or is not one for this board's DRAM.
         PlanError: the supply's file is wrong.
     """
     if (link := open_link(specification)) is not None:
-        _open_real(link, specification)
+        return open_real(link, specification, supply, progress)
     board = _board_in_software(specification)
     if supply is not None:
         _feed(board, supply)
@@ -194,18 +197,6 @@ def _board_in_software(specification: str) -> Board:
     raise BoardError(
         f"'{specification}' names no board; use mock:A, mock:B or mock:C, or sim:A .. sim:C for the simulated "
         "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board"
-    )
-
-
-def _open_real(bus: Bus, name: str) -> NoReturn:
-    """The board behind a link, once it can be brought up."""
-    try:
-        description = find_description(identify(bus, name), name)
-    finally:
-        bus.close()
-    raise BoardError(
-        f"{description.about['title']} answers at '{name}', but its DRAM is not initialised, and nothing here can do "
-        f"that over a link yet: eden board info --board {name} shows the board; scan mock: or sim: boards meanwhile"
     )
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from host.boards import open_board
 from host.cli.console import console, progress_bar, table
+from host.cli.opening import open_shown
 from host.cli.plan import load_plan
 from host.cli.rail import SupplyOption
 from host.scan import scan as run_scan
@@ -41,7 +41,7 @@ def scan(
     """
     settings = load_plan(plan)
     path = out or settings.output / "profile"
-    opened = open_board(board or settings.board, supply)
+    opened = open_shown(board or settings.board, supply)
     try:
         with progress_bar("scan") as progress:
             profile = run_scan(opened, settings.scan, path, progress)

@@ -20,11 +20,11 @@ from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import Sampling
 from host.board import Board
-from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import infer_on_board
+from host.cli.opening import open_shown
 from host.cli.plan import RunPlan, load_plan
 from host.cli.rail import SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
@@ -53,7 +53,7 @@ def run(
     """
     settings = load_plan(plan)
     settings = settings.model_copy(update={"board": board or settings.board, "output": out or settings.output})
-    opened = open_board(settings.board, supply)
+    opened = open_shown(settings.board, supply)
     try:
         content = _run(settings, opened)
     finally:
