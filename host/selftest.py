@@ -1,6 +1,6 @@
 """Does a board's DRAM store and return what it is given, at nominal supply and timing? What every experiment rests on.
 
-Data lines are tried first, in every bank, with each pattern that tells one stuck or shorted line from the next. Then
+Data lines are tried first, with patterns that tell one stuck or shorted line from the next, wherever addresses go. Then
 address lines: a cell and the one whose address differs in a single bit are written one after the other, and the first
 must still be there. Last a sample of rows all over the module.
 """
@@ -20,7 +20,11 @@ from profiles.errors import BoardError
 from profiles.pattern import Pattern, stored_bits
 from profiles.progress import Progress, silent
 
-DATA_PATTERNS = ("0x00", "0xFF", "0xAA", "0x55", "walking", "walking/invert", "random:1")
+# The same in every burst of a row, so that address lines have no part in it; the row is an odd one, which inverts.
+ROW_PATTERNS = tuple(Pattern.parse(text) for text in ("0x00", "0xFF", "0xAA", "0x55", "walking", "walking/invert"))
+_ODD_ROW = 1
+# Bytes are alike in those: of a single burst, data that tell every data line from every other.
+BURST_PATTERNS = tuple(Pattern.parse(f"random:{seed}") for seed in range(8))
 ADDRESS_PATTERN = Pattern.parse("random:2")
 SAMPLE_PATTERN = Pattern.parse("random:3")
 SAMPLE_ROWS = 16  # places, evenly spread, the first and the last row among them
@@ -109,7 +113,12 @@ class _Test:
         self._geometry = board.geometry
         self._every_bank = tuple(range(self._geometry.banks))
         self._bits = self._done = 0
-        self._steps = len(DATA_PATTERNS) + 2 * len(list(self._neighbours(self._corner(False)))) + len(self._sample())
+        self._steps = (
+            len(ROW_PATTERNS)
+            + len(BURST_PATTERNS)
+            + 2 * len(list(self._neighbours(self._corner(False))))
+            + len(self._sample())
+        )
 
     def run(self) -> SelfTest:
         begun = time.monotonic()
@@ -122,12 +131,13 @@ class _Test:
         return SelfTest(tuple(data_lines), tuple(address_lines), wrong, self._bits, time.monotonic() - begun)
 
     def _bad_data_lines(self) -> list[DataLine]:
-        """Over the first row of every bank."""
+        """Over a row of every bank, and with more patterns in one burst."""
         g = self._geometry
-        walk = Traversal(self._every_bank, 0, 1, 0, g.bursts_per_row)
+        row = Traversal(self._every_bank, _ODD_ROW, 1, 0, g.bursts_per_row)
+        tests = [(row, pattern) for pattern in ROW_PATTERNS]
+        tests += [(self._corner(False), pattern) for pattern in BURST_PATTERNS]
         wrong, ones = Counter[int](), Counter[int]()
-        for text in DATA_PATTERNS:
-            pattern = Pattern.parse(text)
+        for walk, pattern in tests:
             cells = self._wrong(walk, pattern)
             lines = g.dq(cells)
             wrong.update(lines.tolist())
