@@ -21,7 +21,7 @@ from eden.energy import LAWS, CoreLaw, VddLaw, energy, savings
 from eden.layers import NETWORKS, Layer
 from eden.precision import Precision
 from eden.replay import SERIAL, Bursts, RowPolicy, replay
-from eden.traffic import PLATFORMS, Platform, Traffic, traffic
+from eden.traffic import PLATFORMS, Platform, traffic
 from profiles.errors import ModelError
 
 PAPER_SAVING = {"CPU": 0.21, "GPU": 0.37, "Eyeriss, DDR4": 0.31, "TPU, DDR4": 0.32}
@@ -80,6 +80,8 @@ class Cell:
             ("computing": the platform's own; "back to back": as fast as the DRAM goes).
         time_ratios: DRAM time of the trace at reduced tRCD over nominal, by row policy and outstanding bursts.
         joules: at nominal, paced by computing, by part, all channels.
+        read_bytes, written_bytes: of one inference, all channels.
+        dram_seconds: at nominal, as fast as the DRAM goes.
     """
 
     network: str
@@ -89,7 +91,8 @@ class Cell:
     energy_saved: dict[tuple[VddLaw, str, str], float]
     time_ratios: dict[tuple[RowPolicy, int], float]
     joules: dict[str, float]
-    traffic: Traffic
+    read_bytes: int
+    written_bytes: int
     dram_seconds: float
 
     @property
@@ -132,7 +135,8 @@ def evaluate(name: str, layers: Sequence[Layer], platform: Platform, precision: 
             ratios[policy, outstanding] = after / before
     joules = {part: value * platform.channels for part, value in energy(paces["computing"][0], spec).parts().items()}
     seconds = nominal.length * spec.tck_ps * 1e-12
-    return Cell(name, platform, precision, point, saved, ratios, joules, moved, seconds)
+    transferred = moved.read_bytes, moved.written_bytes
+    return Cell(name, platform, precision, point, saved, ratios, joules, *transferred, seconds)
 
 
 def _both(
@@ -187,8 +191,8 @@ def row(cell: Cell, law: VddLaw = DEFAULT_LAW, stall: float = DEFAULT_STALL) -> 
         "trcd_cut_ps": cell.point.trcd_ps,
         "operating_point": cell.point.source,
         "dram": cell.platform.dram,
-        "read_bytes": cell.traffic.read_bytes,
-        "written_bytes": cell.traffic.written_bytes,
+        "read_bytes": cell.read_bytes,
+        "written_bytes": cell.written_bytes,
         "nominal_joules": cell.joules,
         "law": str(law),
         "energy_saved": cell.energy_saved[law, *_DEFAULT],

@@ -138,7 +138,7 @@ class Board:
         seed: int | None,
     ) -> None:
         self.bus, self.rail, self.environment = bus, rail, environment
-        self.module, self.name, self.seed = module, name, seed
+        self.module, self.jedec, self.name, self.seed = module, jedec, name, seed
         self._offsets, self._bases = registers.register_offsets(), registers.memory_bases()
         self._words = {register.name: register.words for register in registers.REGISTERS}
         self.identity = identify(bus, name)

@@ -11,6 +11,7 @@ from host.links import open_link
 from host.mock import MockBoard
 from host.rail import Measurement, Rail, Supply
 from host.real_board import open_real
+from host.recording import record, replay
 from host.simulation import SimulatedBoard
 from host.supplies import open_supply, rail_of
 from host.supply_file import load_supply
@@ -150,53 +151,62 @@ def software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: st
 _KINDS = {"mock": open_mock, "sim": open_simulation}
 
 
-def open_board(specification: str, supply: Path | None = None, progress: Progress = silent) -> Board:
-    """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, or one behind a link.
+def open_board(
+    specification: str, supply: Path | None = None, recording: Path | None = None, progress: Progress = silent
+) -> Board:
+    """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, one behind a link, or one
+    that was recorded, ``replay:FILE``.
 
     Args:
         specification: which board.
         supply: file that names what feeds its DRAM (`host.supply_file`). A board in software brings its own supply and
             needs none; with one, its DRAM follows what that supply is measured to give. A real board's is looked for in
             `host.supply_file.SUPPLY_FILE` if it is not given.
+        recording: file to write all its traffic into (`host.recording`), from when its DRAM is ready.
         progress: of a real board's bring-up and self-test.
 
     Raises:
         BoardError: the specification names no board, the simulated board is not built, or a real board cannot be
-            brought up or fails its self-test (`host.real_board`).
+            brought up or fails its self-test (`host.real_board`); or the recording cannot be read or written.
         LinkError: nobody answers at the end of the link.
         RailError: the supply is not there, or is not one for this board's DRAM.
         PlanError: the supply's file is wrong.
     """
     if (link := open_link(specification)) is not None:
-        return open_real(link, specification, supply, progress)
-    board = _board_in_software(specification)
-    if supply is not None:
-        _feed(board, supply)
-    return board
+        board = open_real(link, specification, supply, progress)
+    else:
+        board = _board_in_software(specification)
+        if supply is not None:
+            _feed(board, supply)
+    return board if recording is None else record(board, recording)
 
 
 def _feed(board: Board, file: Path) -> None:
     """Put a supply on the bench in the place of a software board's own."""
     settings, module, bus = load_supply(file), board.module, board.bus
+    if not isinstance(bus, MockBoard | SimulatedBoard):
+        raise BoardError(f"a recorded board brings its supply; leave out {file}")
     if (settings.dram, settings.nominal) != (module.dram_type, module.nominal_vdd_mv):
         raise RailError(
             f"{file} is for {settings.dram} at {settings.nominal} mV, '{board.name}' has {module.dram_type} at "
             f"{module.nominal_vdd_mv} mV; correct dram and nominal_mv there"
         )
-    assert isinstance(bus, MockBoard | SimulatedBoard)
     opened, floor_mv = open_supply(settings)
     board.rail = rail_of(settings, FollowedSupply(opened, bus), floor_mv)
 
 
 def _board_in_software(specification: str) -> Board:
     kind, *details = specification.split(":")
+    if kind == "replay":
+        return replay(Path(":".join(details)))
     if kind in _KINDS and 1 <= len(details) <= 2 and details[0] in PRESETS:
         seed = details[1] if len(details) == 2 else "1"
         if seed.isdecimal() and int(seed) < 1 << 32:
             return _KINDS[kind](details[0], int(seed))
     raise BoardError(
         f"'{specification}' names no board; use mock:A, mock:B or mock:C, or sim:A .. sim:C for the simulated "
-        "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board"
+        "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board, or "
+        "replay:FILE for a recorded one"
     )
 
 

@@ -9,10 +9,10 @@ caught: the gateware's restore sequencer (`host.pmbus`) or a guardian process (`
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, Self
 
 from profiles.errors import BoardError, RailError
 
@@ -150,6 +150,15 @@ class Rail:
     def identity(self) -> str:
         """What the supply says it is."""
         return self._supply.identity
+
+    @property
+    def ramp(self) -> Ramp:
+        """How the output moves."""
+        return self._ramp
+
+    def through(self, wrap: Callable[[Supply], Supply]) -> Self:
+        """This rail, not moved yet, with something between it and its supply."""
+        return type(self)(wrap(self._supply), self.dram_type, self.nominal_mv, self.lowest_mv, self._ramp)
 
     def set_point_mv(self) -> float:
         """What the supply says that it is set to, millivolts."""

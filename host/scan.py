@@ -1,7 +1,7 @@
 """Runs a scan plan on a board and keeps each finished point in a profile: a killed scan goes on where it was."""
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -28,7 +28,6 @@ from profiles.geometry import CellArray, Geometry
 from profiles.pattern import Pattern, PatternKind
 from profiles.points import PointWriter
 from profiles.population import stored_ones
-from profiles.progress import Progress, silent
 from profiles.schema import AccessMode, PointRecord, ProfileHeader, Region, WriteCondition
 from profiles.storage import Profile
 
@@ -68,7 +67,15 @@ def header(board: Board, plan: ScanPlan) -> ProfileHeader:
     )
 
 
-def scan(board: Board, plan: ScanPlan, path: Path, progress: Progress = silent) -> Profile:
+Watch = Callable[[Profile, PlannedPoint | None], None]
+"""Told before each point, and at the end, what the profile holds by now and which point comes next."""
+
+
+def unwatched(profile: Profile, planned: PlannedPoint | None) -> None:
+    """Watch nothing."""
+
+
+def scan(board: Board, plan: ScanPlan, path: Path, watch: Watch = unwatched) -> Profile:
     """Measure every point of ``plan`` that the profile at ``path`` does not hold yet.
 
     The supply is nominal before, between rounds while writing at nominal, and on every exit.
@@ -84,9 +91,9 @@ def scan(board: Board, plan: ScanPlan, path: Path, progress: Progress = silent) 
     missing = profile.missing
     with board.rail.guarded():
         for planned in (points[index] for index in missing):
-            progress(len(points) - len(profile.missing), len(points))
+            watch(profile, planned)
             measure(board, plan, planned, profile)
-    progress(len(points), len(points))
+    watch(profile, None)
     return profile
 
 

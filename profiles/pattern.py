@@ -201,28 +201,71 @@ def _add_ones(
         by_row[i] = ones
 
 
+_ROWS_IN_A_BYTE = 255
+_ONE_IN_EACH_BYTE = 0x01010101
+
+
+@njit(cache=True)
+def _add_random_ones(
+    parameter: int,
+    invert: int,
+    bank: int,
+    first_row: int,
+    by_row: npt.NDArray[np.int64],
+    by_bitline: npt.NDArray[np.int64],
+    words: int,
+) -> None:
+    """`_add_ones` of RANDOM data, whose rows all differ: bits are added up in bytes, four bitlines in a word."""
+    values, counts = np.empty(words, np.uint32), np.zeros((8, words), np.uint32)
+    for i in range(by_row.size):
+        row = first_row + i
+        base = mix32(parameter ^ (row << 8) ^ bank)
+        flip = MASK32 if invert and row & 1 else 0
+        for w in range(words):
+            values[w] = mix32(base + w) ^ flip
+        ones = np.int64(0)
+        for w in range(words):
+            pairs = np.uint32(values[w] - ((values[w] >> np.uint32(1)) & np.uint32(0x55555555)))
+            fours = np.uint32((pairs & np.uint32(0x33333333)) + ((pairs >> np.uint32(2)) & np.uint32(0x33333333)))
+            eights = np.uint32((fours + (fours >> np.uint32(4))) & np.uint32(0x0F0F0F0F))
+            ones += np.uint32(eights * np.uint32(_ONE_IN_EACH_BYTE)) >> np.uint32(24)
+        by_row[i] = ones
+        if not by_bitline.size:
+            continue
+        for k in range(8):
+            for w in range(words):
+                counts[k, w] += (values[w] >> np.uint32(k)) & np.uint32(_ONE_IN_EACH_BYTE)
+        if i % _ROWS_IN_A_BYTE == _ROWS_IN_A_BYTE - 1 or i == by_row.size - 1:
+            for k in range(8):
+                for w in range(words):
+                    for byte in range(4):
+                        by_bitline[32 * w + 8 * byte + k] += (counts[k, w] >> np.uint32(8 * byte)) & np.uint32(0xFF)
+            counts[:] = 0
+
+
 def ones_by_line(
     pattern: Pattern, geometry: Geometry, bank: int, row_start: int, row_count: int, bitlines: bool = True
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Cells that store a 1, in whole rows of one bank.
 
     Returns:
-        int64[row_count] of each row, and int64[row_bits] of each (column, dq) over those rows, which takes most of the
-        time with RANDOM data (int64[0] without ``bitlines``).
+        int64[row_count] of each row, and int64[row_bits] of each (column, dq) over those rows (int64[0] without
+        ``bitlines``).
 
     Raises:
         ValueError: the pattern is BUFFER, whose data are not a function of the address.
     """
     if pattern.kind == PatternKind.BUFFER:
         raise ValueError("pattern BUFFER has no closed form; count the bytes that were written")
-    g = geometry
-    if pattern.kind == PatternKind.RANDOM:
-        distinct, weights = row_count, np.ones(row_count, np.int64)
-    else:  # rows repeat
-        distinct = min(PERIOD, row_count)
-        weights = np.bincount(np.arange(row_count) % PERIOD, minlength=distinct).astype(np.int64)
-    by_row, by_bitline = np.zeros(distinct, np.int64), np.zeros(g.row_bits if bitlines else 0, np.int64)
+    g, by_bitline = geometry, np.zeros(geometry.row_bits if bitlines else 0, np.int64)
     code = (int(pattern.kind), pattern.parameter, int(pattern.invert_odd_rows))
+    if pattern.kind == PatternKind.RANDOM:
+        by_row = np.zeros(row_count, np.int64)
+        _add_random_ones(*code[1:], bank, row_start, by_row, by_bitline, g.row_bits // 32)
+        return by_row, by_bitline
+    distinct = min(PERIOD, row_count)  # then rows repeat
+    weights = np.bincount(np.arange(row_count) % PERIOD, minlength=distinct).astype(np.int64)
+    by_row = np.zeros(distinct, np.int64)
     shape = (g.columns, g.data_width, g.burst_length)
     _add_ones(*code, bank, row_start, weights, *shape, by_row, by_bitline)
     return np.resize(by_row, row_count), by_bitline

@@ -11,7 +11,7 @@ from gateware.boards.ecp5 import Ecp5Clocks, add_ethernet, ecp5_phy
 BUTTERSTICK = Board(
     name="butterstick",
     title="ButterStick r1.0 (LFE5UM5G-85F, two ranks of 128 MB DDR3L x16)",
-    sys_clk_freq=75e6,
+    sys_clk_freq=60e6,
     nphases=2,
     platform=gsd_butterstick.Platform,
     clocks=partial(Ecp5Clocks, clock="clk30", frequency=30e6, reset_n="user_btn"),

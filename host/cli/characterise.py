@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from host.cli.console import console, progress_bar, table
+from host.cli.console import console, table
 from host.cli.opening import open_shown
-from host.cli.plan import load_plan
-from host.cli.rail import SupplyOption
+from host.cli.plan import load_plan, named_board
+from host.cli.rail import RecordOption, SupplyOption
+from host.cli.scan_view import scan_view
 from host.scan import scan as run_scan
 from profiles import exchange, plots, statistics
 from profiles.errors import FitError, PlanError
@@ -34,6 +35,7 @@ def scan(
     board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Profile folder; instead of OUTPUT/profile of the plan.")] = None,
     supply: SupplyOption = None,
+    record: RecordOption = None,
 ) -> None:
     """Sweep VDD x tRCD x pattern over a board and write an error profile.
 
@@ -41,10 +43,10 @@ def scan(
     """
     settings = load_plan(plan)
     path = out or settings.output / "profile"
-    opened = open_shown(board or settings.board, supply)
+    opened = open_shown(named_board(board, settings), supply, record)
     try:
-        with progress_bar("scan") as progress:
-            profile = run_scan(opened, settings.scan, path, progress)
+        with scan_view(settings.scan) as watch:
+            profile = run_scan(opened, settings.scan, path, watch)
     finally:
         opened.close()
     console.print(f"{len(profile.points)} points, {sum(p.errors for p in profile.points)} errors: {path}")

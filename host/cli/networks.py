@@ -23,7 +23,7 @@ from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import Fallback, Inference, infer_on_board
 from host.cli.opening import open_shown
-from host.cli.rail import SupplyOption
+from host.cli.rail import RecordOption, SupplyOption
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError, PlanError
 from profiles.schema import OperatingPoint
@@ -217,6 +217,7 @@ def infer(
         ),
     ] = 1,
     supply: SupplyOption = None,
+    record: RecordOption = None,
 ) -> None:
     """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM.
 
@@ -235,7 +236,7 @@ def infer(
         places = plan.mapping
     measured = Profile.open(profile) if profile else None
     clean = evaluate(loaded, test.images, test.labels)
-    opened = open_shown(board, supply)
+    opened = open_shown(board, supply, record)
     try:
         with progress_bar("infer") as progress:
             found = infer_on_board(

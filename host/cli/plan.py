@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from eden.precision import Precision
 from host.plan import ScanPlan
 from host.toml_file import load_toml
+from profiles.errors import PlanError
 
 
 class NetworkPlan(BaseModel):
@@ -38,13 +39,13 @@ class RunPlan(BaseModel):
     """One run of all stages.
 
     Attributes:
-        board: as for ``--board``.
+        board: as for ``--board``, which comes before it.
         output: folder of everything the run makes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    board: str
+    board: str | None = None
     output: Path
     scan: ScanPlan
     network: NetworkPlan = NetworkPlan()
@@ -53,3 +54,11 @@ class RunPlan(BaseModel):
 def load_plan(path: Path) -> RunPlan:
     """Read a plan. Raises PlanError (see `host.toml_file.load_toml`)."""
     return load_toml(path, RunPlan)
+
+
+def named_board(given: str | None, plan: RunPlan) -> str:
+    """The board that the command line or else the plan names. Raises PlanError where neither does."""
+    board = given or plan.board
+    if board is None:
+        raise PlanError('no board is named; give --board, e.g. mock:B:1, or write board = "mock:B:1" into the plan')
+    return board

@@ -19,6 +19,10 @@ SupplyOption = Annotated[
     Path | None,
     typer.Option(help="File that names what feeds the DRAM; a mock or simulated board brings its own supply."),
 ]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(help="File to write all traffic with the board into, for --board replay:FILE or a bug report."),
+]
 FileOption = Annotated[
     Path, typer.Option("--supply", help="File that names what feeds the DRAM (README, 'Its supply').")
 ]

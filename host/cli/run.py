@@ -25,9 +25,10 @@ from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import infer_on_board
 from host.cli.opening import open_shown
-from host.cli.plan import RunPlan, load_plan
-from host.cli.rail import SupplyOption
+from host.cli.plan import RunPlan, load_plan, named_board
+from host.cli.rail import RecordOption, SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
+from host.cli.scan_view import scan_view
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
 from host.cli.stages import AT_POINT, NOMINAL, Footprint
 from host.scan import scan
@@ -46,14 +47,16 @@ def run(
     board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; instead of the plan's.")] = None,
     supply: SupplyOption = None,
+    record: RecordOption = None,
 ) -> None:
     """All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report.
 
     Ends in a table and the path of the report. Stop it at any time; the same command goes on where it was.
     """
     settings = load_plan(plan)
-    settings = settings.model_copy(update={"board": board or settings.board, "output": out or settings.output})
-    opened = open_shown(settings.board, supply)
+    named = named_board(board, settings)
+    settings = settings.model_copy(update={"board": named, "output": out or settings.output})
+    opened = open_shown(named, supply, record)
     try:
         content = _run(settings, opened)
     finally:
@@ -87,8 +90,8 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
     out, network_plan = settings.output, settings.network
     needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
     plan = stages.with_room(settings.scan, board.geometry, needed)
-    with progress_bar("scan") as progress:
-        profile = scan(board, plan, out / "profile", progress)
+    with scan_view(plan) as watch:
+        profile = scan(board, plan, out / "profile", watch)
     with progress_bar("fit error models"):
         reference = stages.reference_point(profile)
         fits = stages.fits_at(profile, reference)

@@ -238,6 +238,22 @@ def test_unknown_board_and_missing_plan(run, tmp_path: Path) -> None:
     assert_one_line(*_without_output(run("scan", tmp_path / "none.toml")), "none.toml")
 
 
+def test_a_plan_need_not_name_the_board(run, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    plan.write_text("\n".join(line for line in plan.read_text().splitlines() if not line.startswith("board")))
+    assert_one_line(*_without_output(run("scan", plan)), "--board", "mock:B:1")
+    assert run("scan", plan, "--board", "mock:B:1")[0] == 0
+
+
+def test_a_recorded_scan_is_replayed(run, tmp_path: Path) -> None:
+    plan, file = write_plan(tmp_path), tmp_path / "recording"
+    assert run("scan", plan, "--record", file)[0] == 0
+    status, out, err = run("scan", plan, "--board", f"replay:{file}", "--out", tmp_path / "again")
+    assert status == 0, err
+    assert out.splitlines()[-1].split(" errors")[0] == run("scan", plan)[1].splitlines()[-1].split(" errors")[0]
+    assert_one_line(*_without_output(run("scan", plan, "--record", file)), "is there already")
+
+
 def _without_output(result: tuple[int, str, str]) -> tuple[int, str]:
     return result[0], result[2]
 

@@ -266,3 +266,13 @@ def test_ones_by_line_are_the_stored_bits(text: str, shape: tuple[int, int, int]
     by_row, by_bitline = ones_by_line(Pattern.parse(text), geometry, 1, start, count)
     assert np.array_equal(by_row, bits.reshape(count, -1).sum(axis=1))
     assert np.array_equal(by_bitline, bits.reshape(count, -1).sum(axis=0))
+
+
+@pytest.mark.parametrize("count", [255, 256, 511])
+def test_ones_of_more_rows_than_a_byte_counts(count: int) -> None:
+    geometry = Geometry(banks=2, rows=512, columns=8, data_width=8)
+    pattern = Pattern.parse("random:9/invert")
+    bits = stored_bits(pattern, geometry, np.arange(geometry.row_bits, (count + 1) * geometry.row_bits))
+    by_row, by_bitline = ones_by_line(pattern, geometry, 0, 1, count)
+    assert np.array_equal(by_row, bits.reshape(count, -1).sum(axis=1))
+    assert np.array_equal(by_bitline, bits.reshape(count, -1).sum(axis=0))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from host.boards import open_mock
-from host.cli.console import progress_bar
+from host.cli.scan_view import scan_view
 from host.plan import ScanPlan
 from host.scan import scan
 from profiles.geometry import Geometry
@@ -39,8 +39,8 @@ PLAN = ScanPlan.model_validate(
 def main(folder: Path) -> None:
     """Scan, or go on scanning; then measure."""
     begun = time.perf_counter()
-    with progress_bar("8 GiB x 288 tests") as progress:
-        profile = scan(open_mock("A", 1, GEOMETRY), PLAN, folder, progress)
+    with scan_view(PLAN) as watch:
+        profile = scan(open_mock("A", 1, GEOMETRY), PLAN, folder, watch)
     print(f"scanned in {time.perf_counter() - begun:.0f} s (this call), peak memory {_peak_gib():.2f} GiB")
     tested = sum(record.region.cells(GEOMETRY) for record in profile.points)
     errors = sum(record.errors_zero_to_one + record.errors_one_to_zero for record in profile.points)
