@@ -661,7 +661,7 @@ def test_host_and_gateware_move_a_regulator_on_its_wires(monkeypatch: pytest.Mon
     monkeypatch.setattr("gateware.smbus.STRETCH_MS", 5)
     monkeypatch.setattr(pmbus, "WATCHDOG_MS", 120)
     monkeypatch.setattr(pmbus, "BEAT_S", 0.05)
-    monkeypatch.setattr(pmbus, "TRANSACTION_S", 60.0)
+    monkeypatch.setattr(smbus, "TRANSACTION_S", 60.0)
     bus = SimulatedRail()
     supply = supply_of(bus, SETTINGS.model_copy(update={"addresses": (53,)}))
     assert (supply.rail.address, supply.rail.page, supply.rail.device) == (53, 2, "UCD9248-64")
