@@ -8,10 +8,11 @@ from zlib import crc32
 import pytest
 
 from gateware.engine.parameters import EngineParameters
-from host.boards import open_board
+from host.boards import open_board, open_mock
 from host.bus import Words
 from host.chip_presets import PRESETS
 from host.mock import MockBoard
+from host.selftest import require_self_test
 from profiles.errors import BoardError, RailError
 from profiles.geometry import Geometry
 from profiles.storage import Profile
@@ -86,6 +87,12 @@ class RealBoardStandIn:
 
 
 SKEW = Skew(read_first=1, read_taps=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    """While numba compiles the engine's code, a stand-in in a thread of this process answers nobody."""
+    require_self_test(open_mock("C", 1))
 
 
 @pytest.fixture
