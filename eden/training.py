@@ -9,7 +9,7 @@ from torch import nn
 
 from eden.approximate import ApproximateNetwork
 from eden.datasets import Dataset, Split
-from eden.networks import build
+from eden.networks import build, folded
 from eden.precision import Precision
 from profiles.progress import Progress, silent
 
@@ -50,7 +50,7 @@ def train_baseline(
 ) -> ApproximateNetwork:
     """Train the network ``network_name`` on ``data.train`` for reliable memory of the given precision.
 
-    Integer networks are then trained on in their stored precision. Same seed, same network.
+    Its batch norms are then folded, and integer networks trained on in their stored precision. Same seed, same network.
 
     Returns:
         The network, calibrated, on reliable memory, in evaluation mode.
@@ -59,7 +59,7 @@ def train_baseline(
     quantised_epochs = quantised_training.epochs if precision.is_integer else 0
     total = float_training.epochs + quantised_epochs
     train(module, data.train, float_training, seed, progress=lambda done, _: progress(done, total))
-    network = ApproximateNetwork(module, precision)
+    network = ApproximateNetwork(folded(module), precision)
     calibrate(network, data.train)
     if quantised_epochs:
         train(

@@ -301,7 +301,7 @@ class Task:
         tolerated = coarse(
             network, fresh, validation(self.precision), TARGET_DROP, clean, Sampling(DRAWS, BATCH, self.seed)
         )
-        return boost(network, fresh, data, tolerated.ber, TARGET_DROP, clean, self.seed, with_control=False).network
+        return boost(network, fresh, data, tolerated.ber, TARGET_DROP, clean, self.seed).network
 
 
 STUDIED_IN_DETAIL = ("model 0", "mock:B")  # with ablation at int8, and on top of boosting
@@ -426,7 +426,7 @@ def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _row(memory: str, precision: str, boosted: bool, arm: str, group: list[dict[str, Any]]) -> dict[str, Any]:
     ratios = [each["ber"][arm] / each["ber"]["plain"] for each in group]
-    figure, low, high = _mean_ratio(ratios)
+    figure, low, high = mean_ratio(ratios)
     metadata, occupancy = max(each["metadata_share"] for each in group), min(each["occupancy"] for each in group)
     goal = GOAL if arm == "all" and not boosted else None
     reached = figure >= GOAL and metadata <= METADATA and occupancy >= OCCUPANCY
@@ -449,7 +449,7 @@ def _row(memory: str, precision: str, boosted: bool, arm: str, group: list[dict[
     }
 
 
-def _mean_ratio(ratios: list[float]) -> tuple[float, float, float]:
+def mean_ratio(ratios: list[float]) -> tuple[float, float, float]:
     """Geometric mean over seeds, and its 95 % interval by Student's t on logarithms; of one seed, the figure alone."""
     logs = np.log(ratios)
     mean = float(logs.mean())

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, TypeAlias
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import boost
+from eden.boosting import boost, retrain_control
 from eden.inference import evaluate
 from eden.precision import Precision
 from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
@@ -152,9 +152,11 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         )
 
     before = tolerance(baseline, "before")
-    boosted = boost(baseline, fresh_at, data, before.ber, drop, clean, plan.seed, progress=report("boost"))
+    criterion = (before.ber, drop, clean, plan.seed)
+    boosted = boost(baseline, fresh_at, data, *criterion, progress=report("boost"))
     after = tolerance(boosted.network, "boosted")
-    control = tolerance(boosted.control or baseline, "control")
+    unerring = retrain_control(baseline, fresh_at, data, *criterion, progress=report("control"))
+    control = tolerance(unerring.network, "control")
     use_boosted = after.ber > before.ber
     network, best = (boosted.network, after) if use_boosted else (baseline, before)
     rates = fine(

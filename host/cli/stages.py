@@ -27,7 +27,7 @@ from eden.mapping import (
     mapping_cost,
 )
 from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory, joined
-from eden.networks import build
+from eden.networks import build, folded
 from eden.optimal import optimal_mapping
 from eden.placement import Piece
 from eden.precision import Precision
@@ -85,7 +85,7 @@ def kept_results(file: Path, key: str) -> dict[str, Any] | None:
 def load_network(path: Path) -> ApproximateNetwork:
     """A network that `eden train` or `eden boost` wrote. Raises NetworkError (see `read_checkpoint_metadata`)."""
     metadata = read_checkpoint_metadata(path)
-    network = ApproximateNetwork(build(metadata["network"], 0), Precision(metadata["precision"]))
+    network = ApproximateNetwork(folded(build(metadata["network"], 0)), Precision(metadata["precision"]))
     network.load(path)
     return network.eval()
 
@@ -174,7 +174,7 @@ def any_map_memory(model: ErrorModel) -> Callable[[float, int], ApproximateMemor
 
 def named_network_cells(name: str, precision: Precision, images: int) -> int:
     """`network_cells` of a network of `eden.networks`, before it is trained."""
-    network = ApproximateNetwork(build(name, 0), precision)
+    network = ApproximateNetwork(folded(build(name, 0)), precision)
     network.calibrate([dataset().validation.images[:1]])
     return network_cells(network, images)
 

@@ -2,6 +2,7 @@
 
 import typer
 
+from host.cli.boost_study import boost
 from host.cli.certificates_study import certificates
 from host.cli.headline_study import headline
 from host.cli.mapping_study import mapping
@@ -10,6 +11,7 @@ from host.cli.placement_study import placement
 study_app = typer.Typer(
     no_args_is_help=True, help="Studies of the method and of what it saves: figures with their uncertainty and goals."
 )
+study_app.command()(boost)
 study_app.command()(certificates)
 study_app.command()(headline)
 study_app.command()(mapping)

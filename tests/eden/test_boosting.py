@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
+from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum, retrain_control
 from eden.datasets import Dataset, mnist5000
 from eden.memory import ApproximateMemory, BitErrorMemory
 from eden.precision import Precision
@@ -42,12 +42,12 @@ def test_boosting_repeats_and_leaves_the_baseline_as_it_was(data: Dataset) -> No
 
     def run() -> tuple[list[torch.Tensor], object]:
         result = boost(baseline, memory_at, data, 1e-3, 0.5, 0.5, 7, SHORT)
-        assert result.control is not None
+        control = retrain_control(baseline, memory_at, data, 1e-3, 0.5, 0.5, 7, SHORT)
         assert result.history[0].ber == 0
-        assert [record.ber for record in result.control_history] == [0.0] * 3
+        assert [record.ber for record in control.history] == [0.0] * 3
         assert len(result.history) == 3
-        assert not torch.equal(next(result.network.parameters()), next(result.control.parameters()))
-        return [*result.network.parameters(), *result.control.parameters()], result.history
+        assert not torch.equal(next(result.network.parameters()), next(control.network.parameters()))
+        return [*result.network.parameters(), *control.network.parameters()], result.history
 
     first, second = run(), run()
     assert all(torch.equal(a, b) for a, b in zip(first[0], second[0], strict=True))
@@ -58,9 +58,8 @@ def test_boosting_repeats_and_leaves_the_baseline_as_it_was(data: Dataset) -> No
 
 def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Dataset) -> None:
     baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
-    result = boost(baseline, BitErrorMemory, data, 1e-3, 0.0, 1.01, 7, SHORT, with_control=False)
+    result = boost(baseline, BitErrorMemory, data, 1e-3, 0.0, 1.01, 7, SHORT)
     assert result.kept_epoch == -1
-    assert result.control is None
     assert all(torch.equal(a, b) for a, b in zip(result.network.parameters(), baseline.parameters(), strict=True))
     assert result.network.formats == baseline.formats
 
@@ -68,7 +67,7 @@ def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Data
 def test_weights_and_ranges_are_tightened(data: Dataset) -> None:
     baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
     tight = Boosting(Training(2, 1e-3), highest=2.0, weight_limit=1.5, ifm_quantile=0.95)
-    result = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, tight, with_control=False)
+    result = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, tight)
     weight = result.network.module.get_parameter("7.weight").detach()
     assert float(weight.abs().max() / weight.std()) < 1.7
     assert result.network.formats["7.ifm"].scale < baseline.formats["7.ifm"].scale

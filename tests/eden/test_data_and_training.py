@@ -1,5 +1,12 @@
 """Splits share no image, training repeats by seed, and the default baseline is as good as promised."""
 
+import gzip
+import struct
+import tempfile
+import tracemalloc
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from eden.datasets import Dataset, Split, mnist5000, stratified_split
+from eden import datasets
+from eden.approximate import ApproximateNetwork
+from eden.datasets import Dataset, Split, fashion_mnist, mnist5000, read_idx, stratified_split
 from eden.inference import evaluate
-from eden.networks import build
+from eden.networks import build, folded
 from eden.precision import Precision
 from eden.training import Hooks, Training, shift_randomly, train, train_baseline
 from profiles.errors import NetworkError
@@ -43,7 +52,7 @@ def test_networks_are_built_by_name_and_seed() -> None:
     assert sum(value.numel() for value in first.parameters()) == 61_706
     assert torch.equal(first[0].weight, second[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
-    with pytest.raises(NetworkError, match="no network 'resnet'; choose from lenet"):
+    with pytest.raises(NetworkError, match="no network 'resnet'; choose from lenet, resnet8"):
         build("resnet", 0)
 
 
@@ -82,3 +91,115 @@ def test_the_default_baseline_classifies_validation_images(precision: Precision)
     data = mnist5000()
     network = train_baseline("lenet", precision, data, 0)
     assert evaluate(network, data.validation.images, data.validation.labels).accuracy > 0.965
+
+
+# ---- Fashion-MNIST and its files -------------------------------------------------------------------------------------
+
+
+def idx(type_code: int, shape: tuple[int, ...], data: bytes) -> bytes:
+    """A gzipped IDX file, by the format's description: two zeros, type, dimensions, each size big endian, data."""
+    header = bytes([0, 0, type_code, len(shape)]) + b"".join(struct.pack(">I", size) for size in shape)
+    return gzip.compress(header + data)
+
+
+def test_idx_is_read_as_it_was_written(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    (tmp_path / "file.gz").write_bytes(idx(8, (2, 3, 4), values.tobytes()))
+    assert np.array_equal(read_idx(tmp_path / "file.gz", (2, 3, 4)), values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (idx(8, (2, 3), bytes(5)), "holds 5 bytes of data where 6 belong"),
+        (idx(8, (2, 3), bytes(7)), "holds more bytes of data where 6 belong"),
+        (idx(8, (3, 2), bytes(6)), "begins with 00 00 08 02 00 00 00 03"),
+        (idx(8, (2**31, 2**31), bytes(6)), "begins with"),
+        (idx(13, (2, 3), bytes(24)), "begins with 00 00 0d"),
+        (gzip.compress(b"\0\0"), "begins with 00 00, not"),
+        (idx(8, (2, 3), bytes(6))[:-9], "cannot read"),
+        (b"no gzip file", "cannot read"),
+    ],
+)
+def test_damaged_idx_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "file.gz").write_bytes(content)
+    with pytest.raises(NetworkError, match=message) as caught:
+        read_idx(tmp_path / "file.gz", (2, 3))
+    assert "install the data set again" in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_damage_to_an_idx_file_gives_an_error_or_the_data(data: st.DataObject) -> None:
+    values = np.arange(60, dtype=np.uint8).reshape(3, 20)
+    content = bytearray(idx(8, (3, 20), values.tobytes()))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "file.gz"
+        file.write_bytes(content)
+        try:
+            found = read_idx(file, (3, 20))
+        except NetworkError:
+            return
+        assert np.array_equal(found, values)  # the damage is in what gzip's header says of name and time
+
+
+def test_no_more_of_an_idx_file_is_unpacked_than_belongs(tmp_path: Path) -> None:
+    """Of 64 MiB of zeros, packed a thousandfold, less than one may be unpacked."""
+    packer = zlib.compressobj(wbits=31)
+    bomb = packer.compress(bytes([0, 0, 8, 1, 0, 0, 0, 6]))
+    bomb += b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    (tmp_path / "file.gz").write_bytes(bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(NetworkError, match="holds more bytes"):
+            read_idx(tmp_path / "file.gz", (6,))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_fashion_mnist_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "FASHION_FOLDERS", (tmp_path / "nowhere",))
+    with pytest.raises(NetworkError, match="apt-get install dataset-fashion-mnist"):
+        fashion_mnist(1234)
+
+
+@pytest.mark.skipif(not any(f.is_dir() for f in datasets.FASHION_FOLDERS), reason="dataset-fashion-mnist is missing")
+def test_fashion_splits_are_balanced_and_share_no_image() -> None:
+    data = fashion_mnist(3000)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [3000, 2000, 10_000]
+    for split in (data.train, data.validation, data.test):
+        assert split.images.shape[1:] == (1, 28, 28)
+        assert torch.bincount(split.labels).unique().numel() == 1
+        assert abs(float(split.images.mean())) < 0.05
+        assert abs(float(split.images.std()) - 1) < 0.05
+    seen = torch.cat([data.train.images, data.validation.images]).flatten(1)
+    assert len(torch.unique(seen, dim=0)) > 4990  # some garments are photographed twice
+
+
+# ---- ResNet-8 --------------------------------------------------------------------------------------------------------
+
+
+def test_folded_batch_norms_compute_the_same() -> None:
+    module, images = build("resnet8", 3), torch.randn(16, 1, 28, 28)
+    module(images)  # moves the running statistics away from 0 and 1
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.uniform_(layer.bias, -1, 1)
+    small = folded(module)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in small.modules())
+    assert torch.allclose(small(images), module.eval()(images), rtol=1e-4, atol=1e-4)
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+
+
+def test_resnet8_keeps_weights_and_ifms_of_every_layer_in_memory() -> None:
+    network = ApproximateNetwork(folded(build("resnet8", 0)), Precision.INT8)
+    network.calibrate([torch.rand(4, 1, 28, 28)])
+    layers = {tensor.name.rpartition(".")[0] for tensor in network.tensors() if tensor.kind == "ifm"}
+    assert len(layers) == 10  # eight on the longest path, and two shortcuts
+    assert {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias", "ifm")} == {
+        tensor.name for tensor in network.tensors()
+    }
+    assert sum(tensor.elements for tensor in network.tensors() if tensor.kind == "weight") == 77_418

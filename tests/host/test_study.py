@@ -1,6 +1,8 @@
 """Studies write rows, say what they depend on, and go on where they were."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from eden.approximate import ApproximateNetwork
+from eden.boosting import INTEGER_BOOSTING
+from eden.datasets import Dataset, mnist5000
 from eden.precision import Precision
 from eden.training import Training, train_baseline
-from host.cli import placement_study
+from host.cli import boost_study, placement_study
 from host.cli.main import app
 from profiles.errors import PlanError
 
@@ -69,3 +73,53 @@ def test_placement_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypa
     refused = CliRunner().invoke(app, [*arguments, "--memory", "model 9"])
     assert isinstance(refused.exception, PlanError)
     assert "choose from" in str(refused.exception)
+
+
+@pytest.mark.slow
+def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few digits and epochs: the figures are rough, what is trained, measured and kept is not."""
+
+    def few_digits() -> Dataset:
+        data = mnist5000()
+        return Dataset("few", data.train.first(1500), data.validation.first(300), data.test)
+
+    short = replace(INTEGER_BOOSTING, training=Training(3, 2e-3, shift_pixels=0))
+    monkeypatch.setattr(boost_study, "study_data", few_digits)
+    monkeypatch.setattr(boost_study, "default_boosting", lambda precision: short)
+    monkeypatch.setattr(boost_study, "TEST_IMAGES", 300)
+    monkeypatch.setattr(boost_study, "RATIO", 2.0)
+    monkeypatch.setattr(boost_study, "TARGET_DROP", 0.1)
+    monkeypatch.setattr(boost_study, "FLOAT_TRAINING", Training(3, 4e-3, shift_pixels=0))
+    arguments = ["study", "boost", "--out", str(tmp_path), "--network", "lenet", "--precision", "int8", "--seeds", "2"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "boost.json").read_text())["rows"]
+    assert [(row["memory"], row["goal"]) for row in rows] == [
+        ("fresh maps", 5),
+        ("the DIMM's own map", 5),
+        ("fresh maps", 10),
+        ("the DIMM's own map", 10),
+    ]
+    for row in rows:
+        assert (row["network"], row["precision"], row["seeds"], row["met"]) == ("lenet", "int8", [1, 2], None)
+        assert row["interval"][0] <= row["figure"] <= row["interval"][1]
+        ratios = [after / before for after, before in zip(row["ber"]["boosted"], row["ber"]["baseline"], strict=True)]
+        assert row["figure"] == pytest.approx(math.prod(ratios) ** 0.5)
+    assert (tmp_path / "boost.png").stat().st_size > 1000
+
+    (tmp_path / "boost/lenet-int8-2-boosted.json").write_text("{")  # damaged: its task alone runs again
+    again: list[str] = []
+
+    def measured(task: boost_study.Task) -> Any:
+        again.append(f"{task.seed} {task.arm}")
+        return measure(task)
+
+    measure = boost_study.Task._measured
+    monkeypatch.setattr(boost_study.Task, "_measured", measured)
+    monkeypatch.setattr(boost_study.Task, "_train", lambda *_: pytest.fail("trained again"))
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert again == ["2 boosted"]
+    assert json.loads((tmp_path / "boost.json").read_text())["rows"] == rows
+    refused = CliRunner().invoke(app, [*arguments, "--network", "vgg"])
+    assert isinstance(refused.exception, PlanError)
+    assert "choose from lenet, resnet8" in str(refused.exception)
