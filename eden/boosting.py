@@ -14,8 +14,9 @@ known. Bounding is on in both.
 What ablations showed, with one seed each (LeNet on Fashion-MNIST, validation images, errors drawn anew, 95 %; of FP32
 the curriculum ended at 5 times the baseline's rate, with a learning rate of 2e-3):
 
-- int8: whether the curriculum ends at 6 or 8 times the baseline's rate is the same to MNIST (both 6.7 times the
-  baseline's tolerance).
+- int8: ending the curriculum at 8 times the baseline's rate instead of 6 does not help. One seed on MNIST gives 6.7
+  times the baseline's tolerance with either, another (of the default run) 5.7 times with 6, and with 8 what its control
+  has, 3.1 times.
 - FP32: retraining makes the loss half as steep: at a BER of 3e-3, 1.8 % (within 0.5) against 3.6 % (within 0.7).
   Narrow ranges do not help: the network boosted at int8, read as FP32 with its ranges, loses 2.3 % (within 0.6). Any of
   six exponent bits sets a value to zero or nearly so, directly or by bounding, however large the value was.
@@ -43,7 +44,7 @@ from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 
 CALIBRATION_IMAGES = 1000
-PROBES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # multiples of the baseline's tolerated BER
+PROBES = (1.0, 2.0, 4.0, 8.0)  # multiples of the baseline's tolerated BER
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Boosting:
 
 
 INTEGER_BOOSTING = Boosting(
-    Training(epochs=12, learning_rate=3e-3, shift_pixels=1), highest=8.0, weight_limit=1.7, ifm_quantile=0.98
+    Training(epochs=12, learning_rate=3e-3, shift_pixels=1), highest=6.0, weight_limit=1.7, ifm_quantile=0.98
 )
 FP32_BOOSTING = Boosting(
     Training(epochs=12, learning_rate=1e-3, shift_pixels=1), highest=3.0, weight_limit=3.0, ifm_quantile=0.999

@@ -1,16 +1,16 @@
 """Opens boards by their ``--board`` specification."""
 
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from gateware.engine.parameters import EngineParameters
 from host.board import Board
 from host.bus import Bus
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
-from host.identity import find_description, identify
 from host.links import open_link
 from host.mock import MockBoard
 from host.rail import Measurement, Rail, Supply
+from host.real_board import open_real
 from host.recording import record, replay
 from host.simulation import SimulatedBoard
 from host.supplies import open_supply, rail_of
@@ -18,6 +18,7 @@ from host.supply_file import load_supply
 from host.timings import DDR3_1600K, Timings
 from profiles.errors import BoardError, RailError
 from profiles.geometry import Geometry
+from profiles.progress import Progress, silent
 from profiles.schema import ModuleIdentity
 
 MOCK_SUPPLY_UNCERTAINTY_MV = 0.25
@@ -150,28 +151,33 @@ def software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: st
 _KINDS = {"mock": open_mock, "sim": open_simulation}
 
 
-def open_board(specification: str, supply: Path | None = None, recording: Path | None = None) -> Board:
+def open_board(
+    specification: str, supply: Path | None = None, recording: Path | None = None, progress: Progress = silent
+) -> Board:
     """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, one behind a link, or one
     that was recorded, ``replay:FILE``.
 
     Args:
         specification: which board.
         supply: file that names what feeds its DRAM (`host.supply_file`). A board in software brings its own supply and
-            needs none; with one, its DRAM follows what that supply is measured to give.
-        recording: file to write all its traffic into (`host.recording`).
+            needs none; with one, its DRAM follows what that supply is measured to give. A real board's is looked for in
+            `host.supply_file.SUPPLY_FILE` if it is not given.
+        recording: file to write all its traffic into (`host.recording`), from when its DRAM is ready.
+        progress: of a real board's bring-up and self-test.
 
     Raises:
-        BoardError: the specification names no board, the simulated board is not built, or a real board's DRAM would
-            have to be initialised; or the recording cannot be read or written.
+        BoardError: the specification names no board, the simulated board is not built, or a real board cannot be
+            brought up or fails its self-test (`host.real_board`); or the recording cannot be read or written.
         LinkError: nobody answers at the end of the link.
         RailError: the supply is not there, or is not one for this board's DRAM.
         PlanError: the supply's file is wrong.
     """
     if (link := open_link(specification)) is not None:
-        _open_real(link, specification)
-    board = _board_in_software(specification)
-    if supply is not None:
-        _feed(board, supply)
+        board = open_real(link, specification, supply, progress)
+    else:
+        board = _board_in_software(specification)
+        if supply is not None:
+            _feed(board, supply)
     return board if recording is None else record(board, recording)
 
 
@@ -201,18 +207,6 @@ def _board_in_software(specification: str) -> Board:
         f"'{specification}' names no board; use mock:A, mock:B or mock:C, or sim:A .. sim:C for the simulated "
         "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board, or "
         "replay:FILE for a recorded one"
-    )
-
-
-def _open_real(bus: Bus, name: str) -> NoReturn:
-    """The board behind a link, once it can be brought up."""
-    try:
-        description = find_description(identify(bus, name), name)
-    finally:
-        bus.close()
-    raise BoardError(
-        f"{description.about['title']} answers at '{name}', but its DRAM is not initialised, and nothing here can do "
-        f"that over a link yet: eden board info --board {name} shows the board; scan mock: or sim: boards meanwhile"
     )
 
 

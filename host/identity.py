@@ -52,6 +52,27 @@ class Description:
     about: dict[str, Any]
     engine: EngineParameters
 
+    def registers(self) -> dict[str, int]:
+        """Byte addresses of the build's registers by LiteX's names, from its csr.json.
+
+        Raises:
+            BoardError: it cannot be read.
+        """
+        return register_addresses(self.path.with_name("csr.json"))
+
+
+def register_addresses(csr_json: Path) -> dict[str, int]:
+    """Byte addresses of a build's registers, from LiteX's csr.json.
+
+    Raises:
+        BoardError: it cannot be read.
+    """
+    try:
+        content = json.loads(csr_json.read_text(encoding="utf-8"))
+        return {name: int(register["addr"]) for name, register in content["csr_registers"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BoardError(f"{csr_json} lists no registers ({error!r}); build the gateware again") from error
+
 
 def identify(bus: Bus, name: str) -> Identity:
     """Ask the board ``name`` at the end of ``bus`` who it is.

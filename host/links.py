@@ -21,6 +21,12 @@ TRANSFER_S = 0.5  # a throughput is measured over about this
 _FIRST_WORDS = 64
 
 
+def is_link(specification: str) -> bool:
+    """Whether a ``--board`` specification is a link's."""
+    kind, _, where = specification.partition(":")
+    return kind in ("etherbone", "serial") and bool(where)
+
+
 def open_link(specification: str) -> Bus | None:
     """The bus of ``etherbone:HOST[:PORT]`` or ``serial:DEVICE[:BAUD]``; None if the specification is no link's.
 
@@ -28,9 +34,9 @@ def open_link(specification: str) -> Bus | None:
         BoardError: PORT or BAUD is no number.
         LinkError: nobody answers there.
     """
-    kind, _, where = specification.partition(":")
-    if kind not in ("etherbone", "serial") or not where:
+    if not is_link(specification):
         return None
+    kind, _, where = specification.partition(":")
     place, _, number = where.rpartition(":")
     place, number = (place, number) if place else (where, "")
     if number and not (number.isdecimal() and 0 < int(number) < (1 << 16 if kind == "etherbone" else 1 << 32)):

@@ -17,13 +17,11 @@ Not covered: an FPGA that loses its supply, clock or configuration while the rai
 acknowledge any more. Power-cycling the board brings back what is stored in the regulator.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from fractions import Fraction
-from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -31,8 +29,9 @@ import numpy as np
 from host.bus import Bus
 from host.heartbeat import Heartbeat
 from host.rail import Measurement
+from host.smbus import BlockRegisters, NotAcknowledgedError, SMBus
 from host.supply_file import PmbusSettings
-from profiles.errors import BoardError, LinkError, RailError, UnacknowledgedError
+from profiles.errors import LinkError, RailError
 
 FAMILY = "UCD92"
 PAGES = 4  # a UCD9248 has four outputs; others of the family refuse the pages that they lack
@@ -41,12 +40,9 @@ BEAT_S = 1.0
 NEAR = Fraction(3, 100)  # how far set and read voltage of the DRAM's rail may be off nominal
 RESTORE_S = 10.0  # for the sequencer to be done
 RISE_S = 1.0  # for an output to get where it is sent
-TRANSACTION_S = 1.0
-ATTEMPTS = 3  # of a transaction that is not acknowledged, and of a register write whose acknowledge is lost
 ALL_PHASES = 0xFF
 _ENTRIES = 16
 _WORD_WRITE_S = 0.38e-3  # START, four bytes with their acknowledges and STOP at 100 kHz
-_BLOCK_BYTES = 32
 
 
 class Command(IntEnum):
@@ -118,7 +114,7 @@ def linear11(raw: int) -> Fraction:
 # ---- the gateware's registers ----------------------------------------------------------------------------------------
 
 
-class RailRegisters:
+class RailRegisters(BlockRegisters):
     """The registers of `gateware.rail`, by which the host reaches SMBus and sequencer.
 
     Args:
@@ -130,98 +126,9 @@ class RailRegisters:
     """
 
     def __init__(self, bus: Bus, addresses: Mapping[str, int]) -> None:
-        self._bus = bus
-        self._at = {
-            name.removeprefix("rail_"): address for name, address in addresses.items() if name.startswith("rail_")
-        }
-        if "host_transaction" not in self._at:
+        super().__init__(bus, addresses, "rail")
+        if "host_transaction" not in self:
             raise RailError("this board's gateware has no PMBus master; name another kind of supply in the file")
-
-    def __getitem__(self, name: str) -> int:
-        return int(self._bus.read(self._at[name], 1)[0])
-
-    def __setitem__(self, name: str, value: int) -> None:
-        """Any of them may be written twice: a transaction made again sets and reads the same."""
-        for attempt in range(ATTEMPTS):
-            try:
-                self._bus.write(self._at[name], np.array([value], np.uint32))
-            except UnacknowledgedError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                return
-
-    def words(self, name: str, count: int) -> bytes:
-        """A register of several words, lowest byte first."""
-        return self._bus.read(self._at[name], count).astype("<u4").tobytes()
-
-    def close(self) -> None:
-        """Release the link; a second call does nothing."""
-        self._bus.close()
-
-
-def register_addresses(csr_json: Path) -> dict[str, int]:
-    """Byte addresses of a build's registers, from LiteX's csr.json.
-
-    Raises:
-        BoardError: it cannot be read.
-    """
-    try:
-        content = json.loads(csr_json.read_text(encoding="utf-8"))
-        return {name: int(register["addr"]) for name, register in content["csr_registers"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BoardError(f"{csr_json} lists no registers ({error!r}); build the gateware again") from error
-
-
-class NotAcknowledgedError(RailError):
-    """No device at the address, or it refuses the command."""
-
-
-class SMBus:
-    """Transactions with the devices of the gateware's SMBus."""
-
-    def __init__(self, registers: RailRegisters) -> None:
-        self._registers = registers
-
-    def write(self, address: int, command: Command, value: int, word: bool = True) -> None:
-        """Write a word or a byte. Raises RailError."""
-        self._wait()
-        self._registers["host_data"] = value
-        self._transact(address, command, word=word)
-
-    def read(self, address: int, command: Command, word: bool = True) -> int:
-        """Read a word or a byte. Raises RailError."""
-        return self._transact(address, command, word=word, read=True)
-
-    def read_block(self, address: int, command: Command) -> bytes:
-        """Read a block. Raises RailError."""
-        length = self._transact(address, command, word=True, read=True, block=True) & 0xFF
-        if not 0 < length <= _BLOCK_BYTES:
-            raise RailError(f"the device at {address} answers a block of {length} bytes to {command.name}")
-        return self._registers.words("host_block", _BLOCK_BYTES // 4)[-length:]
-
-    def _transact(self, address: int, command: Command, word: bool, read: bool = False, block: bool = False) -> int:
-        for _ in range(ATTEMPTS):
-            self._wait()
-            self._registers["host_transaction"] = command | address << 8 | word << 15 | read << 16 | block << 17
-            result = self._wait()
-            if (status := result >> 16 & 3) != 1:
-                break
-        what = f"{command.name} of the SMBus device at {address}"
-        if status == 1:
-            raise NotAcknowledgedError(f"{what} is not acknowledged; is the device there, and of the UCD92xx family?")
-        if status == 2:
-            raise RailError(f"{what}: the SMBus is stuck, or another master is on it; take it off and power-cycle")
-        if status == 3:
-            raise RailError(f"{what} is refused by the gateware, which is bringing the rail back; start again")
-        return result & 0xFFFF
-
-    def _wait(self) -> int:
-        end = time.monotonic() + TRANSACTION_S
-        while (result := self._registers["host_result"]) >> 18 & 1:
-            if time.monotonic() > end:
-                raise RailError(f"the SMBus master is busy for more than {TRANSACTION_S:g} s; reset the board")
-        return result
 
 
 # ---- finding the rail ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from host.bus import SharedBus
 from host.guardian import GuardedSupply
 from host.identity import Description, find_description, identify
 from host.links import open_link
-from host.pmbus import PmbusSupply, RailRegisters, register_addresses
+from host.pmbus import PmbusSupply, RailRegisters
 from host.rail import Measurement, Rail, Supply
 from host.supply_file import FixedSettings, PmbusSettings, ScpiSettings
 from profiles.errors import BoardError, RailError
@@ -77,13 +77,22 @@ def open_supply(settings: FixedSettings | PmbusSettings | ScpiSettings) -> tuple
             )
         unless_kept.callback(link.close)
         description = find_description(identify(link, settings.board), settings.board)
-        floor_mv = _board_floor(settings, description)
-        if isinstance(settings, ScpiSettings):
-            return GuardedSupply(settings), floor_mv
-        registers = RailRegisters(SharedBus(link), register_addresses(description.path.with_name("csr.json")))
-        supply = PmbusSupply(registers, settings)
-        unless_kept.pop_all()
+        supply, floor_mv = supply_of_board(settings, SharedBus(link), description)
+        if isinstance(settings, PmbusSettings):  # reached through the link, which its close() closes
+            unless_kept.pop_all()
         return supply, floor_mv
+
+
+def supply_of_board(
+    settings: FixedSettings | PmbusSettings | ScpiSettings, bus: SharedBus, description: Description
+) -> tuple[Supply, int]:
+    """As `open_supply`, for the board behind a link that is open, whatever board ``settings`` name."""
+    if isinstance(settings, FixedSettings):
+        return FixedSupply(settings), 0
+    floor_mv = _board_floor(settings, description)
+    if isinstance(settings, ScpiSettings):
+        return GuardedSupply(settings), floor_mv
+    return PmbusSupply(RailRegisters(bus, description.registers()), settings), floor_mv
 
 
 def _board_floor(settings: PmbusSettings | ScpiSettings, description: Description) -> int:

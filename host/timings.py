@@ -1,8 +1,9 @@
 """JEDEC timing parameters, as data, and their conversion to DRAM clocks."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from profiles.errors import PlanError
+from profiles.errors import BoardError, PlanError
+from profiles.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,33 @@ DDR4_1600K = JedecTimings(
     trefi_ps=7_800_000,
     tccd_ps=6_250,
 )
+
+
+# tRFC by density of a chip, Mbit: JESD79-3F table 61, JESD79-4 table 51 (tRFC1)
+_TRFC_PS = {
+    "DDR3": {512: 90_000, 1024: 110_000, 2048: 160_000, 4096: 260_000, 8192: 350_000},
+    "DDR4": {2048: 160_000, 4096: 260_000, 8192: 350_000, 16384: 550_000},
+}
+# with pages of 2 KiB, those of x16 chips: (tRRD, tFAW)
+_WIDE_PAGES_PS = {"DDR3": (7_500, 40_000), "DDR4": (7_500, 35_000)}
+
+
+def of_soldered_chips(memtype: str, geometry: Geometry) -> JedecTimings:
+    """Speed bin 1600K of "DDR3" or "DDR4" for chips without an SPD, with what their density and page size decide.
+
+    Raises:
+        BoardError: the standard has no such chips.
+    """
+    jedec = {"DDR3": DDR3_1600K, "DDR4": DDR4_1600K}[memtype]
+    g = geometry
+    density = g.banks * g.rows * g.columns * g.chip_width >> 20
+    if density not in _TRFC_PS[memtype]:
+        raise BoardError(f"{memtype} has no chips of {density} Mbit, which the geometry makes; build the gateware anew")
+    jedec = replace(jedec, trfc_ps=_TRFC_PS[memtype][density])
+    if g.columns * g.chip_width > 8 * 1024:
+        trrd_ps, tfaw_ps = _WIDE_PAGES_PS[memtype]
+        jedec = replace(jedec, trrd_ps=trrd_ps, tfaw_ps=tfaw_ps)
+    return jedec
 
 
 @dataclass(frozen=True)

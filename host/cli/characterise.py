@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from host.boards import open_board
 from host.cli.console import console, table
+from host.cli.opening import open_shown
 from host.cli.plan import load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
 from host.cli.scan_view import scan_view
@@ -43,7 +43,7 @@ def scan(
     """
     settings = load_plan(plan)
     path = out or settings.output / "profile"
-    opened = open_board(named_board(board, settings), supply, record)
+    opened = open_shown(named_board(board, settings), supply, record)
     try:
         with scan_view(settings.scan) as watch:
             profile = run_scan(opened, settings.scan, path, watch)

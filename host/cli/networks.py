@@ -19,11 +19,11 @@ from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import CoarseTolerance, MemoryAt, Sampling, coarse, fine
 from eden.training import train_baseline
-from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import Fallback, Inference, infer_on_board
+from host.cli.opening import open_shown
 from host.cli.rail import RecordOption, SupplyOption
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError, PlanError
@@ -251,7 +251,7 @@ def infer(
         places = plan.mapping
     measured = Profile.open(profile) if profile else None
     clean = evaluate(loaded, test.images, test.labels)
-    opened = open_board(board, supply, record)
+    opened = open_shown(board, supply, record)
     try:
         with progress_bar("infer") as progress:
             found = infer_on_board(

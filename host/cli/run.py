@@ -21,11 +21,11 @@ from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import Sampling
 from host.board import Board
-from host.boards import open_board
 from host.cli import stages
 from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import infer_on_board
+from host.cli.opening import open_shown
 from host.cli.plan import RunPlan, load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
@@ -57,7 +57,7 @@ def run(
     settings = load_plan(plan)
     named = named_board(board, settings)
     settings = settings.model_copy(update={"board": named, "output": out or settings.output})
-    opened = open_board(named, supply, record)
+    opened = open_shown(named, supply, record)
     try:
         content = _run(settings, opened)
     finally:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from migen import run_simulation
 
 from gateware.rail import RailSequencer, RailState
-from host import boards, pmbus
+from host import boards, pmbus, smbus
 from host.board import Board
 from host.boards import FollowedSupply, MockEnvironment
 from host.bus import Bus, SharedBus, Words
@@ -384,7 +384,7 @@ def test_a_regulator_that_is_busy_now_and_then_is_asked_again() -> None:
     rail = opened(bus)
     with rail.guarded():
         for millivolts in (1400, 1300, 1425):
-            bus.regulator.busy = pmbus.ATTEMPTS - 1
+            bus.regulator.busy = smbus.ATTEMPTS - 1
             rail.set(millivolts)
             assert bus.regulator.busy == 0
     rail.close()
@@ -402,7 +402,7 @@ class Forgetful:
         return self._bus.read(address, count)
 
     def write(self, address: int, words: Words) -> None:
-        loses = self._in_a_row < pmbus.ATTEMPTS - 1 and self._random.random() < 0.2
+        loses = self._in_a_row < smbus.ATTEMPTS - 1 and self._random.random() < 0.2
         self._in_a_row = self._in_a_row + 1 if loses else 0
         if not loses or self._random.random() < 0.5:
             self._bus.write(address, words)
@@ -661,7 +661,7 @@ def test_host_and_gateware_move_a_regulator_on_its_wires(monkeypatch: pytest.Mon
     monkeypatch.setattr("gateware.smbus.STRETCH_MS", 5)
     monkeypatch.setattr(pmbus, "WATCHDOG_MS", 120)
     monkeypatch.setattr(pmbus, "BEAT_S", 0.05)
-    monkeypatch.setattr(pmbus, "TRANSACTION_S", 60.0)
+    monkeypatch.setattr(smbus, "TRANSACTION_S", 60.0)
     bus = SimulatedRail()
     supply = supply_of(bus, SETTINGS.model_copy(update={"addresses": (53,)}))
     assert (supply.rail.address, supply.rail.page, supply.rail.device) == (53, 2, "UCD9248-64")

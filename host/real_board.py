@@ -1,0 +1,139 @@
+"""Opens a real board: its supply, its module's SPD, its DRAM brought up and tested."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from host.board import Board
+from host.bringup.sequence import bring_up
+from host.bus import Bus, SharedBus
+from host.identity import Description, find_description, identify
+from host.rail import LIMITS
+from host.selftest import require_self_test
+from host.spd import Spd, check_against_build, decode
+from host.spd_eeprom import has_spd, read_spd
+from host.supplies import rail_of, supply_of_board
+from host.supply_file import SUPPLY_FILE, load_supply
+from host.timings import JedecTimings, Timings, of_soldered_chips
+from profiles.errors import BoardError
+from profiles.progress import Progress, silent
+from profiles.schema import ModuleIdentity
+
+
+class Surroundings:
+    """What surrounds a real DRAM, as far as anything tells: no sensor is read."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Real DRAM draws from no epoch."""
+
+    def temperature_c(self) -> float | None:
+        """Unknown."""
+        return None
+
+
+@dataclass(frozen=True)
+class Module:
+    """The DRAM of a real board.
+
+    Attributes:
+        spd: of its module; None for chips on the board, or where the gateware does not reach it.
+        remarks: what is out of the standard about how the gateware drives it, in words.
+    """
+
+    spd: Spd | None
+    remarks: tuple[str, ...]
+
+
+def find_module(bus: Bus, description: Description) -> Module:
+    """Read and check the SPD of the module behind ``bus``, if the gateware reaches one; the DRAM is left alone.
+
+    Raises:
+        BoardError: it cannot be read, is damaged, or is of a module that the gateware was not built for.
+    """
+    addresses, about = description.registers(), description.about
+    if not has_spd(addresses):
+        return Module(None, ())
+    memtype = about["phy"]["memtype"]
+    spd = decode(read_spd(bus, addresses, about["board"], memtype))
+    return Module(spd, tuple(check_against_build(spd, description.engine, memtype)))
+
+
+def open_real(link: Bus, name: str, supply: Path | None, progress: Progress = silent) -> Board:
+    """The board at the end of ``link``, its DRAM initialised, levelled and tested at nominal.
+
+    Args:
+        link: to it; closed with the board, or if it cannot be opened.
+        name: its ``--board`` specification.
+        supply: file that names what feeds its DRAM; None: `SUPPLY_FILE`.
+        progress: of bring-up and self-test.
+
+    Raises:
+        BoardError: it is of unknown build, its module is not the gateware's, cannot be levelled, or failed its test.
+        RailError, PlanError: the supply's file is wrong or missing, or the supply is not there.
+        LinkError: the link failed.
+    """
+    bus = SharedBus(link)
+    try:
+        description = find_description(identify(bus, name), name)
+        module = find_module(bus, description)
+        settings = load_supply(supply or SUPPLY_FILE)
+        check_supply(settings.dram, settings.nominal, module.spd, description)
+        rail = rail_of(settings, *supply_of_board(settings, bus, description))
+    except BaseException:
+        bus.close()
+        raise
+    try:
+        with rail.guarded():
+            bring_up(bus, description, progress)
+            jedec = module.spd.jedec if module.spd else _soldered(description)
+            identity = _identity(module.spd, settings.dram, settings.nominal, description, jedec)
+            chip_width = description.engine.geometry.chip_width
+            board = Board(bus, rail, Surroundings(), identity, jedec, chip_width, name, seed=None)
+            require_self_test(board, progress)
+    except BaseException:
+        try:
+            rail.close()
+        finally:
+            bus.close()
+        raise
+    return board
+
+
+def check_supply(dram: str, nominal_mv: int, spd: Spd | None, description: Description) -> None:
+    """Hold what the supply's file says of the DRAM against gateware and SPD.
+
+    Raises:
+        BoardError: they contradict each other.
+    """
+    memtype = description.about["phy"]["memtype"]
+    if dram.removesuffix("L") != memtype:
+        raise BoardError(
+            f"the supply's file is for {dram}, the gateware of {description.about['title']} for {memtype}; correct dram"
+        )
+    voltages = spd.voltages_mv if spd else ()
+    if voltages and nominal_mv not in voltages:
+        allowed = " or ".join(f"{millivolts} mV" for millivolts in voltages)
+        types = " or ".join(name for name, limits in LIMITS.items() if limits.nominal_mv in voltages)
+        assert spd is not None
+        raise BoardError(
+            f"the supply's file has {nominal_mv} mV for nominal, the SPD of {spd.part_number} {allowed}; set dram to "
+            f"{types or 'its type'} there"
+        )
+
+
+def _soldered(description: Description) -> JedecTimings:
+    return of_soldered_chips(description.about["phy"]["memtype"], description.engine.geometry)
+
+
+def _identity(
+    spd: Spd | None, dram: str, nominal_mv: int, description: Description, jedec: JedecTimings
+) -> ModuleIdentity:
+    engine = description.engine
+    return ModuleIdentity(
+        manufacturer=spd.maker if spd else "unknown",
+        part_number=spd.part_number if spd else f"chips of {description.about['title']}",
+        serial_number=spd.serial_number if spd else "unknown",
+        dram_type=dram,
+        nominal_vdd_mv=nominal_mv,
+        nominal_trcd_ps=Timings.of(jedec, engine.tck_ps, engine.cas_write_latency).nominal_trcd_ps,
+        spd_hex=spd.image.hex() if spd else None,
+    )
