@@ -17,13 +17,14 @@ from host import programs
 from host.boards import open_board
 from host.chip_presets import PRESETS
 from host.mock import MockBoard
-from host.plan import ScanPlan
+from host.plan import PlannedPoint, ScanPlan
 from host.programs import EngineBuild, Traversal
 from host.scan import scan
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K, DDR4_1600K, Timings
 from host.toml_file import load_toml
 from profiles.pattern import Pattern, PatternKind
+from profiles.storage import Profile
 from tests.host.engine_bench import BASES, END, EngineBench, random_programs
 
 SEED = 5
@@ -319,8 +320,8 @@ def test_a_scan_gives_the_same_profile(tmp_path: Path) -> None:
     class _CutError(Exception):
         pass
 
-    def cut(done: int, _total: int) -> None:
-        if done == 2:
+    def cut(profile: Profile, _planned: PlannedPoint | None) -> None:
+        if len(profile.points) == 2:
             raise _CutError
 
     with pytest.raises(_CutError):
