@@ -102,7 +102,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Retrained:
-    """What `boost` and `retrain_control` return; measure tolerances on equal terms with `eden.tolerance.coarse`.
+    """What `boost` returns; measure tolerances on equal terms with `eden.tolerance.coarse`.
 
     Attributes:
         network: the retrained network, on reliable memory.
@@ -125,8 +125,9 @@ def boost(
     seed: int,
     boosting: Boosting | None = None,
     progress: Progress = silent,
+    control: bool = False,
 ) -> Retrained:
-    """Retrain a copy of ``baseline`` to tolerate more errors.
+    """Retrain a copy of ``baseline`` to tolerate more errors; or, as a control, alike but without errors.
 
     Args:
         baseline: a trained, calibrated network; left as it is.
@@ -137,30 +138,15 @@ def boost(
         seed: of the order of images and of all errors.
         boosting: settings; by default those of the precision.
         progress: called after each epoch.
+        control: train without errors; ``memory_at`` then only serves to choose the epoch that tolerates most.
 
     Raises:
         NetworkError: ``tolerated_ber`` is not within 0..1.
     """
     settings = boosting or default_boosting(baseline.precision)
     rates = curriculum(tolerated_ber, settings)
-    run = _Retraining(baseline, memory_at, data, settings, rates, tolerated_ber, baseline_accuracy - target_drop, seed)
-    return run.result(progress)
-
-
-def retrain_control(
-    baseline: ApproximateNetwork,
-    memory_at: MemoryAt,
-    data: Dataset,
-    tolerated_ber: float,
-    target_drop: float,
-    baseline_accuracy: float,
-    seed: int,
-    boosting: Boosting | None = None,
-    progress: Progress = silent,
-) -> Retrained:
-    """As `boost`, but trained without errors; ``memory_at`` only serves to choose the epoch that tolerates most."""
-    settings = boosting or default_boosting(baseline.precision)
-    rates = [0.0] * len(curriculum(tolerated_ber, settings))
+    if control:
+        rates = [0.0] * len(rates)
     run = _Retraining(baseline, memory_at, data, settings, rates, tolerated_ber, baseline_accuracy - target_drop, seed)
     return run.result(progress)
 

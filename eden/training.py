@@ -8,7 +8,7 @@ import torch.nn.functional as functional
 from torch import nn
 
 from eden.approximate import ApproximateNetwork
-from eden.datasets import Dataset, Split, mnist5000
+from eden.datasets import Dataset, Split, fashion_mnist, mnist5000
 from eden.networks import build, folded
 from eden.precision import Precision
 from eden.spelling import cmudict
@@ -50,6 +50,7 @@ class Recipe:
 
 
 RECIPES = {
+    "resnet8": Recipe(fashion_mnist),
     "g2p": Recipe(cmudict, Training(12, 6e-3, batch=256), Training(2, 1e-3, batch=256)),
 }
 """By network; every other one learns the digits of `mnist5000`."""

@@ -21,7 +21,7 @@ class DramRail:
         nominal_mv: what the board was designed for, millivolts.
         floor_mv: the lowest that may ever be set, millivolts: the rail feeds the FPGA's I/O bank too, so it is the
             least VCCO of its data sheet (1.14 V: 7 series, DS181 and DS182, and ECP5, FPGA-DS-02012; 0.95 V: Zynq
-            UltraScale+, DS925).
+            UltraScale+, DS925). The sheets were not at hand: look before relying on it.
         control: how it can be lowered, in words.
     """
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from eden.approximate import ApproximateNetwork
 from eden.boosting import boost as boost_network
-from eden.boosting import default_boosting, retrain_control
+from eden.boosting import default_boosting
 from eden.datasets import Dataset, Split, fashion_mnist
 from eden.memory import ApproximateMemory
 from eden.precision import Precision
@@ -19,7 +19,7 @@ from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, MemoryAt, Sampling, coarse
 from eden.training import Training, train_baseline
 from host.cli import stages
-from host.cli.console import console, progress_bar, table
+from host.cli.console import console, table
 from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio
 from profiles.errors import PlanError
 
@@ -58,14 +58,7 @@ def boost(
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, network or list(NETWORKS), precision or [Precision.INT8, Precision.FP32], seeds))
-    results, rows = [], []
-    with progress_bar("boost") as progress:
-        for done, task in enumerate(tasks):
-            progress(done, len(tasks))
-            results.append(task.result())
-            rows = _rows(results)
-            stages.save_json(out / "boost.json", {"study": "boost", "target_drop": TARGET_DROP, "rows": rows})
-        progress(len(tasks), len(tasks))
+    rows = stages.rows_of_tasks("boost", tasks, _rows, out, target_drop=TARGET_DROP)
     _plot(rows).savefig(out / "boost.png", dpi=110)
     _show(rows)
     console.print(str(out / "boost.json"))
@@ -153,9 +146,8 @@ class Task:
         clean = AccuracyMeter(baseline, validation, Sampling(1, BATCH)).clean
         fresh = self._fresh()
         tolerated = self._tolerated(baseline, fresh, validation, clean, 2e-4, 0.25)
-        retrain = boost_network if arm == "boosted" else retrain_control
-        settings = default_boosting(self.precision)
-        found = retrain(baseline, fresh, data, tolerated, TARGET_DROP, clean, self.seed, settings)
+        criterion, settings = (tolerated, TARGET_DROP, clean, self.seed), default_boosting(self.precision)
+        found = boost_network(baseline, fresh, data, *criterion, settings, control=arm == "control")
         found.network.save(file, self.network)
         return {"baseline_ber": tolerated, "kept_epoch": found.kept_epoch, "history": [vars(e) for e in found.history]}
 

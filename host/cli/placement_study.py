@@ -25,7 +25,7 @@ from eden.training import train_baseline
 from host.boards import MOCK_GEOMETRY, open_board
 from host.chip_presets import PRESETS, effective_time_ps, flip_probability, weak_rate
 from host.cli import stages
-from host.cli.console import console, progress_bar, table
+from host.cli.console import console, table
 from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import scan
 from profiles.cells import WeakCells
@@ -70,14 +70,7 @@ def placement(
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, precision or [Precision.INT8, Precision.FP32], memory, range(1, seeds + 1)))
-    results, rows = [], []
-    with progress_bar("placement") as progress:
-        for done, task in enumerate(tasks):
-            progress(done, len(tasks))
-            results.append(task.result())
-            rows = _rows(results)
-            stages.save_json(out / "placement.json", {"study": "placement", "target_drop": TARGET_DROP, "rows": rows})
-        progress(len(tasks), len(tasks))
+    rows = stages.rows_of_tasks("placement", tasks, _rows, out, target_drop=TARGET_DROP)
     _plot(rows).savefig(out / "placement.png", dpi=110)
     _show(rows)
     console.print(str(out / "placement.json"))

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, TypeAlias
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import boost, retrain_control
+from eden.boosting import boost
 from eden.inference import evaluate
 from eden.precision import Precision
 from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
@@ -155,7 +155,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
     criterion = (before.ber, drop, clean, plan.seed)
     boosted = boost(baseline, fresh_at, data, *criterion, progress=report("boost"))
     after = tolerance(boosted.network, "boosted")
-    unerring = retrain_control(baseline, fresh_at, data, *criterion, progress=report("control"))
+    unerring = boost(baseline, fresh_at, data, *criterion, progress=report("control"), control=True)
     control = tolerance(unerring.network, "control")
     use_boosted = after.ber > before.ber
     network, best = (boosted.network, after) if use_boosted else (baseline, before)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum, retrain_control
+from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
 from eden.datasets import Dataset, mnist5000
 from eden.memory import ApproximateMemory, BitErrorMemory
 from eden.precision import Precision
@@ -42,7 +42,7 @@ def test_boosting_repeats_and_leaves_the_baseline_as_it_was(data: Dataset) -> No
 
     def run() -> tuple[list[torch.Tensor], object]:
         result = boost(baseline, memory_at, data, 1e-3, 0.5, 0.5, 7, SHORT)
-        control = retrain_control(baseline, memory_at, data, 1e-3, 0.5, 0.5, 7, SHORT)
+        control = boost(baseline, memory_at, data, 1e-3, 0.5, 0.5, 7, SHORT, control=True)
         assert result.history[0].ber == 0
         assert [record.ber for record in control.history] == [0.0] * 3
         assert len(result.history) == 3

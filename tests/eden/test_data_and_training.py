@@ -20,7 +20,7 @@ from eden.datasets import Dataset, Split, fashion_mnist, mnist5000, read_idx, st
 from eden.inference import evaluate
 from eden.networks import build, folded
 from eden.precision import Precision
-from eden.training import Hooks, Training, shift_randomly, train, train_baseline
+from eden.training import Hooks, Training, recipe, shift_randomly, train, train_baseline
 from profiles.errors import NetworkError
 
 
@@ -203,3 +203,8 @@ def test_resnet8_keeps_weights_and_ifms_of_every_layer_in_memory() -> None:
         tensor.name for tensor in network.tensors()
     }
     assert sum(tensor.elements for tensor in network.tensors() if tensor.kind == "weight") == 77_418
+
+
+def test_each_network_learns_its_own_data() -> None:
+    assert recipe("resnet8").data is fashion_mnist
+    assert recipe("lenet").data is mnist5000

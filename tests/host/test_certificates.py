@@ -1,7 +1,6 @@
 """`eden study certificates` and `eden tolerance` from the command line: files, resumption, and what cannot be read."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,26 +14,13 @@ from eden.certificate import CERTIFICATE_SAMPLING, Population
 from eden.datasets import Dataset
 from eden.precision import Precision
 from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, train_baseline
-from host.cli import certificates_study, main, networks, stages
+from host.cli import certificates_study, networks, stages
 from host.cli.certificates_study import Design
 from profiles.error_models import UniformModel, load_error_model
 from profiles.errors import NetworkError
 from profiles.geometry import Geometry
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process; returns what it printed."""
-
-    def call(*arguments: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["eden", *map(str, arguments)])
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        main.main()
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +31,7 @@ def small_dataset() -> Dataset:
 
 @pytest.mark.slow
 def test_the_study_keeps_results_and_writes_figures_and_a_picture(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset
+    run_eden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset
 ) -> None:
     monkeypatch.setattr(stages, "dataset", lambda network="lenet": small_dataset)
     monkeypatch.setattr(certificates_study, "SEEDS", (1,))
@@ -57,7 +43,7 @@ def test_the_study_keeps_results_and_writes_figures_and_a_picture(
         Design("lenet", 400, 2, 1, Population.THIS_MAP, ()),
     )
     monkeypatch.setattr(certificates_study, "DESIGNS", designs)
-    out = run("study", "certificates", "--out", tmp_path)
+    out = run_eden("study", "certificates", "--out", tmp_path)
     assert "certificates.json" in out
     written = json.loads((tmp_path / "certificates.json").read_text())
     assert written["confidence"] == 0.95
@@ -74,13 +60,13 @@ def test_the_study_keeps_results_and_writes_figures_and_a_picture(
     assert (tmp_path / "certificates.png").stat().st_size > 1000
 
     monkeypatch.setattr(certificate_study, "pool", lambda *_: pytest.fail("LeNet's results were there"))
-    run("study", "certificates", "--out", tmp_path)
+    run_eden("study", "certificates", "--out", tmp_path)
     assert json.loads((tmp_path / "certificates.json").read_text()) == written
     kept = next((tmp_path / "certificates").iterdir())
     for damage in (kept.read_bytes()[:100], b"", b"no archive"):
         kept.write_bytes(damage)
         with pytest.raises(pytest.fail.Exception, match="were there"):
-            run("study", "certificates", "--out", tmp_path)
+            run_eden("study", "certificates", "--out", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +84,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_dataset: Dataset) -> t
 
 @pytest.mark.slow
 def test_tolerance_certifies_the_joint_rates_and_checks_them_once(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset, files: tuple[Path, Path]
+    run_eden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset, files: tuple[Path, Path]
 ) -> None:
     monkeypatch.setattr(stages, "dataset", lambda network="lenet": small_dataset)
     monkeypatch.setattr(networks, "SEARCH_IMAGES", 100)
@@ -106,7 +92,7 @@ def test_tolerance_certifies_the_joint_rates_and_checks_them_once(
     monkeypatch.setattr(networks, "CERTIFICATE_SAMPLING", replace(CERTIFICATE_SAMPLING, draws=1))
     network, model = files
     out = tmp_path / "tolerance.json"
-    printed = run("tolerance", network, "--model", model, "--target-drop", "8", "--out", out)
+    printed = run_eden("tolerance", network, "--model", model, "--target-drop", "8", "--out", out)
     found = stages.load_tolerance(out)
     certified = found.certificate.certified
     assert certified is not None

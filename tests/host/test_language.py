@@ -1,6 +1,5 @@
 """A network of words goes through every command as one of images does: train, boost, tolerance, map, infer."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from eden import boosting, training
 from eden.certificate import CERTIFICATE_SAMPLING
 from eden.datasets import Dataset, Split
 from eden.training import Recipe, Training
-from host.cli import main, networks, stages
+from host.cli import networks, stages
 from profiles.error_models import UniformModel
 from profiles.geometry import Geometry
 
@@ -35,19 +34,6 @@ precisions = ["int8"]
 """
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process; returns what it printed."""
-
-    def call(*arguments: str | Path) -> str:
-        monkeypatch.setattr(sys, "argv", ["eden", *map(str, arguments)])
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        main.main()
-        return capsys.readouterr().out
-
-    return call
-
-
 def words() -> Dataset:
     """Words of six letters, each with one label, whatever stands around it."""
     letters = torch.zeros(800, 12, dtype=torch.int64)
@@ -58,7 +44,7 @@ def words() -> Dataset:
 
 @pytest.mark.slow
 def test_a_network_of_words_goes_from_training_to_dram(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_eden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = words()
     short = Recipe(lambda: data, Training(5, 2e-2, batch=25), Training(1, 1e-3, batch=25))
@@ -73,19 +59,19 @@ def test_a_network_of_words_goes_from_training_to_dram(
     UniformModel(geometry=geometry, banks=(0, 1), weak_fraction=0.1, flip_probability=0.5).save(model)
     (tmp_path / "plan.toml").write_text(PLAN, encoding="utf-8")
 
-    printed = run("train", "--network", "g2p", "--per-channel", "--out", baseline)
+    printed = run_eden("train", "--network", "g2p", "--per-channel", "--out", baseline)
     assert "bits of metadata in reliable memory" in printed
     network = stages.load_network(baseline)
     assert network.per_channel
     assert stages.network_data(baseline) is data
-    assert "after" in run("boost", baseline, "--model", model, "--target-drop", "10", "--out", boosted)
+    assert "after" in run_eden("boost", baseline, "--model", model, "--target-drop", "10", "--out", boosted)
     tolerance, mapping, profile = tmp_path / "tolerance.json", tmp_path / "mapping.json", tmp_path / "profile"
-    printed = run("tolerance", baseline, "--model", model, "--target-drop", "10", "--out", tolerance)
+    printed = run_eden("tolerance", baseline, "--model", model, "--target-drop", "10", "--out", tolerance)
     assert "final check on test images" in printed
     found = stages.load_tolerance(tolerance)
     assert set(found.rates) == {tensor.name for tensor in network.tensors()}
-    run("scan", tmp_path / "plan.toml", "--out", profile)
-    run("map", baseline, profile, "--tolerance", tolerance, "--out", mapping, "--batch", "25")
-    printed = run("infer", baseline, mapping, "--board", "mock:B:1", "--profile", profile)
+    run_eden("scan", tmp_path / "plan.toml", "--out", profile)
+    run_eden("map", baseline, profile, "--tolerance", tolerance, "--out", mapping, "--batch", "25")
+    printed = run_eden("infer", baseline, mapping, "--board", "mock:B:1", "--profile", profile)
     assert "of 150 images" in printed
     assert printed.count("agrees within the joint uncertainty") >= 1
