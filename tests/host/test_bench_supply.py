@@ -32,7 +32,7 @@ from profiles.errors import PlanError, RailError
 from profiles.storage import Profile
 from tests.host.scpi_stand_in import GRAMMARS, Faults, ScpiStandIn
 
-RESTORED_S = 2.0  # from a scan's death to nominal, on the busiest machine; a hundredth of it is usual
+RESTORED_S = 30.0  # after this a test gives up waiting for nominal: a hang, not a speed (20 ms are usual)
 PLAN = """
 banks = [0, 1]
 patterns = ["0x00"]
@@ -314,7 +314,7 @@ def test_a_supply_that_fails_is_back_at_nominal(fault: dict[str, object], says: 
         rail.close()
     assert re.search(says, told(caught.value))
     mended.join()
-    supply.wait_for(1350, 5)
+    supply.wait_for(1350, RESTORED_S)
     assert supply.settings_sent()[-1] == 1350
 
 
@@ -429,7 +429,7 @@ def test_a_scan_killed_while_the_supply_is_silent_is_waited_out_by_the_guardian(
     time.sleep(2.0)
     assert supply.out_mv() < 1350
     supply.faults = Faults()
-    supply.wait_for(1350, 5.0)
+    supply.wait_for(1350, RESTORED_S)
     assert child.stderr is not None
     assert b"is back at 1350 mV (the scan is gone)" in child.stderr.readline()
     child.communicate()
