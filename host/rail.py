@@ -256,12 +256,12 @@ class Rail:
             self.restore()
             yield self
         finally:
-            with _undisturbed():
+            with undisturbed():
                 self.restore()
 
     def close(self) -> None:
         """Back to nominal, if it was moved, and let go of the supply."""
-        with _undisturbed():
+        with undisturbed():
             try:
                 if self._moved:
                     self.restore()
@@ -312,7 +312,7 @@ class Rail:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Ignore SIGINT and SIGTERM for a moment (they reach the main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""`eden.toml`: what feeds the DRAM of the board on this bench.
+"""`eden.toml`: what feeds the DRAM of the board on this bench, and what heats it (`host.temperature_file`).
 
 ::
 
@@ -31,8 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from host.rail import FASTEST_MV_PER_S, LARGEST_STEP_MV, LIMITS, Ramp
 from host.scpi_dialects import DIALECTS
+from host.temperature_file import TemperatureSettings
 from host.toml_file import load_toml
-from profiles.errors import RailError
+from profiles.errors import PlanError, RailError
 
 SUPPLY_FILE = Path("eden.toml")  # where a real board's supply is looked for, in the working directory
 
@@ -148,15 +149,21 @@ SupplySettings = Annotated[FixedSettings | PmbusSettings | ScpiSettings, Field(d
 
 
 class SupplyFile(BaseModel):
-    """A whole `eden.toml`."""
+    """A whole `eden.toml`.
+
+    Attributes:
+        supply: of the DRAM; None where only a board in software is used, which brings its own.
+        temperature: its controller, if there is one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    supply: SupplySettings
+    supply: SupplySettings | None = None
+    temperature: TemperatureSettings | None = None
 
 
-def load_supply(file: Path = SUPPLY_FILE) -> FixedSettings | PmbusSettings | ScpiSettings:
-    """What ``file`` says of the supply.
+def load_bench(file: Path = SUPPLY_FILE) -> SupplyFile:
+    """All that ``file`` says.
 
     Raises:
         RailError: there is no such file.
@@ -164,4 +171,31 @@ def load_supply(file: Path = SUPPLY_FILE) -> FixedSettings | PmbusSettings | Scp
     """
     if not file.exists():
         raise RailError(f"no {file}, which says what feeds the DRAM; write one (README, 'Its supply') or give --supply")
-    return load_toml(file, SupplyFile).supply
+    return load_toml(file, SupplyFile)
+
+
+def load_supply(file: Path = SUPPLY_FILE) -> FixedSettings | PmbusSettings | ScpiSettings:
+    """What ``file`` says of the supply.
+
+    Raises:
+        RailError, PlanError: as `load_bench`, or it says nothing of a supply.
+    """
+    supply = load_bench(file).supply
+    if supply is None:
+        raise PlanError(f"{file} has no [supply], which says what feeds the DRAM; write one (README, 'Its supply')")
+    return supply
+
+
+def load_temperature(file: Path = SUPPLY_FILE) -> TemperatureSettings:
+    """What ``file`` says of the temperature controller.
+
+    Raises:
+        RailError, PlanError: as `load_bench`, or it says nothing of a controller.
+    """
+    temperature = load_bench(file).temperature
+    if temperature is None:
+        raise PlanError(
+            f"{file} has no [temperature], which names the temperature controller; write one (README, 'Its "
+            "temperature')"
+        )
+    return temperature

@@ -53,6 +53,10 @@ class RailError(BoardError):
     """A supply voltage is outside its hard limits, or did not read back as it was set."""
 
 
+class TemperatureError(BoardError):
+    """A temperature is outside its limits, was not reached or did not hold, or its sensor or controller is gone."""
+
+
 class NetworkError(EdenError):
     """A network, checkpoint or data set does not fit what was asked of it."""
 

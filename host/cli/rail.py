@@ -13,7 +13,7 @@ from host.rail import LIMITS, Measurement, Rail
 from host.scpi_dialects import DIALECTS
 from host.supplies import open_supply, rail_of
 from host.supply_file import SUPPLY_FILE, load_supply
-from profiles.errors import RailError
+from profiles.errors import BoardError, RailError
 
 SupplyOption = Annotated[
     Path | None,
@@ -53,8 +53,9 @@ def set_(
         _show_limits(rail)
         rail.check(millivolts)
         if not yes:
-            _confirm(f"Move the DRAM's supply from {rail.nominal_mv} mV to {millivolts} mV?")
-        with _announced(f"back at nominal, {rail.nominal_mv} mV"), rail.guarded():
+            question = f"Move the DRAM's supply from {rail.nominal_mv} mV to {millivolts} mV?"
+            confirm(question, RailError("the supply was not moved; say yes, or give --yes where nobody can be asked"))
+        with announced(f"back at nominal, {rail.nominal_mv} mV"), rail.guarded():
             console.print(f"reads       {_words(rail.set(millivolts))}")
             end = None if hold_s is None else time.monotonic() + hold_s
             while end is None or time.monotonic() < end:
@@ -91,7 +92,7 @@ def _opened(file: Path) -> Iterator[Rail]:
 
 
 @contextmanager
-def _announced(outcome: str) -> Iterator[None]:
+def announced(outcome: str) -> Iterator[None]:
     """Print the outcome of what is done, also if Ctrl-C ends it; an error says itself how things are."""
     try:
         yield
@@ -101,13 +102,14 @@ def _announced(outcome: str) -> Iterator[None]:
     console.print(outcome)
 
 
-def _confirm(question: str) -> None:
+def confirm(question: str, refused: BoardError) -> None:
+    """Ask; raises ``refused`` unless the answer is yes."""
     try:
         sure = typer.confirm(question)
     except typer.Abort:
         sure = False
     if not sure:
-        raise RailError("the supply was not moved; say yes, or give --yes where nobody can be asked")
+        raise refused
 
 
 def _show_limits(rail: Rail) -> None:
