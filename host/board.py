@@ -1,10 +1,11 @@
 """A board as the host works with it: runs test-engine programs over a bus and checks everything that comes back."""
 
+import math
 import time
 import zlib
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -19,7 +20,8 @@ from host import errorlog, programs
 from host.bus import Bus, Words
 from host.identity import identify
 from host.programs import EngineBuild, Traversal
-from host.rail import Rail
+from host.rail import WATCH_S, Rail
+from host.thermostat import Keeper
 from host.timings import JedecTimings, Timings
 from profiles.cells import LineCounts
 from profiles.errors import BoardError, LinkError, ProfileError, ProgramError, UnacknowledgedError
@@ -33,13 +35,52 @@ SILENCE_S = 60.0  # a program whose clock counter stands still this long is take
 
 
 class Environment(Protocol):
-    """What surrounds the DRAM and is not on the bus."""
+    """What surrounds the DRAM.
+
+    Attributes:
+        sensor: which one tells its temperature; None where none does.
+    """
+
+    sensor: str | None
 
     def begin_epoch(self, epoch: int) -> None:
         """Tag reads with an epoch; only chip models draw from it, real boards ignore it."""
 
     def temperature_c(self) -> float | None:
-        """DRAM temperature, degrees Celsius; None where there is no sensor."""
+        """DRAM temperature, degrees Celsius; None where there is no sensor.
+
+        Raises:
+            TemperatureError: the sensor is gone.
+        """
+
+
+class Thermometer:
+    """Reads an environment's temperature while a program runs.
+
+    Attributes:
+        readings: degrees Celsius, since `begin_watch`.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment, self._looked = environment, math.inf
+        self.readings: list[float] = []
+
+    def begin_watch(self) -> None:
+        """Forget the readings, and take the next one as soon as `watch` is called."""
+        self.readings, self._looked = [], 0.0
+
+    def end_watch(self) -> list[float]:
+        """Read no more; returns the readings."""
+        self._looked = math.inf
+        return self.readings
+
+    def watch(self) -> None:
+        """Read, at most once in `WATCH_S`, if that was begun: for a loop that waits for the board."""
+        if (now := time.monotonic()) - self._looked < WATCH_S:
+            return
+        self._looked = now
+        if (celsius := self._environment.temperature_c()) is not None:
+            self.readings.append(celsius)
 
 
 @dataclass(frozen=True)
@@ -120,6 +161,8 @@ class Board:
 
     Attributes:
         usage: what programs have taken so far.
+        thermometer: of the environment.
+        thermostat: what keeps its DRAM's temperature; None where nothing does.
 
     Raises:
         LinkError: nothing answers as a test engine.
@@ -157,7 +200,25 @@ class Board:
         self._burst_words = self.geometry.burst_bits // 32
         self._starts: int | None = None  # of the program that ran last, in this session
         self.usage = Usage()
+        self.thermometer = Thermometer(environment)
+        self.thermostat: Keeper | None = None
         self._transfer = lru_cache(maxsize=256)(self._transfer_image)
+
+    def kept_by(self, thermostat: Keeper, environment: Environment) -> None:
+        """From here on ``thermostat`` keeps the DRAM's temperature, in ``environment``."""
+        self.thermostat, self.environment, self.thermometer = thermostat, environment, Thermometer(environment)
+
+    @contextmanager
+    def refreshing_twice(self) -> Iterator[None]:
+        """Programs that are made meanwhile refresh twice as often, as JEDEC wants it above 85 °C."""
+        build = self.build
+        self.build = replace(build, timings=replace(build.timings, trefi=build.timings.trefi // 2))
+        self._transfer.cache_clear()
+        try:
+            yield
+        finally:
+            self.build = build
+            self._transfer.cache_clear()
 
     @property
     def timings(self) -> Timings:
@@ -230,6 +291,7 @@ class Board:
         while True:
             state = self._state()
             self.rail.watch()
+            self.thermometer.watch()
             produced = self.register("log_produced")
             for blocks in self._blocks(consumed, produced):
                 reads, bits = errorlog.unpack(blocks, self.geometry.burst_bits)
@@ -418,8 +480,12 @@ class Board:
         return State(value)
 
     def close(self) -> None:
-        """Supply back to nominal, link released."""
+        """Supply back to nominal, controller of its temperature safe, link released."""
         try:
             self.rail.close()
         finally:
-            self.bus.close()
+            try:
+                if self.thermostat is not None:
+                    self.thermostat.close()
+            finally:
+                self.bus.close()

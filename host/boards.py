@@ -9,14 +9,16 @@ from host.bus import Bus
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
 from host.links import open_link
 from host.mock import MockBoard
+from host.modbus import open_thermostat
 from host.rail import Measurement, Rail, Supply
 from host.real_board import open_real
 from host.recording import record, replay
 from host.simulation import SimulatedBoard
 from host.supplies import open_supply, rail_of
-from host.supply_file import load_supply
+from host.supply_file import load_bench
+from host.thermostat import Holding, KeptEnvironment, Thermostat
 from host.timings import DDR3_1600K, Timings
-from profiles.errors import BoardError, RailError
+from profiles.errors import BoardError, PlanError, RailError
 from profiles.geometry import Geometry
 from profiles.progress import Progress, silent
 from profiles.schema import ModuleIdentity
@@ -108,8 +110,44 @@ class FollowedSupply:
         self._supply.close()
 
 
+class MockController:
+    """What heats and cools a board in software, at once; a `host.thermostat.Controller`."""
+
+    identity = "model"
+
+    def __init__(self, board: SoftwareBoard) -> None:
+        self._board = board
+
+    def set_celsius(self, celsius: float) -> None:
+        self._board.set_environment(self._board.environment[0], celsius)
+
+    def set_point_c(self) -> float:
+        return self._board.environment[1]
+
+    def measure_c(self) -> float:
+        return self._board.environment[1]
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class FollowedThermostat(Thermostat):
+    """A real controller beside a board in software: its DRAM is at the temperature that is read, to a tenth."""
+
+    def __init__(self, thermostat: Thermostat, board: SoftwareBoard) -> None:
+        super().__init__(thermostat.controller, thermostat.holding)
+        self._board = board
+
+    def measure_c(self) -> float:
+        celsius = super().measure_c()
+        self._board.set_environment(self._board.environment[0], round(celsius, 1))
+        return celsius
+
+
 class MockEnvironment:
     """The surroundings of a board in software."""
+
+    sensor: str | None = "model"
 
     def __init__(self, board: SoftwareBoard) -> None:
         self._board = board
@@ -144,8 +182,10 @@ def software_board(kind: str, bus: SoftwareBoard, geometry: Geometry, vendor: st
         nominal_trcd_ps=Timings.of(DDR3_1600K, MOCK_TCK_PS, 6).nominal_trcd_ps,
     )
     rail = Rail(MockSupply(bus), module.dram_type, module.nominal_vdd_mv)
-    name = f"{kind}:{vendor}:{seed}"
-    return Board(bus, rail, MockEnvironment(bus), module, DDR3_1600K, geometry.chip_width, name, seed)
+    name, environment = f"{kind}:{vendor}:{seed}", MockEnvironment(bus)
+    board = Board(bus, rail, environment, module, DDR3_1600K, geometry.chip_width, name, seed)
+    board.kept_by(Thermostat(MockController(bus), Holding(stable_s=0.0)), environment)
+    return board
 
 
 _KINDS = {"mock": open_mock, "sim": open_simulation}
@@ -169,7 +209,7 @@ def open_board(
         BoardError: the specification names no board, the simulated board is not built, or a real board cannot be
             brought up or fails its self-test (`host.real_board`); or the recording cannot be read or written.
         LinkError: nobody answers at the end of the link.
-        RailError: the supply is not there, or is not one for this board's DRAM.
+        RailError, TemperatureError: the supply or the temperature controller is not there, or is not for this DRAM.
         PlanError: the supply's file is wrong.
     """
     if (link := open_link(specification)) is not None:
@@ -177,15 +217,26 @@ def open_board(
     else:
         board = _board_in_software(specification)
         if supply is not None:
-            _feed(board, supply)
+            try:
+                _feed(board, supply)
+            except BaseException:
+                board.close()
+                raise
     return board if recording is None else record(board, recording)
 
 
 def _feed(board: Board, file: Path) -> None:
-    """Put a supply on the bench in the place of a software board's own."""
-    settings, module, bus = load_supply(file), board.module, board.bus
+    """Put a supply, a temperature controller or both on the bench in the place of a software board's own."""
+    bench, module, bus = load_bench(file), board.module, board.bus
     if not isinstance(bus, MockBoard | SimulatedBoard):
         raise BoardError(f"a recorded board brings its supply; leave out {file}")
+    if bench.supply is None and bench.temperature is None:
+        raise PlanError(f"{file} says neither what feeds the DRAM nor what heats it; write [supply] or [temperature]")
+    if bench.temperature is not None:
+        thermostat = FollowedThermostat(open_thermostat(bench.temperature), bus)
+        board.kept_by(thermostat, KeptEnvironment(thermostat, board.environment.begin_epoch))
+    if (settings := bench.supply) is None:
+        return
     if (settings.dram, settings.nominal) != (module.dram_type, module.nominal_vdd_mv):
         raise RailError(
             f"{file} is for {settings.dram} at {settings.nominal} mV, '{board.name}' has {module.dram_type} at "

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from host.board import Board
+from host.temperature_plan import TemperaturePlan
 from host.toml_file import first_problem
 from profiles.errors import PlanError
 from profiles.geometry import Geometry
@@ -82,6 +83,7 @@ class ScanPlan(_Table):
         write: at which point data are written: nominal, operating_point (as IFMs are), or both in turn.
         access_mode: burst_per_activation (what tRCD acts on) or linear.
         refresh: kept or withheld while testing.
+        temperature: what is asked of the DRAM's temperature; default: it is recorded, whatever it is.
         licence, citation: of the profile that comes of it.
         rewrite_each_round: False reads the same data every round; failures may then persist.
     """
@@ -96,6 +98,7 @@ class ScanPlan(_Table):
     access_mode: AccessMode = AccessMode.BURST_PER_ACTIVATION
     refresh: Literal["kept", "withheld"] = "kept"
     rewrite_each_round: bool = True
+    temperature: TemperaturePlan | None = None
     licence: str = "CC-BY-4.0"
     citation: str = ""
 
@@ -122,7 +125,7 @@ class ScanPlan(_Table):
                         index += 1
 
     def check(self, board: Board) -> None:
-        """Raises PlanError or RailError if this board cannot do what the plan asks; touches nothing."""
+        """Raises PlanError, RailError or TemperatureError if this board cannot do what is asked; touches nothing."""
         try:
             self.region.check(board.geometry)
             check_cell_regions(self.region, self.cell_regions(board.geometry))
@@ -136,6 +139,8 @@ class ScanPlan(_Table):
             board.timings.trcd_clocks(grid.trcd_ps)
             for vdd_mv in grid.vdd_mv:
                 board.rail.check(vdd_mv)
+        if self.temperature is not None:
+            self.temperature.check(board)
         if self.access_mode == AccessMode.LINEAR and any(g.trcd_ps != board.timings.nominal_trcd_ps for g in self.grid):
             raise PlanError(
                 f"access_mode linear reads at nominal tRCD ({board.timings.nominal_trcd_ps} ps) only: later READs of "

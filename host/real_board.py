@@ -1,18 +1,22 @@
 """Opens a real board: its supply, its module's SPD, its DRAM brought up and tested."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from host.board import Board
 from host.bringup.sequence import bring_up
 from host.bus import Bus, SharedBus
+from host.die_temperature import DieSensor, find_sensor
 from host.identity import Description, find_description, identify
+from host.modbus import open_thermostat
 from host.rail import LIMITS
 from host.selftest import require_self_test
 from host.spd import Spd, check_against_build, decode
 from host.spd_eeprom import has_spd, read_spd
 from host.supplies import rail_of, supply_of_board
-from host.supply_file import SUPPLY_FILE, load_supply
+from host.supply_file import SUPPLY_FILE, load_bench, load_supply
+from host.thermostat import KeptEnvironment
 from host.timings import JedecTimings, Timings, of_soldered_chips
 from profiles.errors import BoardError
 from profiles.progress import Progress, silent
@@ -20,14 +24,24 @@ from profiles.schema import ModuleIdentity
 
 
 class Surroundings:
-    """What surrounds a real DRAM, as far as anything tells: no sensor is read."""
+    """What surrounds a real DRAM, as far as its board tells.
+
+    Args:
+        die: sensor of its FPGA; None if the build has none.
+
+    Attributes:
+        sensor: what it is.
+    """
+
+    def __init__(self, die: DieSensor | None) -> None:
+        self._die, self.sensor = die, None if die is None else die.name
 
     def begin_epoch(self, epoch: int) -> None:
         """Real DRAM draws from no epoch."""
 
     def temperature_c(self) -> float | None:
-        """Unknown."""
-        return None
+        """Of the FPGA's die, degrees Celsius; None where nothing tells."""
+        return None if self._die is None else self._die.celsius()
 
 
 @dataclass(frozen=True)
@@ -68,33 +82,33 @@ def open_real(link: Bus, name: str, supply: Path | None, progress: Progress = si
 
     Raises:
         BoardError: it is of unknown build, its module is not the gateware's, cannot be levelled, or failed its test.
-        RailError, PlanError: the supply's file is wrong or missing, or the supply is not there.
+        RailError, TemperatureError, PlanError: the supply's file is wrong or missing, or the supply or the temperature
+            controller is not there.
         LinkError: the link failed.
     """
-    bus = SharedBus(link)
-    try:
+    bus, file = SharedBus(link), supply or SUPPLY_FILE
+    with ExitStack() as unless_opened:
+        unless_opened.callback(bus.close)
         description = find_description(identify(bus, name), name)
         module = find_module(bus, description)
-        settings = load_supply(supply or SUPPLY_FILE)
+        settings, temperature = load_supply(file), load_bench(file).temperature
         check_supply(settings.dram, settings.nominal, module.spd, description)
+        thermostat = None if temperature is None else open_thermostat(temperature)
+        if thermostat is not None:
+            unless_opened.callback(thermostat.close)
         rail = rail_of(settings, *supply_of_board(settings, bus, description))
-    except BaseException:
-        bus.close()
-        raise
-    try:
+        unless_opened.callback(rail.close)
         with rail.guarded():
             bring_up(bus, description, progress)
             jedec = module.spd.jedec if module.spd else _soldered(description)
             identity = _identity(module.spd, settings.dram, settings.nominal, description, jedec)
             chip_width = description.engine.geometry.chip_width
-            board = Board(bus, rail, Surroundings(), identity, jedec, chip_width, name, seed=None)
+            surroundings = Surroundings(find_sensor(bus, description.registers()))
+            board = Board(bus, rail, surroundings, identity, jedec, chip_width, name, seed=None)
+            if thermostat is not None:
+                board.kept_by(thermostat, KeptEnvironment(thermostat, surroundings.begin_epoch))
             require_self_test(board, progress)
-    except BaseException:
-        try:
-            rail.close()
-        finally:
-            bus.close()
-        raise
+        unless_opened.pop_all()
     return board
 
 

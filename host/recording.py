@@ -15,6 +15,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from host.board import Board, Environment
 from host.bus import Bus, Words
 from host.rail import Measurement, Rail, Ramp, Supply
+from host.thermostat import Keeper, Tell, unheard
 from host.timings import JedecTimings
 from profiles import errors
 from profiles.errors import BoardError, EdenError, LinkError
@@ -44,6 +46,8 @@ class Header(BaseModel):
     Attributes:
         board: the ``--board`` specification that was recorded.
         module, chip_width, jedec, seed: as of `host.board.Board`.
+        sensor: of its temperature; None where there is none.
+        thermostat: what keeps it; None where nothing does.
         rail: DRAM type, nominal and lowest millivolts, ramp and supply of `host.rail.Rail`.
         tools: versions.
     """
@@ -62,6 +66,8 @@ class Header(BaseModel):
     lowest_mv: int
     ramp: Ramp
     supply: str
+    sensor: str | None = None
+    thermostat: str | None = None
     tools: dict[str, str]
 
 
@@ -71,18 +77,18 @@ class Line(BaseModel):
     Attributes:
         t: when it was answered, seconds since the recording began.
         kind: of question.
-        at: address of a transfer; millivolts that were set.
+        at: address of a transfer; millivolts that were set; thousandths of a degree Celsius that were asked for.
         count: words of a transfer.
         words: those that were read or written, little-endian, base64.
         measured: at the supply.
-        value: set point of the supply, millivolts; temperature, degrees Celsius.
+        value: set point of the supply, millivolts; temperature, or what it was when it was stable, degrees Celsius.
         error: name and message of what was raised instead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     t: float
-    kind: Literal["read", "write", "set", "measure", "set_point", "temperature"]
+    kind: Literal["read", "write", "set", "measure", "set_point", "temperature", "bring_to"]
     at: int = 0
     count: int = 0
     words: str | None = None
@@ -92,7 +98,8 @@ class Line(BaseModel):
 
     @property
     def channel(self) -> str:
-        return {"read": "bus", "write": "bus", "temperature": "sensor"}.get(self.kind, "supply")
+        channels = {"read": "bus", "write": "bus", "temperature": "sensor", "bring_to": "sensor"}
+        return channels.get(self.kind, "supply")
 
 
 # ---- recording -------------------------------------------------------------------------------------------------------
@@ -200,7 +207,7 @@ class _RecordedEnvironment:
     """A `host.board.Environment`."""
 
     def __init__(self, environment: Environment, recorder: Recorder) -> None:
-        self._environment, self._recorder = environment, recorder
+        self._environment, self._recorder, self.sensor = environment, recorder, environment.sensor
 
     def begin_epoch(self, epoch: int) -> None:
         self._environment.begin_epoch(epoch)
@@ -209,6 +216,18 @@ class _RecordedEnvironment:
         return self._recorder.ask(
             {"kind": "temperature"}, self._environment.temperature_c, lambda value: {"value": value}
         )
+
+
+class _RecordedKeeper:
+    """A `host.thermostat.Keeper`."""
+
+    def __init__(self, keeper: Keeper, recorder: Recorder) -> None:
+        self._keeper, self._recorder, self.identity = keeper, recorder, keeper.identity
+        self.check, self.guarded, self.close = keeper.check, keeper.guarded, keeper.close
+
+    def bring_to(self, celsius: float, tell: Tell = unheard) -> float:
+        line = {"kind": "bring_to", "at": round(1000 * celsius)}
+        return self._recorder.ask(line, lambda: self._keeper.bring_to(celsius, tell), lambda value: {"value": value})
 
 
 def record(board: Board, path: Path) -> Board:
@@ -230,11 +249,16 @@ def record(board: Board, path: Path) -> Board:
         lowest_mv=rail.lowest_mv,
         ramp=rail.ramp,
         supply=rail.identity,
+        sensor=board.environment.sensor,
+        thermostat=None if board.thermostat is None else board.thermostat.identity,
         tools={name: version(name) for name in ("eden-dram", "numpy")},
     )
     recorder = Recorder(path, header)
     bus, environment = _RecordedBus(board.bus, recorder), _RecordedEnvironment(board.environment, recorder)
-    return _board(bus, rail.through(lambda supply: _RecordedSupply(supply, recorder)), environment, header)
+    recorded = _board(bus, rail.through(lambda supply: _RecordedSupply(supply, recorder)), environment, header)
+    if board.thermostat is not None:
+        recorded.kept_by(_RecordedKeeper(board.thermostat, recorder), environment)
+    return recorded
 
 
 def _board(bus: Bus, rail: Rail, environment: Environment, header: Header) -> Board:
@@ -299,10 +323,10 @@ class Recording:
         line = self._next(channel)
         return self._taken(line) if line is not None and (line.kind, line.at) == (kind, at) else None
 
-    def skip_to(self, kind: str) -> None:
-        """Pass over what was asked of the supply more often then than now."""
-        while (line := self._next("supply")) is not None and line.kind != kind:
-            self._waiting["supply"].popleft()
+    def skip_to(self, channel: str, kind: str) -> None:
+        """Pass over what was asked of a supply or sensor more often then than now."""
+        while (line := self._next(channel)) is not None and line.kind != kind:
+            self._waiting[channel].popleft()
 
     def _next(self, channel: str) -> Line | None:
         while not self._waiting[channel]:
@@ -364,7 +388,7 @@ class _ReplayedSupply:
         self._last = Measurement(float(recording.header.nominal_mv), 0.0)
 
     def set_millivolts(self, millivolts: int) -> None:
-        self._recording.skip_to("set")
+        self._recording.skip_to("supply", "set")
         self._last = Measurement(float(millivolts), self._last.uncertainty_mv)
         self._recording.reading("supply", "set", millivolts)
 
@@ -385,7 +409,7 @@ class _ReplayedEnvironment:
     """A `host.board.Environment`."""
 
     def __init__(self, recording: Recording) -> None:
-        self._recording = recording
+        self._recording, self.sensor = recording, recording.header.sensor
         self._last: float | None = None
 
     def begin_epoch(self, epoch: int) -> None:
@@ -397,6 +421,29 @@ class _ReplayedEnvironment:
         return self._last
 
 
+class _ReplayedKeeper:
+    """A `host.thermostat.Keeper`, which reaches at once what was reached then."""
+
+    def __init__(self, recording: Recording, identity: str) -> None:
+        self._recording, self.identity = recording, identity
+
+    def check(self, celsius: float) -> None:
+        """Its limits were not recorded; what was refused then did not begin."""
+
+    def bring_to(self, celsius: float, tell: Tell = unheard) -> float:
+        self._recording.skip_to("sensor", "bring_to")
+        line = self._recording.reading("sensor", "bring_to", round(1000 * celsius))
+        if line is None or line.value is None:
+            raise BoardError(f"{self._recording.path} was not brought to {celsius:g} °C next; give the plan of then")
+        return line.value
+
+    def guarded(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
 def replay(path: Path) -> Board:
     """A board that answers as the recorded one did.
 
@@ -406,4 +453,8 @@ def replay(path: Path) -> Board:
     recording = Recording(path)
     header = recording.header
     rail = Rail(_ReplayedSupply(recording), header.dram_type, header.nominal_mv, header.lowest_mv, header.ramp)
-    return _board(_ReplayedBus(recording), rail, _ReplayedEnvironment(recording), header)
+    environment = _ReplayedEnvironment(recording)
+    board = _board(_ReplayedBus(recording), rail, environment, header)
+    if header.thermostat is not None:
+        board.kept_by(_ReplayedKeeper(recording, header.thermostat), environment)
+    return board

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,8 @@ from host.board import Board
 from host.plan import PlannedPoint, ScanPlan
 from host.programs import Traversal
 from host.rail import Measurement
+from host.temperature_window import TemperatureWindow
+from host.thermostat import Tell, unheard
 from profiles import pattern as patterns
 from profiles.cells import LineCounts
 from profiles.counting import FailureCounts
@@ -54,7 +56,7 @@ def header(board: Board, plan: ScanPlan) -> ProfileHeader:
         board=board.name,
         tck_ps=board.timings.tck_ps,
         seed=board.seed,
-        plan=plan.model_dump(mode="json"),
+        plan=plan.model_dump(mode="json", exclude_none=True),
         planned_points=sum(1 for _ in plan.points()),
         timings_clocks={
             name: clocks for name, clocks in asdict(board.timings).items() if name not in ("tck_ps", "trcd")
@@ -75,24 +77,28 @@ def unwatched(profile: Profile, planned: PlannedPoint | None) -> None:
     """Watch nothing."""
 
 
-def scan(board: Board, plan: ScanPlan, path: Path, watch: Watch = unwatched) -> Profile:
+def scan(board: Board, plan: ScanPlan, path: Path, watch: Watch = unwatched, waiting: Tell = unheard) -> Profile:
     """Measure every point of ``plan`` that the profile at ``path`` does not hold yet.
 
-    The supply is nominal before, between rounds while writing at nominal, and on every exit.
+    The supply is nominal before, between rounds while writing at nominal, and on every exit. A temperature that the
+    plan asks for is kept (`host.temperature_window`), and ``waiting`` told when it is waited for.
 
     Raises:
-        PlanError, RailError: the plan asks for what the board or its limits do not allow; nothing was touched.
+        PlanError, RailError, TemperatureError: the plan asks for what the board or its limits do not allow; nothing was
+            touched.
         ProfileError: ``path`` holds another scan's profile.
-        LinkError, ProgramError: a measurement failed; the points before it are kept.
+        LinkError, ProgramError, TemperatureError: a measurement failed; the points before it are kept.
     """
     plan.check(board)
-    profile = open_or_create(board, plan, path)
-    points = list(plan.points())
-    missing = profile.missing
-    with board.rail.guarded():
-        for planned in (points[index] for index in missing):
-            watch(profile, planned)
-            measure(board, plan, planned, profile)
+    window = TemperatureWindow(board, plan.temperature, waiting)
+    with window.refreshed():
+        profile = open_or_create(board, plan, path)
+        points = list(plan.points())
+        missing = profile.missing
+        with window.guarded(), board.rail.guarded():
+            for planned in (points[index] for index in missing):
+                watch(profile, planned)
+                window.measure(partial(measure, board, plan, planned, profile, window))
     watch(profile, None)
     return profile
 
@@ -111,15 +117,18 @@ def open_or_create(board: Board, plan: ScanPlan, path: Path) -> Profile:
     return profile
 
 
-def measure(board: Board, plan: ScanPlan, planned: PlannedPoint, profile: Profile) -> None:
+def measure(board: Board, plan: ScanPlan, planned: PlannedPoint, profile: Profile, window: TemperatureWindow) -> None:
     """All rounds of one point, stored while they are measured, in parts that fit in memory.
 
     Where more than `COUNTED_BER` of the first rows' bits fail, an error log of the whole module is hopeless: its lines
     are counted then, and single cells logged only where the plan asks for them.
+
+    Raises:
+        LeftWindowError: it became too warm or too cold meanwhile; nothing of the point is kept.
     """
     started, clock = datetime.now(UTC), monotonic()
     region, areas = plan.region, plan.cell_regions(board.geometry)
-    run = _Run(board, plan, planned)
+    run = _Run(board, plan, planned, window)
     rate = 0.0
     if region.cells(board.geometry) > ONE_PART_CELLS:
         board.environment.begin_epoch(planned.index)
@@ -147,6 +156,7 @@ def measure(board: Board, plan: ScanPlan, planned: PlannedPoint, profile: Profil
                 power_mw=_mean(reading.milliwatts for reading in run.under_load),
                 temperature_c=run.feel(),
                 temperature_range_c=_range(run.seen_c),
+                temperature_sensor=board.environment.sensor,
                 write_condition=planned.write,
                 write_vdd_mv=planned.point.vdd_mv if at_point else board.rail.nominal_mv,
                 write_trcd_ps=planned.point.trcd_ps if at_point else board.timings.nominal_trcd_ps,
@@ -180,8 +190,8 @@ class _Run:
         under_load: what the supply read during recorded reads.
     """
 
-    def __init__(self, board: Board, plan: ScanPlan, planned: PlannedPoint) -> None:
-        self._board, self._plan, self._planned = board, plan, planned
+    def __init__(self, board: Board, plan: ScanPlan, planned: PlannedPoint, window: TemperatureWindow) -> None:
+        self._board, self._plan, self._planned, self._window = board, plan, planned, window
         self.trcd = board.timings.trcd_clocks(planned.point.trcd_ps)
         self.measured = Measurement(board.rail.nominal_mv, 0.0)
         self.refreshes = 0
@@ -190,10 +200,11 @@ class _Run:
         self.under_load: list[Measurement] = []
 
     def feel(self) -> float | None:
-        """The DRAM's temperature now, degrees Celsius."""
+        """The DRAM's temperature now, degrees Celsius. Raises LeftWindowError if a test does not count there."""
         now = self._board.environment.temperature_c()
         if now is not None:
             self.seen_c.add(now)
+            self._window.require((now,))
         return now
 
     def probe(self) -> float:
@@ -281,9 +292,12 @@ class _Run:
         self.feel()
 
     def _read(self, test: list[Instruction], walk: Traversal) -> Iterator[CellArray]:
-        rail = self._board.rail
+        rail, thermometer = self._board.rail, self._board.thermometer
         rail.begin_watch()
+        thermometer.begin_watch()
         yield from self._board.failing_cells(test, walk)
+        self.seen_c.update(seen := thermometer.end_watch())
+        self._window.require(seen)
         self.under_load += rail.readings
         self.seen_mv.update(reading.millivolts for reading in (*rail.readings, rail.hold()))
         self.refreshes += self._board.steady_register("refreshes")

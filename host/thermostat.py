@@ -57,6 +57,7 @@ class Waiting:
         lowest_c, highest_c: where it must be.
         waited_s: so far.
         left_s: about how long it takes from here; None if nothing tells.
+        over: the waiting; it is there.
     """
 
     celsius: float
@@ -64,14 +65,17 @@ class Waiting:
     highest_c: float
     waited_s: float
     left_s: float | None = None
+    over: bool = False
 
     def __str__(self) -> str:
+        if self.over:
+            return f"{self.celsius:.1f} °C after {timedelta(seconds=round(self.waited_s))}"
         left = "" if self.left_s is None else f", about {timedelta(seconds=math.ceil(self.left_s))} left"
         return f"waiting for {self.lowest_c:g} .. {self.highest_c:g} °C: {self.celsius:.1f} °C{left}"
 
 
 Tell = Callable[[Waiting], None]
-"""Told, after every look, what is waited for."""
+"""Told, after every look, what is waited for; by a scan also when that is over."""
 
 
 def unheard(waiting: Waiting) -> None:

@@ -328,6 +328,7 @@ _POINT_SCHEMA = pa.schema(
         ("temperature_c", pa.float64()),
         ("temperature_lowest_c", pa.float64()),
         ("temperature_highest_c", pa.float64()),
+        ("temperature_sensor", pa.string()),
         ("write_condition", pa.string()),
         ("write_vdd_mv", pa.int32()),
         ("write_trcd_ps", pa.int32()),

@@ -97,7 +97,8 @@ class PointRecord(_Record):
         current_ma, power_mw: what the rail took while the cells were read, mean of the supply's readings; None where it
             does not measure them, or the reads were over before it could.
         temperature_c: DRAM temperature in degrees Celsius after the last read, None where the board has no sensor.
-        temperature_range_c: lowest and highest before the reads and after the last one; None as above.
+        temperature_range_c: lowest and highest before, during and after the reads; None as above.
+        temperature_sensor: which sensor told both; None as above, or where it was not kept.
         write_condition, write_vdd_mv, write_trcd_ps: how the data were written.
         overwritten: what the cells held before the last write, so that a failed write shows; None where that was not
             seen to.
@@ -126,6 +127,7 @@ class PointRecord(_Record):
     power_mw: float | None = None
     temperature_c: float | None
     temperature_range_c: tuple[float, float] | None = None
+    temperature_sensor: str | None = Field(default=None, max_length=400)
     write_condition: WriteCondition
     write_vdd_mv: int
     write_trcd_ps: int

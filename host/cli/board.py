@@ -14,13 +14,14 @@ from host.bus import Bus
 from host.cli.console import console, progress_bar, table
 from host.cli.opening import open_shown
 from host.cli.rail import SupplyOption
+from host.die_temperature import find_sensor
 from host.identity import DESCRIPTIONS, Description, Identity, find_description, identify
 from host.links import engine_state, measure_link
 from host.mock import MockBoard
 from host.real_board import find_module
 from host.selftest import require_self_test
 from host.simulation import SimulatedBoard
-from profiles.errors import BoardError
+from profiles.errors import BoardError, TemperatureError
 
 BoardOption = Annotated[
     str,
@@ -42,7 +43,7 @@ board_app = typer.Typer(
 
 @board_app.command()
 def info(board: BoardOption) -> None:
-    """Who answers there, what its gateware was built for, its module's SPD, and how fast the link is.
+    """Who answers there, what its gateware was built for, its module's SPD, its temperature, and how fast the link is.
 
     The DRAM is left alone, and so is what the engine's memories hold; the engine must not be running.
     """
@@ -52,6 +53,7 @@ def info(board: BoardOption) -> None:
         description = _show_build(identity, board)
         if description is not None:
             _show_module(bus, description)
+            _show_temperature(bus, description)
         state = engine_state(bus)
         quality = measure_link(bus, identity)
     finally:
@@ -144,6 +146,17 @@ def _show_module(bus: Bus, description: Description) -> None:
     )
     for remark in module.remarks:
         _line("", f"beyond the standard: {remark}")
+
+
+def _show_temperature(bus: Bus, description: Description) -> None:
+    try:
+        sensor = find_sensor(bus, description.registers())
+        told = (
+            "no sensor within the gateware's reach" if sensor is None else f"{sensor.celsius():.1f} °C, {sensor.name}"
+        )
+    except TemperatureError as error:
+        told = str(error)
+    _line("temperature", told)
 
 
 def _show_build(identity: Identity, name: str) -> Description | None:

@@ -46,7 +46,7 @@ def scan(
     opened = open_shown(named_board(board, settings), supply, record)
     try:
         with scan_view(settings.scan) as watch:
-            profile = run_scan(opened, settings.scan, path, watch)
+            profile = run_scan(opened, settings.scan, path, watch, waiting=watch.waiting)
     finally:
         opened.close()
     console.print(f"{len(profile.points)} points, {sum(p.errors for p in profile.points)} errors: {path}")

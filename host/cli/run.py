@@ -92,7 +92,7 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
     needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
     plan = stages.with_room(settings.scan, board.geometry, needed)
     with scan_view(plan) as watch:
-        profile = scan(board, plan, out / "profile", watch)
+        profile = scan(board, plan, out / "profile", watch, waiting=watch.waiting)
     with progress_bar("fit error models"):
         reference = stages.reference_point(profile)
         fits = stages.fits_at(profile, reference)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 from rich.console import Group, RenderableType
@@ -11,8 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from host.cli.console import console
+from host.cli.temperature import waiting_lines
 from host.plan import PlannedPoint, ScanPlan
 from host.scan import Watch
+from host.temperature_plan import TemperaturePlan
+from host.thermostat import Tell, Waiting
 from profiles.schema import OperatingPoint, PointRecord, WriteCondition
 from profiles.storage import Profile
 
@@ -20,14 +24,25 @@ _COLOURS = ((0.0, "green"), (1e-6, "cyan"), (1e-4, "yellow"), (1e-3, "magenta"),
 _Column = tuple[WriteCondition, int]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What `host.scan.scan` tells of a scan: it is a `Watch`, and is told of ``waiting``."""
+
+    watch: Watch
+    waiting: Tell
+
+    def __call__(self, profile: Profile, planned: PlannedPoint | None) -> None:
+        self.watch(profile, planned)
+
+
 @contextmanager
-def scan_view(plan: ScanPlan) -> Iterator[Watch]:
+def scan_view(plan: ScanPlan) -> Iterator[Shown]:
     """Show the scan of ``plan``; yields what `host.scan.scan` tells of it, once it has checked the plan."""
     views: list[ScanView] = []
 
     def look(profile: Profile, planned: PlannedPoint | None) -> tuple[ScanView, list[str]]:
         if not views:
-            views.append(ScanView(list(plan.points())))
+            views.append(ScanView(list(plan.points()), plan.temperature))
         return views[0], views[0].look(profile, planned)
 
     if not console.is_terminal:
@@ -36,14 +51,18 @@ def scan_view(plan: ScanPlan) -> Iterator[Watch]:
             for line in look(profile, planned)[1]:
                 console.print(line, soft_wrap=True)
 
-        yield tell
+        yield Shown(tell, waiting_lines())
         return
     with Live(console=console, refresh_per_second=4) as live:
 
         def show(profile: Profile, planned: PlannedPoint | None) -> None:
             live.update(look(profile, planned)[0].picture())
 
-        yield show
+        def show_waiting(waiting: Waiting) -> None:
+            views[0].wait(waiting)
+            live.update(views[0].picture())
+
+        yield Shown(show, show_waiting)
 
 
 class ScanView:
@@ -51,10 +70,12 @@ class ScanView:
 
     Args:
         points: of its plan, in the order of testing.
+        temperature: that the plan asks for.
     """
 
-    def __init__(self, points: Sequence[PlannedPoint]) -> None:
-        self._points = points
+    def __init__(self, points: Sequence[PlannedPoint], temperature: TemperaturePlan | None = None) -> None:
+        self._points, self._temperature = points, temperature
+        self._waiting: Waiting | None = None
         self._rates: dict[tuple[OperatingPoint, WriteCondition], tuple[int, int]] = {}
         self._seen: set[int] = set()
         self._began_with: int | None = None  # tests, at the first look
@@ -79,6 +100,10 @@ class ScanView:
             if self._seen:
                 lines.append(f"{len(self._seen)} of {len(self._points)} tests were there already")
         return lines
+
+    def wait(self, waiting: Waiting) -> None:
+        """Take in which temperature is waited for, before the next point."""
+        self._waiting = None if waiting.over else waiting
 
     def picture(self) -> RenderableType:
         """A table of BER by VDD and tRCD, and how far the scan is."""
@@ -109,7 +134,7 @@ class ScanView:
         self._rates[at] = (errors + record.errors, reads + _reads(profile, record))
 
     def _line(self, profile: Profile, record: PointRecord) -> str:
-        warmth = "" if record.temperature_c is None else f", {record.temperature_c:.1f} °C"
+        warmth = "" if record.temperature_c is None else f", {self._warmth(record.temperature_c)}"
         return (
             f"[{len(self._seen)}/{len(self._points)}] {record.point}, {record.pattern}, written at "
             f"{record.write_condition.value.replace('_', ' ')}: BER {record.errors / _reads(profile, record):.2e} "
@@ -124,10 +149,16 @@ class ScanView:
         if self._last is not None:
             parts.append(f"{self._last.vdd_measured_mv:.1f} ± {self._last.vdd_uncertainty_mv:.1f} mV")
             if self._last.temperature_c is not None:
-                parts.append(f"{self._last.temperature_c:.1f} °C")
-        if self._now is not None:
+                parts.append(self._warmth(self._last.temperature_c))
+        if self._waiting is not None:
+            parts.append(str(self._waiting))
+        elif self._now is not None:
             parts.append(f"now {self._now.point}, {self._now.pattern}")
         return "; ".join(parts)
+
+    def _warmth(self, celsius: float) -> str:
+        """A temperature, and where it must be."""
+        return f"{celsius:.1f} °C" + (f" of {self._temperature}" if self._temperature is not None else "")
 
     def _left(self) -> str:
         """How long the rest takes if its tests take as long as those since this call."""

@@ -1,5 +1,6 @@
 """`eden temperature …`: look at the controller of the DRAM's temperature, set it and wait, and leave it safe."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,19 +89,24 @@ def presets() -> None:
 @contextmanager
 def waiting_shown() -> Iterator[Tell]:
     """One line that changes on a terminal, a line every `LINE_S` elsewhere."""
-    if console.is_terminal:
-        with console.status("waiting for the temperature") as status:
-            yield lambda waiting: status.update(str(waiting))
+    if not console.is_terminal:
+        yield waiting_lines()
         return
-    last = -LINE_S
+    with console.status("waiting for the temperature") as status:
+        yield lambda waiting: status.update(str(waiting))
+
+
+def waiting_lines() -> Tell:
+    """Prints a line every `LINE_S`, and the last one."""
+    last = -math.inf
 
     def tell(waiting: Waiting) -> None:
         nonlocal last
-        if waiting.waited_s - last >= LINE_S:
-            last = waiting.waited_s
+        if (now := time.monotonic()) - last >= LINE_S or waiting.over:
+            last = now
             console.print(str(waiting), soft_wrap=True)
 
-    yield tell
+    return tell
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from zlib import crc32
 
+import numpy as np
 import pytest
 
 from gateware.engine.parameters import EngineParameters
@@ -56,7 +57,8 @@ class RealBoardStandIn:
         self.phy.build = build
         self.engine = Engine(build)
         self.i2c = I2cStandIn(spd, 0x74) if spd else None
-        registers = {**self.phy.addresses(), **(I2C if spd else {})}
+        monitor = {"xadc_temperature": XADC} if spd else {}
+        registers = {**self.phy.addresses(), **(I2C if spd else {}), **monitor}
         home = folder / "build" / "gateware" / "kc705"
         home.mkdir(parents=True)
         about = {
@@ -77,6 +79,8 @@ class RealBoardStandIn:
         return self.phy if BASE <= address < BASE + 0x1000 else self.engine
 
     def read(self, address: int, count: int) -> Words:
+        if address == XADC:
+            return np.array([2634], np.uint32)
         return self._of(address).read(address, count)
 
     def write(self, address: int, words: Words) -> None:
@@ -86,6 +90,7 @@ class RealBoardStandIn:
         """Nothing to release."""
 
 
+XADC = 0xF0007000  # of the board with an SPD: its die has 50.9 °C
 SKEW = Skew(read_first=1, read_taps=3)
 
 
@@ -111,6 +116,7 @@ def test_a_board_is_brought_up_and_tested_over_etherbone(run, bench: Path) -> No
         status, out, err = run("board", "info", "--board", name)
         assert status == 0, err
         assert "no SPD within the gateware's reach" in out
+        assert "no sensor within the gateware's reach" in out
         assert stand_in.phy.dram.events == []  # info leaves the DRAM alone
         status, out, err = run("board", "init", "--board", name)
         assert status == 0, err
@@ -165,9 +171,13 @@ def test_a_scan_of_a_dimm_carries_its_spd(run, bench: Path) -> None:  # noqa: F8
         assert status == 0, err
         assert "Micron 8JTF12864AZ-1G4G1, serial number 00000000: DDR3-1333 SO-DIMM, 1024 MiB of x8 chips" in out
         assert "1.5 V or 1.35 V" in out
+        assert "50.9 °C, FPGA die (XADC)" in out
         status, _, err = run("scan", "plan.toml", "--out", "profile", "--board", name)
         assert status == 0, err
-    module = Profile.open(bench / "profile").header.module
+    profile = Profile.open(bench / "profile")
+    assert {point.temperature_sensor for point in profile.points} == {"FPGA die (XADC)"}
+    assert all(abs((point.temperature_c or 0) - 50.94) < 0.01 for point in profile.points)
+    module = profile.header.module
     assert (module.part_number, module.spd_hex) == ("8JTF12864AZ-1G4G1", DDR3L.hex())
 
 
