@@ -20,7 +20,7 @@ test of line models: the same cells are weak in them, by chance or not.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ from profiles.errors import FitError
 from profiles.goodness import DispersionTest
 from profiles.laws import (
     Floats,
+    Law,
     beta_interval,
     chance_posteriors,
     fit_chance_law,
@@ -396,6 +397,7 @@ def _fit_lines(
     weak, flip = np.minimum(1.0, chance * moments[:, 2]), moments[:, 0]
     weak_error = np.sqrt(np.maximum(0.0, (variance + chance**2) * moments[:, 3] - (chance * moments[:, 2]) ** 2))
     flip_error = np.sqrt(np.maximum(0.0, moments[:, 1] - flip**2))
+    pooled_weak, pooled_weak_error = _pooled_weak_fraction(law, flips, int(own.trials[-1]))
     model = kind(
         geometry=data.geometry,
         banks=data.banks,
@@ -403,9 +405,7 @@ def _fit_lines(
         line=own.line,
         weak_fraction=weak,
         flip_probability=flip,
-        pooled_weak_fraction=min(
-            1.0, law.mean / float(fail_chance(min(flips.mean, _CLOSE_TO_ONE), own.trials[-1:])[0])
-        ),
+        pooled_weak_fraction=pooled_weak,
         pooled_flip_probability=flips.mean,
     )
     likelihood = uniform.log_likelihood + law.gain + flips.gain
@@ -425,7 +425,7 @@ def _fit_lines(
         standard_errors={
             "weak_fraction": weak_error,
             "flip_probability": flip_error,
-            "pooled_weak_fraction": np.asarray(model.pooled_weak_fraction * law.mean_error / law.mean),
+            "pooled_weak_fraction": np.asarray(pooled_weak_error),
             "pooled_flip_probability": np.asarray(flips.mean_error),
         },
         spreads={name: law.spread},
@@ -433,6 +433,14 @@ def _fit_lines(
         expected_cells=expected,
         **tests,
     )
+
+
+def _pooled_weak_fraction(law: Law, flips: Law, reads: int) -> tuple[float, float]:
+    """P of all lines together, whose cells fail with ``law``'s chance in so many reads, and its standard error."""
+    chance = flips.fail_chance(reads)
+    weak = min(1.0, law.mean / chance)
+    moved = replace(flips, mean=min(flips.mean + flips.mean_error, _CLOSE_TO_ONE)).fail_chance(reads)
+    return weak, weak * float(np.hypot(law.mean_error / law.mean, np.log(moved / chance)))
 
 
 def _subarrays(data: Population, crossing: Crossing) -> tuple[Integers, Integers]:

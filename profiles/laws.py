@@ -13,12 +13,13 @@ reads a cell. pi and F follow independent Beta laws.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 from scipy.optimize import minimize_scalar
-from scipy.special import gammaln
+from scipy.special import expit, gammaln, logit
 from scipy.stats import beta as beta_distribution
 from scipy.stats import gamma as gamma_distribution
 
@@ -35,6 +36,8 @@ _IMPLAUSIBLE = 5.0  # of log likelihood below the best
 _EDGE_STEPS = 6
 _SPREADS = 9  # plausible concentrations
 _ONE_VALUE = 1e8  # a flip law of this concentration is one value
+_MEANS = np.array([-1.5, 1.0])  # how far from the pooled flip probability, as logit, a law's mean is sought
+_LEAST_FALL = 0.1  # of log likelihood two standard errors apart, where 1 is expected
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ class Law:
     gain: float
     mean_error: float
     plausible: tuple[tuple[float, float], ...]
+
+    def fail_chance(self, reads: int) -> float:
+        """Of a weak cell whose flip probability follows this law: to fail at least once in so many reads."""
+        if np.isinf(self.concentration):
+            return float(-np.expm1(reads * np.log1p(-self.mean)))
+        once = np.array([reads], np.float64)
+        a, b = self.mean * self.concentration, (1 - self.mean) * self.concentration
+        return float(-np.expm1(_log_rising(np.array([b]), once) - _log_rising(np.array([a + b]), once))[0])
 
     @property
     def spread(self) -> float:
@@ -241,7 +252,10 @@ def _flip_evidence(
 def fit_flip_law(
     failing: Integers, errors: Integers, reads: Integers, trials: Integers, pooled: float, pooled_error: float
 ) -> Law:
-    """The law of the flip probability, with the mean of all lines together and the most likely concentration.
+    """The most likely law of the flip probability.
+
+    Its mean is not ``pooled``: where lines differ, cells of those with a low F are often not seen to fail at all, so
+    that one F for all comes out above the lines' mean.
 
     Args:
         failing: [g, c], failing cells of each line by number of reads.
@@ -262,14 +276,29 @@ def fit_flip_law(
     even = float((weight * (e * np.log(pooled) + (r - e) * np.log1p(-pooled) - f @ log_q)).sum())
     none = np.empty((0, 0))
 
-    def gain(concentration: float) -> float:
-        a, b = pooled * concentration, (1 - pooled) * concentration
+    def gain(mean: float, concentration: float) -> float:
+        a, b = mean * concentration, (1 - mean) * concentration
         norm = _log_rising(np.array([a]), np.array([b]))[0] - gammaln(b)
         return float((weight * (_flip_evidence(f, e, r, n, a, b, _NODES, _LOG_WEIGHTS, none) + norm)).sum()) - even
 
-    concentration, best, plausible = _concentrations(gain, pooled, FLATTEST * float((weight * r).sum() / weight.sum()))
-    error = np.hypot(pooled_error, np.sqrt(pooled * (1 - pooled) / (1 + concentration) / weight.sum()))
-    return Law(pooled, concentration, best, float(error), plausible)
+    tightest = FLATTEST * float((weight * r).sum() / weight.sum())
+    mean, error = pooled, pooled_error
+    concentration, best, plausible = _concentrations(partial(gain, mean), mean, tightest)
+    if np.isfinite(concentration):
+        between = np.sqrt(pooled * (1 - pooled) / (1 + concentration) / weight.sum())
+        mean, error = _mean_at(lambda each: gain(each, concentration), pooled, float(np.hypot(pooled_error, between)))
+        concentration, best, plausible = _concentrations(partial(gain, mean), mean, tightest)
+    return Law(mean, concentration, best, error, plausible)
+
+
+def _mean_at(gain: Callable[[float], float], start: float, about: float) -> tuple[float, float]:
+    """The mean of highest ``gain`` near ``start``, and its standard error, ``about`` so much, from the curvature."""
+    bounds = tuple(logit(start) + _MEANS)
+    found = minimize_scalar(lambda x: -gain(float(expit(x))), bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    mean = float(expit(found.x))
+    step = about / (mean * (1 - mean))
+    fall = -2 * found.fun - gain(float(expit(found.x - step))) - gain(float(expit(found.x + step)))
+    return mean, about / float(np.sqrt(max(fall, _LEAST_FALL)))
 
 
 def flip_posteriors(law: Law, failing: Integers, errors: Integers, reads: Integers, trials: Integers) -> Floats:
