@@ -7,7 +7,7 @@ from gateware.engine.parameters import EngineParameters
 from host.board import Board
 from host.bus import Bus
 from host.chip_presets import PRESETS, REFERENCE_TEMPERATURE_C
-from host.links import open_link
+from host.links import SPECIFICATIONS, open_link
 from host.mock import MockBoard
 from host.modbus import open_thermostat
 from host.rail import Measurement, Rail, Supply
@@ -256,8 +256,7 @@ def _board_in_software(specification: str) -> Board:
             return _KINDS[kind](details[0], int(seed))
     raise BoardError(
         f"'{specification}' names no board; use mock:A, mock:B or mock:C, or sim:A .. sim:C for the simulated "
-        "gateware, with a seed as in mock:A:7; or etherbone:HOST[:PORT] or serial:DEVICE[:BAUD] for a real board, or "
-        "replay:FILE for a recorded one"
+        f"gateware, with a seed as in mock:A:7; or {SPECIFICATIONS} for a real board, or replay:FILE for a recorded one"
     )
 
 

@@ -41,29 +41,32 @@ class SharedBus:
     Args:
         bus: that is shared.
         piece_words: after which others have their turn; 4096 words take 0.2 s at 921.6 kbaud.
+
+    Attributes:
+        shared: the bus behind it.
     """
 
     def __init__(self, bus: Bus, piece_words: int = 4096) -> None:
-        self._bus, self._piece, self._turn = bus, piece_words, threading.Lock()
+        self.shared, self._piece, self._turn = bus, piece_words, threading.Lock()
 
     def read(self, address: int, count: int) -> Words:
         """See `Bus.read`."""
         parts = []
         for start in range(0, count, self._piece):
             with self._turn:
-                parts.append(self._bus.read(address + 4 * start, min(self._piece, count - start)))
+                parts.append(self.shared.read(address + 4 * start, min(self._piece, count - start)))
         return np.concatenate(parts) if parts else np.empty(0, np.uint32)
 
     def write(self, address: int, words: Words) -> None:
         """See `Bus.write`."""
         for start in range(0, words.size, self._piece):
             with self._turn:
-                self._bus.write(address + 4 * start, words[start : start + self._piece])
+                self.shared.write(address + 4 * start, words[start : start + self._piece])
 
     def close(self) -> None:
         """See `Bus.close`."""
         with self._turn:
-            self._bus.close()
+            self.shared.close()
 
 
 class TimedBus:

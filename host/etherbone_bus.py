@@ -13,14 +13,11 @@ import secrets
 import select
 import socket
 import struct
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
 from itertools import chain
 from math import ceil
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -42,6 +39,7 @@ from gateware.etherbone_protocol import (
 )
 from gateware.registers import BUS_ERRORS, may_be_written_twice
 from host.bus import Words
+from host.reservation import reserve
 from profiles.errors import BoardError, LinkError, UnacknowledgedError
 
 ATTEMPTS = 8
@@ -53,6 +51,44 @@ _REMEMBERED = 4096  # requests to write whose late answers are known for what th
 
 Packet = npt.NDArray[Any]  # big-endian words
 Take = Callable[[int, Packet], None]
+
+
+class BusErrors:
+    """The board's count of accesses that nobody answered, which comes with every answer.
+
+    Args:
+        name: of the board.
+        count: at the beginning.
+
+    Raises:
+        LinkError: there is no such count, or it is full.
+    """
+
+    def __init__(self, name: str, count: int) -> None:
+        if count == _FULL:
+            raise LinkError(
+                f"{name} has no count of bus errors at {BUS_ERRORS:#x}, or one that is full; "
+                "load this release's bitstream, or reset the board"
+            )
+        self._name, self._count = name, count
+
+    def check(self, counts: Collection[int], address: int, words: int) -> None:
+        """Whether someone answered at each of the ``words`` from ``address`` on, during which ``counts`` came.
+
+        Raises:
+            BoardError: nobody did, at one of them.
+            LinkError: the count has fallen.
+        """
+        if not counts:
+            return
+        before, self._count = self._count, max(counts)
+        if min(counts) < before:
+            self._count = min(counts)
+            raise LinkError(f"{self._name} was reset since it was opened; begin anew")
+        if self._count > before:
+            raise BoardError(
+                f"nothing answers at some address of {address:#x}..{address + 4 * words:#x}; check the build's csr.json"
+            )
 
 
 @dataclass(slots=True)
@@ -97,9 +133,9 @@ class EtherboneBus:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             address = self._connect(host, port)
-            self._lock = self._reserve(address, port)
+            self._lock = reserve("etherbone", f"{address}:{port}")
             self._probe()
-            self._bus_errors = self._first_count()
+            self._errors = BusErrors(self._name, self._first_count())
         except LinkError:
             self.close()
             raise
@@ -117,7 +153,7 @@ class EtherboneBus:
         def take(number: int, words: Packet) -> None:
             out[number * MAX_WORDS : number * MAX_WORDS + words.size] = words
 
-        self._checked(_read_batches(address, count), take, address, count, repeatable=True)
+        self._checked(read_batches(address, count), take, address, count, repeatable=True)
         return out
 
     def write(self, address: int, words: Words) -> None:
@@ -131,7 +167,7 @@ class EtherboneBus:
         self._settle()
         self._writes += 1
         repeatable = may_be_written_twice(address, words.size)
-        self._checked(_write_batches(address, words), _nothing, address, words.size, repeatable)
+        self._checked(write_batches(address, words), _nothing, address, words.size, repeatable)
 
     def close(self) -> None:
         """See `host.bus.Bus.close`."""
@@ -161,20 +197,6 @@ class EtherboneBus:
         self._poll.register(self._socket, select.POLLIN)
         return address
 
-    def _reserve(self, address: str, port: int) -> IO[bytes]:
-        """Hold the board for this process; the lock ends with it, however it ends."""
-        path = Path(tempfile.gettempdir()) / f"eden-etherbone-{address}-{port}.lock"
-        try:
-            if not path.exists():
-                path.touch(mode=0o644)
-            lock = path.open("rb")
-            flock(lock, LOCK_EX | LOCK_NB)
-        except OSError as error:
-            raise LinkError(
-                f"{self._name} is in use by another process ({path}: {error.strerror}); end that"
-            ) from error
-        return lock
-
     def _probe(self) -> None:
         """Ask whether anyone there speaks Etherbone."""
         for _ in range(ATTEMPTS):
@@ -190,13 +212,7 @@ class EtherboneBus:
         )
 
     def _first_count(self) -> int:
-        count, _ = self._exchange(chain([read_requests(BUS_ERRORS, 1, 0)]), _nothing, repeatable=True)
-        if count == _FULL:
-            raise LinkError(
-                f"{self._name} has no count of bus errors at {BUS_ERRORS:#x}, or one that is full; "
-                "load this release's bitstream, or reset the board"
-            )
-        return count
+        return self._exchange(chain([read_requests(BUS_ERRORS, 1, 0)]), _nothing, repeatable=True)[0]
 
     # ---- requests and answers -------------------------------------------------------------------------------------
 
@@ -211,15 +227,7 @@ class EtherboneBus:
         """Exchange all that is for ``count`` words at ``address``, and see that someone answered at each of them."""
         if not count:
             return
-        lowest, highest = self._exchange(batches, take, repeatable)
-        before, self._bus_errors = self._bus_errors, highest
-        if lowest < before:
-            self._bus_errors = lowest
-            raise LinkError(f"{self._name} was reset since it was opened; begin anew")
-        if highest > before:
-            raise BoardError(
-                f"nothing answers at some address of {address:#x}..{address + 4 * count:#x}; check the build's csr.json"
-            )
+        self._errors.check(self._exchange(batches, take, repeatable), address, count)
 
     def _exchange(self, batches: Iterator[Packets], take: Take, repeatable: bool) -> tuple[int, int]:
         """Send requests, as many ahead as the board keeps, until each has its answer.
@@ -356,7 +364,8 @@ def _requests(batches: Iterator[Packets]) -> Iterator[_Request]:
             number += 1
 
 
-def _read_batches(address: int, count: int) -> Iterator[Packets]:
+def read_batches(address: int, count: int) -> Iterator[Packets]:
+    """Requests for ``count`` words from ``address`` on; those of a batch are for as many words each."""
     whole = count - count % MAX_WORDS
     for at in range(0, whole, _BATCH * MAX_WORDS):
         yield read_requests(address + 4 * at, min(_BATCH, (whole - at) // MAX_WORDS), MAX_WORDS)
@@ -364,7 +373,8 @@ def _read_batches(address: int, count: int) -> Iterator[Packets]:
         yield read_requests(address + 4 * whole, 1, count - whole)
 
 
-def _write_batches(address: int, words: Words) -> Iterator[Packets]:
+def write_batches(address: int, words: Words) -> Iterator[Packets]:
+    """Requests that write ``words`` from ``address`` on; those of a batch are for as many words each."""
     whole = words.size - words.size % MAX_WORDS
     rows = words[:whole].reshape(-1, MAX_WORDS)
     for k in range(0, rows.shape[0], _BATCH):

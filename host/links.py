@@ -12,6 +12,7 @@ from gateware.registers import CSR_BASE, State, memory_bases, register_offsets
 from host.bus import Bus, Words
 from host.etherbone_bus import EtherboneBus
 from host.identity import Identity
+from host.litex_server_bus import LitexServerBus
 from host.serial_bus import SerialBus
 from profiles.errors import BoardError, LinkError
 
@@ -21,14 +22,32 @@ TRANSFER_S = 0.5  # a throughput is measured over about this
 _FIRST_WORDS = 64
 
 
+@dataclass(frozen=True)
+class _Link:
+    """A kind of link, ``KIND:PLACE[:NUMBER]``: what opens it, what the number is and its default and limit."""
+
+    open: Callable[[str, int], Bus]
+    number: str
+    default: int
+    limit: int
+
+
+_LINKS = {
+    "etherbone": _Link(EtherboneBus, "UDP port", PORT, 1 << 16),
+    "serial": _Link(SerialBus, "baud rate", BAUDRATE, 1 << 32),
+    "litex_server": _Link(LitexServerBus, "TCP port", PORT, 1 << 16),
+}
+SPECIFICATIONS = "etherbone:HOST[:PORT], serial:DEVICE[:BAUD] or litex_server:HOST[:PORT]"
+
+
 def is_link(specification: str) -> bool:
     """Whether a ``--board`` specification is a link's."""
     kind, _, where = specification.partition(":")
-    return kind in ("etherbone", "serial") and bool(where)
+    return kind in _LINKS and bool(where)
 
 
 def open_link(specification: str) -> Bus | None:
-    """The bus of ``etherbone:HOST[:PORT]`` or ``serial:DEVICE[:BAUD]``; None if the specification is no link's.
+    """The bus of one of `SPECIFICATIONS`; None if the specification is no link's.
 
     Raises:
         BoardError: PORT or BAUD is no number.
@@ -37,16 +56,13 @@ def open_link(specification: str) -> Bus | None:
     if not is_link(specification):
         return None
     kind, _, where = specification.partition(":")
-    place, _, number = where.rpartition(":")
+    link, (place, _, number) = _LINKS[kind], where.rpartition(":")
     place, number = (place, number) if place else (where, "")
-    if number and not (number.isdecimal() and 0 < int(number) < (1 << 16 if kind == "etherbone" else 1 << 32)):
+    if number and not (number.isdecimal() and 0 < int(number) < link.limit):
         raise BoardError(
-            f"'{number}' of '{specification}' is no {'UDP port' if kind == 'etherbone' else 'baud rate'}; give "
-            "etherbone:HOST:PORT or serial:DEVICE:BAUD, or leave it out"
+            f"'{number}' of '{specification}' is no {link.number}; give {SPECIFICATIONS}; without it, {link.default}"
         )
-    if kind == "etherbone":
-        return EtherboneBus(place, int(number or PORT))
-    return SerialBus(place, int(number or BAUDRATE))
+    return link.open(place, int(number or link.default))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from host.bus import SharedBus
 from host.guardian import GuardedSupply
 from host.identity import Description, find_description, identify
-from host.links import open_link
+from host.links import SPECIFICATIONS, open_link
+from host.litex_server_bus import LitexServerBus
 from host.pmbus import PmbusSupply, RailRegisters
 from host.rail import Measurement, Rail, Supply
 from host.supply_file import FixedSettings, PmbusSettings, ScpiSettings
@@ -72,8 +73,7 @@ def open_supply(settings: FixedSettings | PmbusSettings | ScpiSettings) -> tuple
         link = open_link(settings.board)
         if link is None:
             raise RailError(
-                f"'{settings.board}' is no link to a board; give board as etherbone:HOST[:PORT] or "
-                "serial:DEVICE[:BAUD] in the supply's file"
+                f"'{settings.board}' is no link to a board; give board as {SPECIFICATIONS} in the supply's file"
             )
         unless_kept.callback(link.close)
         description = find_description(identify(link, settings.board), settings.board)
@@ -92,6 +92,11 @@ def supply_of_board(
     floor_mv = _board_floor(settings, description)
     if isinstance(settings, ScpiSettings):
         return GuardedSupply(settings), floor_mv
+    if isinstance(bus.shared, LitexServerBus):
+        raise RailError(
+            "a regulator is not moved through litex_server, which may lose a write unnoticed; reach the board by "
+            "etherbone: or serial:"
+        )
     return PmbusSupply(RailRegisters(bus, description.registers()), settings), floor_mv
 
 

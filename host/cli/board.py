@@ -26,7 +26,8 @@ from profiles.errors import BoardError, TemperatureError
 BoardOption = Annotated[
     str,
     typer.Option(
-        help="etherbone:HOST[:PORT], serial:DEVICE[:BAUD] (default 1234, 3000000), mock:A[:SEED], sim:A[:SEED].",
+        help="etherbone:HOST[:PORT], serial:DEVICE[:BAUD], litex_server:HOST[:PORT] (default 1234, 3000000, 1234), "
+        "mock:A[:SEED], sim:A[:SEED].",
         show_default=False,
     ),
 ]

@@ -144,6 +144,18 @@ class Network:
         return [(0, datagram)]
 
 
+class UpTo(Network):
+    """Passes so many datagrams on, and no more."""
+
+    def __init__(self, datagrams: float) -> None:
+        super().__init__(0)
+        self._left = datagrams
+
+    def pass_on(self, datagram: bytes) -> list[tuple[float, bytes]]:
+        self._left -= 1
+        return super().pass_on(datagram) if self._left >= 0 else []
+
+
 class EtherboneServer:
     """Etherbone at ``host`` and ``port`` (0: any) on loopback, in a thread, before ``bus``.
 
@@ -164,6 +176,7 @@ class EtherboneServer:
         self.to_board, self.to_host = to_board or Network(0), to_host or Network(0)
         self.answering = True
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # beside a litex_server with all addresses
         self._socket.bind((host, port))
         self._socket.setblocking(False)
         self.host, self.port = self._socket.getsockname()

@@ -1,8 +1,11 @@
 """`eden board info` over every link; real boards are known by their builds, and what cannot be opened says why."""
 
 import json
+import math
+import random
 import signal
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +16,9 @@ import pytest
 
 from gateware.engine.parameters import EngineParameters
 from gateware.registers import CSR_BASE, REGISTERS, State, register_offsets
+from gateware.serial_protocol import encode_response
 from host.boards import mock_build, open_board
-from host.bus import Words
+from host.bus import Bus, Words
 from host.chip_presets import PRESETS
 from host.cli import main as cli
 from host.etherbone_bus import EtherboneBus
@@ -26,9 +30,9 @@ from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K
 from profiles.errors import BoardError, LinkError
 from profiles.geometry import Geometry
-from tests.host.etherbone_peer import EtherboneServer
+from tests.host.etherbone_peer import EtherboneServer, Memory, UpTo
 from tests.host.rig import board_behind, map_of
-from tests.host.serial_peer import SerialLine
+from tests.host.serial_peer import PythonBoard, SerialLine
 from tests.host.simulated_line import SimulatedPeer
 
 GEOMETRY = Geometry(banks=2, rows=64, columns=1024, data_width=64, subarray_rows=64)
@@ -220,6 +224,61 @@ def test_a_map_through_a_link_is_the_map_without_one(link: str) -> None:
     assert cells.size > 100
     assert np.array_equal(through_cells, cells)
     assert np.array_equal(through_data, data)
+
+
+# ---- a board that falls silent ---------------------------------------------------------------------------------------
+
+SILENT_WORDS = 600  # in three requests
+CONTENT = np.random.default_rng(3).integers(1, 1 << 32, SILENT_WORDS, dtype=np.uint32)  # no zeros
+
+
+def silent_at(bus: Bus, let: Callable[[float], None], moments: Iterable[int]) -> None:
+    """A board that falls silent after so many pieces of its answer: an error each time, and no word of it.
+
+    Args:
+        bus: to the board, whose memory holds `CONTENT`.
+        let: lets so many pieces through from here on, bytes or datagrams.
+        moments: fewer than the pieces of an answer.
+    """
+    for moment in moments:
+        assert np.array_equal(bus.read(0, SILENT_WORDS), CONTENT)
+        let(moment)
+        with pytest.raises(LinkError):
+            bus.read(0, SILENT_WORDS)
+        let(math.inf)
+
+
+def test_a_serial_board_that_falls_silent_at_any_moment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, left = PythonBoard(), [math.inf]
+    board.memory.update(zip(range(0, 4 * SILENT_WORDS, 4), CONTENT.tolist(), strict=True))
+    send = board.send
+
+    def until(line: bytes) -> bytes:
+        answer = send(line)
+        passed = answer if left[0] == math.inf else answer[: max(0, int(left[0]))]
+        left[0] -= len(answer)
+        return passed
+
+    monkeypatch.setattr(board, "send", until)
+    whole = len(encode_response(0, 0, bytes(4 * SILENT_WORDS)))
+    with SerialLine(board) as line:
+        bus = SerialBus(line.port, 3_000_000, answer_s=0.05)
+        silent_at(bus, lambda pieces: left.__setitem__(0, pieces), random.Random(1).sample(range(whole), 5))
+        bus.close()
+
+
+@pytest.fixture
+def filled() -> Iterator[EtherboneServer]:
+    memory = Memory(1 << 12)
+    memory.words[:SILENT_WORDS] = CONTENT
+    with EtherboneServer(memory) as server:
+        yield server
+
+
+def test_an_etherbone_board_that_falls_silent_at_any_moment_is_an_error(filled: EtherboneServer) -> None:
+    bus = EtherboneBus(filled.host, filled.port, 0.05)
+    silent_at(bus, lambda pieces: setattr(filled, "to_host", UpTo(pieces)), range(3))
+    bus.close()
 
 
 def _about(out: str) -> Path:
