@@ -1,5 +1,6 @@
 """Inference on a board: errors as the profile has them, no false alarm, an alarm and a milder point when warmed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from host.cli import inference, stages
 from host.cli.inference import infer_on_board, milder, moved_to
 from host.cli.stages import AT_POINT, NOMINAL
 from host.plan import Grid, Rows, ScanPlan
+from host.recording import record
 from host.scan import scan
 from profiles.errors import BoardError, NetworkError
 from profiles.geometry import Geometry
@@ -215,6 +217,28 @@ def test_what_a_run_took(profile: Profile, network: ApproximateNetwork, split: S
     assert all(often.bits_read[name] == 20 * once.bits_read[name] for name in weights)
     moved = sum(often.bits_read.values()) // 8
     assert often.costs.bus_bytes > moved, "every bit read crossed the link"
+
+
+@pytest.mark.parametrize("temperature_c", [20.0, WARM_C])
+def test_a_recorded_run_is_replayed(
+    temperature_c: float, profile: Profile, network: ApproximateNetwork, split: Split, tmp_path: Path
+) -> None:
+    """Image by image and bit by bit, alarms and the way to a milder point included."""
+    mapping, found = mapped(network, profile, HARSH["A"]), []
+    recorded = record(warm(open_mock("A", 1, GEOMETRY), temperature_c), tmp_path / "recording")
+    for open_it in (lambda: recorded, lambda: open_board(f"replay:{tmp_path / 'recording'}")):
+        board = open_it()
+        found.append(infer_on_board(board, network, mapping, split.first(200), 1000, profile=profile))
+        board.close()
+    first, again = found
+    assert first.total_flips > 1000
+    assert len(first.fallbacks) == (temperature_c == WARM_C)
+    assert torch.equal(again.accuracy.correct_images, first.accuracy.correct_images)
+    for each in ("flips", "bits_read", "expected", "fallbacks", "mapping"):
+        assert getattr(again, each) == getattr(first, each)
+    assert replace(again.costs, wall_s=0, bus_s=0) == replace(first.costs, wall_s=0, bus_s=0)
+    with pytest.raises(BoardError, match=r"transfer \d+ of .* that it was recorded with"):
+        infer_on_board(open_board(f"replay:{tmp_path / 'recording'}"), network, mapping, split, 1000, weight_reuse=5)
 
 
 @pytest.mark.slow

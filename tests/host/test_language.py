@@ -72,6 +72,13 @@ def test_a_network_of_words_goes_from_training_to_dram(
     assert set(found.rates) == {tensor.name for tensor in network.tensors()}
     run_eden("scan", tmp_path / "plan.toml", "--out", profile)
     run_eden("map", baseline, profile, "--tolerance", tolerance, "--out", mapping, "--batch", "25")
-    printed = run_eden("infer", baseline, mapping, "--board", "mock:B:1", "--profile", profile)
+    infer = ("infer", baseline, mapping, "--profile", profile)
+    printed = run_eden(*infer, "--board", "mock:B:1", "--record", tmp_path / "recording")
     assert "of 150 images" in printed
     assert printed.count("agrees within the joint uncertainty") >= 1
+    replayed = run_eden(*infer, "--board", f"replay:{tmp_path / 'recording'}")
+    assert untimed(replayed) == untimed(printed)
+
+
+def untimed(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if "images/s" not in line]
