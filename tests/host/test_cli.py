@@ -513,6 +513,18 @@ def test_a_scan_moves_the_supply_that_it_is_given(run, tmp_path: Path) -> None:
     assert (record.vdd_measured_mv, record.vdd_uncertainty_mv, record.current_ma) == (1040, 1.7, 208)
 
 
+def test_the_readmes_first_map_needs_no_supply_that_moves(run, tmp_path: Path) -> None:
+    (tmp_path / "eden.toml").write_text('[supply]\nkind = "fixed"\ndram = "DDR3L"\n')
+    plan = Path(__file__).parents[2] / "plans" / "first.toml"
+    status, _, err = run(
+        *("scan", plan, "--board", "mock:A", "--out", tmp_path / "first", "--supply", tmp_path / "eden.toml")
+    )
+    assert status == 0, err
+    errors = [point.errors for point in Profile.open(tmp_path / "first").points]
+    assert errors[:2] == [0, 0]
+    assert min(errors[-2:]) > 100 * max(errors[2:4])
+
+
 def test_the_readmes_supplies_are_read_and_may_run_its_plan(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent.parent
     blocks = re.findall(r"^```toml\n(\[supply\]\n.*?)^```$", (root / "README.md").read_text(), re.DOTALL | re.MULTILINE)
