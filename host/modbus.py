@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from host.temperature_file import TemperatureSettings
 from host.thermostat import Thermostat
 from profiles.errors import TemperatureError
 
+SILENCE_CHARACTERS, SHORTEST_SILENCE_S = 3.5, 0.00175  # between frames: MODBUS over Serial Line V1.02, 2.5.1.1
 TRIES = 3  # of a read, or of a write, which may be done twice
 EXCEPTIONS = {  # MODBUS Application Protocol Specification V1.1b3, section 7
     1: "illegal function",
@@ -71,6 +73,7 @@ class ModbusController:
         self._settings, self._preset = settings, settings.registers
         self.identity = f"{self._preset.title} at {settings.port}, unit {settings.unit}"
         self._heard = 0  # bytes since the last request
+        self._silence_s = max(SILENCE_CHARACTERS * 11 / settings.baud, SHORTEST_SILENCE_S)
         self._client = _Client(
             settings.port,
             framer=FramerType.RTU,
@@ -171,6 +174,7 @@ class ModbusController:
             try:
                 self._connect()
                 self._heard = 0
+                time.sleep(self._silence_s)  # which the library leaves out
                 answer = request()
             except (ModbusException, OSError, ValueError) as error:  # serial's and termios' are OSErrors
                 failed = error
@@ -188,7 +192,7 @@ class ModbusController:
                 raise failed
         if isinstance(failed, TemperatureError):
             raise failed
-        raise TemperatureError(self._silence(doing, failed)) from failed
+        raise TemperatureError(self._no_answer(doing, failed)) from failed
 
     def _connect(self) -> None:
         if self._client.connected:
@@ -196,7 +200,7 @@ class ModbusController:
         if not self._client.connect():
             raise serial.SerialException(f"cannot open {self._settings.port}")
 
-    def _silence(self, doing: str, error: Exception | None) -> str:
+    def _no_answer(self, doing: str, error: Exception | None) -> str:
         settings = self._settings
         line = f"{settings.baud} baud, 8 data bits, parity {settings.parity}, {settings.stop_bits} stop bits"
         if self._heard:

@@ -115,6 +115,7 @@ def test_every_family_is_read_and_set(family: str) -> None:
         assert set_points(stand_in) == [pytest.approx(-4.2, abs=0.001)], "the same set-point is not written twice"
         controller.close()
         controller.close()
+        assert stand_in.hurried == 0, "frames were told apart by silence"
         assert all(frame[0] == 7 and crc16(frame[:-2]) == frame[-2:] for frame in stand_in.requests)
 
 
