@@ -65,6 +65,15 @@ class DieSensor:
             )
         return monitor.span * reading / (1 << monitor.bits) - monitor.offset
 
+    @property
+    def converts(self) -> bool:
+        """Whether it tells a temperature now."""
+        try:
+            self.celsius()
+        except TemperatureError:
+            return False
+        return True
+
 
 def find_sensor(bus: Bus, addresses: Mapping[str, int]) -> DieSensor | None:
     """The sensor of a build with these registers; None if it has none."""

@@ -27,13 +27,15 @@ class Surroundings:
     """What surrounds a real DRAM, as far as its board tells.
 
     Args:
-        die: sensor of its FPGA; None if the build has none.
+        die: sensor of its FPGA; None if the build has none. One that tells nothing when the board is opened is left
+            alone, and `eden board info` says why; one that stops later is an error.
 
     Attributes:
         sensor: what it is.
     """
 
     def __init__(self, die: DieSensor | None) -> None:
+        die = die if die is not None and die.converts else None
         self._die, self.sensor = die, None if die is None else die.name
 
     def begin_epoch(self, epoch: int) -> None:
