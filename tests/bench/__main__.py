@@ -21,7 +21,7 @@ def _mock() -> Iterable[Mapping[str, Any]]:
 
 
 def _injection() -> Iterable[Mapping[str, Any]]:
-    from eden.injection_bench import figures
+    from tests.bench.injection import figures
 
     return figures()
 

@@ -2,6 +2,9 @@
 
 The floor is an exclusive-or, out of place, with a mask made beforehand. The others are one random number for every bit
 (torch's Bernoulli), and pytorchfi, which injects into elements one by one.
+
+A pass of ResNet-18 (He et al., CVPR 2016; for small images with a stem of one 3 x 3 convolution and no pooling) reads
+every weight and IFM with errors, and is held against the same pass of the same quantised network without.
 """
 
 import itertools
@@ -14,7 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from eden.approximate import ApproximateNetwork
 from eden.injection import flip_uniform, flip_weak_cells, warm_up
+from eden.memory import BitErrorMemory, ReliableMemory
+from eden.networks import ConvNorm, ResidualBlock, folded
+from eden.precision import Precision
 from profiles.cells import WeakCells
 
 ELEMENTS = 25_000_000
@@ -25,6 +32,8 @@ SHARE = 20  # what is slow is measured on one element in so many, and so is what
 SPEED_UP = 100.0  # over one random number a bit
 PYTORCHFI_SPEED_UP = 1000.0
 PYTORCHFI_FAULTS = 500
+PASSES = {224: 1.15, 32: 1.25}  # ratio to a pass without errors, by width of the images
+PASS_BER, PASS_BATCH, PASS_REPEATS = 1e-4, 32, 7
 WEAK_CELLS = 100_000
 BYTES_APART = 32  # a tensor so many times as large must not cost more
 
@@ -42,7 +51,9 @@ class Figure(TypedDict):
     met: bool
 
 
-def figures(elements: int = ELEMENTS, repeats: int = REPEATS) -> Iterator[Figure]:
+def figures(
+    elements: int = ELEMENTS, repeats: int = REPEATS, batch: int = PASS_BATCH, pass_repeats: int = PASS_REPEATS
+) -> Iterator[Figure]:
     """Each value and its bound are the shortest of times taken in turn: the least disturbed by whatever else runs."""
     warm_up()
     before = torch.get_num_threads()
@@ -51,8 +62,10 @@ def figures(elements: int = ELEMENTS, repeats: int = REPEATS) -> Iterator[Figure
             torch.set_num_threads(threads)
             for name, width in WIDTHS.items():
                 for ber, goal in GOALS.items():
-                    label = f"{name}, BER {ber:g}, {elements * width} bytes, {threads} thread{'s' * (threads > 1)}"
+                    label = f"{name}, BER {ber:g}, {elements * width} bytes, {_threads(threads)}"
                     yield _against_exclusive_or(label, elements * width, ber, goal, repeats)
+            for width, goal in PASSES.items():
+                yield _resnet_pass(width, threads, batch, goal, pass_repeats)
         torch.set_num_threads(1)
         for name, width in WIDTHS.items():
             yield _against_one_draw_a_bit(name, elements * width // SHARE, repeats)
@@ -73,6 +86,36 @@ def _against_exclusive_or(name: str, size: int, ber: float, goal: float, repeats
         repeats,
     )
     return _figure(name, value, bound, goal)
+
+
+def _resnet_pass(width: int, threads: int, batch: int, goal: float, repeats: int) -> Figure:
+    """Weights, stored at the first pass, and images are random: what they are changes no time."""
+    network = ApproximateNetwork(folded(_resnet18(small=width < 64)), Precision.INT8)
+    images = torch.randn(batch, 3, width, width, generator=torch.Generator().manual_seed(0))
+    network.calibrate([images])
+    erring, reliable = (network.twin(memory) for memory in (BitErrorMemory(PASS_BER, 1), ReliableMemory()))
+
+    def one_pass(network: ApproximateNetwork) -> None:
+        with torch.no_grad():
+            network(images)
+
+    value, bound = _in_turn(lambda: one_pass(erring.eval()), lambda: one_pass(reliable.eval()), repeats)
+    return _figure(
+        f"ResNet-18, int8, {width} px, batch {batch}, BER {PASS_BER:g}, {_threads(threads)}", value, bound, goal
+    )
+
+
+def _resnet18(small: bool) -> nn.Module:
+    stem = [ConvNorm(3, 64, 3)] if small else [ConvNorm(3, 64, 7, stride=2)]
+    channels, layers = 64, list[nn.Module]([*stem, nn.ReLU(), *([] if small else [nn.MaxPool2d(3, 2, padding=1)])])
+    for wider, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [ResidualBlock(channels, wider, stride), ResidualBlock(wider, wider, 1)]
+        channels = wider
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10 if small else 1000)).eval()
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _against_one_draw_a_bit(precision: str, size: int, repeats: int) -> Figure:
