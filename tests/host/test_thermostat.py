@@ -367,6 +367,7 @@ def test_it_is_left_safe_on_every_exit(leaving: BaseException | None, oven: Modb
 
 def test_one_that_was_only_read_is_never_written(oven: ModbusStandIn) -> None:
     warm = thermostat_of(oven)
+    oven.oven.set_c = 37.0
     with warm.guarded():
         warm.measure_c()
         warm.set_point_c()
