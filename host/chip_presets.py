@@ -17,8 +17,9 @@ Numbers are computed with `decimal`, whose results do not depend on the machine'
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from functools import lru_cache
 from itertools import pairwise
-from math import exp
+from math import exp, expm1
 from statistics import NormalDist
 from typing import Any
 
@@ -305,3 +306,20 @@ def with_more_memory(chip: Chip) -> Chip:
         free = np.concatenate([np.arange(size, 2 * size), np.zeros(size)]).astype(np.int32)
         chip = chip._replace(slots=_grown(chip.slots), free_slots=free)
     return chip
+
+
+@lru_cache(maxsize=16)
+def supply_ladder(vendor: str, trcd_ps: int, bers: tuple[float, float], step: float) -> dict[int, float]:
+    """Supplies, millivolts, at which chips of ``vendor`` have bit error rates within ``bers``, at least ``step`` apart.
+
+    Descending from 1350 mV to the lowest that the model covers, with the rate of each: half ones, 20 degrees Celsius,
+    no differing neighbours, an average chip.
+    """
+    preset, supplies, last = PRESETS[vendor], dict[int, float](), 0.0
+    for millivolts in range(preset.slowdown[0][0], preset.slowdown[-1][0] - 1, -1):
+        effective = effective_time_ps(preset, millivolts * 1000, trcd_ps)
+        flips = float(flip_probability(preset, effective, 0, 0) + flip_probability(preset, effective, 1, 0)) / 2
+        ber = -expm1(-float(weak_rate(preset, effective, REFERENCE_TEMPERATURE_C))) * flips
+        if bers[0] <= ber <= bers[1] and ber >= last * step:
+            supplies[millivolts] = last = ber
+    return supplies

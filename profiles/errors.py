@@ -63,3 +63,7 @@ class NetworkError(EdenError):
 
 class CapacityError(EdenError):
     """Tensors do not fit the DRAM partitions they may be placed in."""
+
+
+class SweepError(EdenError):
+    """The workers that share a study's tasks cannot be reached, or die."""

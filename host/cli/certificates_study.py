@@ -5,7 +5,6 @@ import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,13 +23,13 @@ from eden.memory import ApproximateMemory, BitErrorMemory, ErrorModelMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import Sampling
-from eden.training import train_baseline
+from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, train_baseline
 from host.cli import stages
-from host.cli.console import console, progress_bar, table
+from host.cli.console import console, table
+from host.cli.tasks import Scheduler, Workers, alone, kept_network, rows_of_tasks
 from profiles.error_models import UniformModel
 from profiles.files import atomic_file
 from profiles.geometry import Geometry
-from profiles.progress import Progress
 
 FOLDER = Path("build/study")
 SEEDS = (1, 2, 3)
@@ -97,6 +96,8 @@ DESIGNS = (
 
 def certificates(
     out: Annotated[Path, typer.Option(help="Folder for certificates.json, .png, and LeNet's results.")] = FOLDER,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """How often certificates of tolerance are wrong, and how much of the true BER they certify, by planted truth.
 
@@ -104,31 +105,84 @@ def certificates(
     LeNet's own results on real images. The target is put at the true loss of one rung of the ladder, which must then
     not be certified: the hardest case. Other bounds see the same samples, to show what the certificate's is worth.
 
-    Stop it at any time; the same command goes on, with LeNet's results kept.
+    Stop it at any time; the same command goes on where it was.
     """
-    found = {design: _outcomes(design, out / "certificates") for design in DESIGNS}
-    rows = [
-        row
-        for design, by_bound in found.items()
-        for bound, outcome in by_bound.items()
-        for row in _rows(design, bound, outcome)
-    ]
-    stages.save_json(out / "certificates.json", {"study": "certificates", "confidence": CONFIDENCE, "rows": rows})
+    stages.use_one_thread()
+    tasks = [Task(out, number, seed) for number in range(len(DESIGNS)) for seed in SEEDS]
+    found: Found = {}
+
+    def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found.clear()
+        found.update(_outcomes(results))
+        return [
+            row
+            for design, by_bound in found.items()
+            for bound, outcome in by_bound.items()
+            for row in _rows(design, bound, outcome)
+        ]
+
+    rows = rows_of_tasks("certificates", tasks, rows_of, out, workers, scheduler, confidence=CONFIDENCE)
     _plot(found).savefig(out / "certificates.png", dpi=110)
     _show(rows)
     console.print(str(out / "certificates.json"))
 
 
-def _outcomes(design: Design, folder: Path) -> dict[str, Outcome]:
-    parts: list[dict[str, Outcome]] = []
-    for seed in SEEDS:
-        population = _population(design, seed, folder)
-        with progress_bar(f"{design.network}, {design}, {design.population.name.lower()}, seed {seed}") as progress:
-            sampling = Sampling(design.draws, design.batch, derive_seed(seed, str(design), design.population.value))
-            target = float(population.drops[np.argmin(np.abs(population.drops - TARGET_DROP))])
-            bounds = design.bounds
-            parts.append(study.repeat(population, target, design.images, sampling, REPEATS, bounds, progress))
-    return {bound: Outcome.joined([part[bound] for part in parts]) for bound in design.bounds}
+Found = dict[Design, dict[str, Outcome]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The repeats of one design with one seed.
+
+    Attributes:
+        out: the study's folder.
+        design: number of the design in `DESIGNS`.
+        seed: of the population, its images and errors.
+    """
+
+    out: Path
+    design: int
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        """See `host.cli.tasks.Task`."""
+        return self.out / "certificates" / f"design{self.design}-{self.seed}.json"
+
+    @property
+    def key(self) -> str:
+        """See `host.cli.tasks.Task`."""
+        pooled = f"{LENET_RATES} {POOL_DRAWS} {POOL_BATCH} {GEOMETRY} {WEAK_FLIP}"
+        return f"{DESIGNS[self.design]!r} {REPEATS} {TARGET_DROP} {LADDER} {pooled}"
+
+    def measured(self) -> dict[str, Any]:
+        """Of each bound, which repeats it was violated in, and the certified rates over the true one."""
+        design = DESIGNS[self.design]
+        population = _population(design, self.seed, self.out / "certificates")
+        sampling = Sampling(design.draws, design.batch, derive_seed(self.seed, str(design), design.population.value))
+        target = float(population.drops[np.argmin(np.abs(population.drops - TARGET_DROP))])
+        found = study.repeat(population, target, design.images, sampling, REPEATS, design.bounds)
+        return {
+            "design": self.design,
+            "bounds": {
+                bound: {"violated": outcome.violated.astype(int).tolist(), "ratios": outcome.ratios.tolist()}
+                for bound, outcome in found.items()
+            },
+        }
+
+
+def _outcomes(results: list[dict[str, Any]]) -> Found:
+    """The outcomes of each design, all seeds as one."""
+    parts: dict[Design, dict[str, list[Outcome]]] = {}
+    for result in results:
+        by_bound = parts.setdefault(DESIGNS[result["design"]], {})
+        for bound, kept in result["bounds"].items():
+            outcome = Outcome(np.array(kept["violated"], np.bool_), np.array(kept["ratios"]))
+            by_bound.setdefault(bound, []).append(outcome)
+    return {
+        design: {bound: Outcome.joined(outcomes) for bound, outcomes in by_bound.items()}
+        for design, by_bound in parts.items()
+    }
 
 
 def _population(design: Design, seed: int, folder: Path) -> study.Population:
@@ -143,15 +197,14 @@ def _pooled(population: Population, seed: int, folder: Path) -> PooledPopulation
     file = folder / f"lenet_int8_{population.name.lower()}_{seed}.npz"
     settings = [population.value, seed, LENET_RATES, POOL_DRAWS, POOL_BATCH, GEOMETRY.model_dump(), WEAK_FLIP]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    kept = _kept_pool(file, key)
-    if kept is not None:
-        return kept
-    with progress_bar(f"LeNet, {population.name.lower()}, seed {seed}: results") as progress:
-        made = _make_pool(population, seed, progress)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as opened:
-        np.savez_compressed(opened, key=np.array(key), right=made.right, clean=made.clean)
-    return made
+    with alone(file):
+        kept = _kept_pool(file, key)
+        if kept is not None:
+            return kept
+        made = _make_pool(population, seed, folder)
+        with atomic_file(file) as opened:
+            np.savez_compressed(opened, key=np.array(key), right=made.right, clean=made.clean)
+        return made
 
 
 def _kept_pool(file: Path, key: str) -> PooledPopulation | None:
@@ -164,19 +217,22 @@ def _kept_pool(file: Path, key: str) -> PooledPopulation | None:
         return None  # not there, or damaged: it is made again
 
 
-def _make_pool(population: Population, seed: int, progress: Progress) -> PooledPopulation:
+def _make_pool(population: Population, seed: int, folder: Path) -> PooledPopulation:
     data = stages.dataset()
     unseen = Split(
         torch.cat([data.validation.images, data.test.images]), torch.cat([data.validation.labels, data.test.labels])
     )
     memory_of = _fixed_maps(seed) if population is Population.THIS_MAP else _any_maps(seed)
-    return study.pool(_lenet(seed), memory_of, unseen, LENET_RATES, POOL_DRAWS, POOL_BATCH, progress)
+    return study.pool(_lenet(seed, folder), memory_of, unseen, LENET_RATES, POOL_DRAWS, POOL_BATCH)
 
 
-@cache
-def _lenet(seed: int) -> ApproximateNetwork:
-    with progress_bar(f"LeNet, seed {seed}: train") as progress:
-        return train_baseline("lenet", Precision.INT8, stages.dataset(), seed, progress=progress)
+def _lenet(seed: int, folder: Path) -> ApproximateNetwork:
+    return kept_network(
+        folder / f"lenet-{seed}.safetensors",
+        "lenet",
+        f"{FLOAT_TRAINING} {QUANTISED_TRAINING}",
+        lambda: train_baseline("lenet", Precision.INT8, stages.dataset(), seed),
+    )
 
 
 def _any_maps(seed: int) -> Callable[[int, int], ApproximateMemory]:
@@ -249,7 +305,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     table("certificates of tolerance", columns, shown)
 
 
-def _plot(found: dict[Design, dict[str, Outcome]]) -> Figure:
+def _plot(found: Found) -> Figure:
     columns = 3
     figure = Figure(figsize=(12, 3.4 * -(-len(found) // columns)), layout="constrained")
     axes = figure.subplots(-(-len(found) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()

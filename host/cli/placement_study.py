@@ -3,17 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from matplotlib.figure import Figure
-from scipy import stats
 
 from eden.approximate import ApproximateNetwork, TensorSpec
-from eden.boosting import boost
+from eden.boosting import boost, default_boosting
 from eden.datasets import Split
 from eden.mapping import Partition, RowRates
 from eden.memory import ApproximateMemory, ProfileMemory
@@ -21,17 +20,19 @@ from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.significance import SignificanceMemory, SignificancePlan, plan_significance, stored_weights
 from eden.tolerance import AccuracyMeter, Sampling, coarse
-from eden.training import train_baseline
+from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, train_baseline
 from host.boards import MOCK_GEOMETRY, open_board
-from host.chip_presets import PRESETS, effective_time_ps, flip_probability, weak_rate
+from host.chip_presets import PRESETS, supply_ladder
 from host.cli import stages
 from host.cli.console import console, table
+from host.cli.intervals import mean_interval
+from host.cli.tasks import Scheduler, Workers, alone, kept_network, rows_of_tasks
 from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import scan
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel
 from profiles.errors import PlanError
-from profiles.fit import fit
+from profiles.fit import FitReport, fit
 from profiles.pattern import Pattern
 from profiles.population import measured_weak_cells
 from profiles.schema import OperatingPoint, WriteCondition
@@ -60,6 +61,8 @@ def placement(
         list[str] | None, typer.Option(help="Only these errors, e.g. 'model 0' or 'mock:B'; may be repeated.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Networks, modules and maps to repeat all with.")] = len(SEEDS),
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Tolerable BER with the bits that matter on cells that hold, against the same network stored as it comes.
 
@@ -70,7 +73,7 @@ def placement(
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, precision or [Precision.INT8, Precision.FP32], memory, range(1, seeds + 1)))
-    rows = stages.rows_of_tasks("placement", tasks, _rows, out, target_drop=TARGET_DROP)
+    rows = rows_of_tasks("placement", tasks, _rows, out, workers, scheduler, target_drop=TARGET_DROP)
     _plot(rows).savefig(out / "placement.png", dpi=110)
     _show(rows)
     console.print(str(out / "placement.json"))
@@ -139,7 +142,7 @@ class ModuleMaps:
     def __init__(self, vendor: str, seed: int, folder: Path, rows: int) -> None:
         self.name = f"mock:{vendor}"
         self._board, self._folder, self._rows = f"mock:{vendor}:{seed}", folder / f"{vendor}{seed}", rows
-        self._supplies = _ladder(vendor)
+        self._supplies = supply_ladder(vendor, TRCD_PS, LADDER, LADDER_STEP)
         self._kept: dict[int, tuple[WeakCells, WeakCells]] = {}
 
     def at(self, ber: float, seed: int, rows: int) -> KnownMap:
@@ -155,10 +158,14 @@ class ModuleMaps:
         return known_map(*self._kept[millivolts], rows, point)
 
     def fitted(self, number: int) -> ErrorModel:
-        """The error model of this number, fitted where the module has a bit error rate of `FITTED_AT`."""
+        """The error model of this number, as in `report`."""
+        return self.report().fits[number].model
+
+    def report(self) -> FitReport:
+        """The error models, fitted where the module has a bit error rate of `FITTED_AT`."""
         millivolts = min(self._supplies, key=lambda mv: abs(math.log(self._supplies[mv] / FITTED_AT)))
         point = OperatingPoint(vdd_mv=millivolts, trcd_ps=TRCD_PS)
-        return fit(self._scanned(point), point, WriteCondition.NOMINAL).fits[number].model
+        return fit(self._scanned(point), point, WriteCondition.NOMINAL)
 
     @property
     def highest_ber(self) -> float:
@@ -175,24 +182,12 @@ class ModuleMaps:
             cells=(Cells(banks=(0,), rows=rows),),
             write=(WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT),
         )
-        board = open_board(self._board)
+        path, board = self._folder / f"{point.vdd_mv}mv", open_board(self._board)
         try:
-            return scan(board, plan, self._folder / f"{point.vdd_mv}mv")
+            with alone(path):
+                return scan(board, plan, path)
         finally:
             board.close()
-
-
-@lru_cache(maxsize=8)
-def _ladder(vendor: str) -> dict[int, float]:
-    """Supplies at which a vendor's chips have bit error rates `LADDER_STEP` apart, by millivolts, with those rates."""
-    preset, supplies, last = PRESETS[vendor], {}, 0.0
-    for millivolts in range(1350, 899, -1):
-        effective = effective_time_ps(preset, millivolts * 1000, TRCD_PS)
-        flips = float(flip_probability(preset, effective, 0, 0) + flip_probability(preset, effective, 1, 0)) / 2
-        ber = -math.expm1(-float(weak_rate(preset, effective, 20.0))) * flips
-        if LADDER[0] <= ber <= LADDER[1] and ber >= last * LADDER_STEP:
-            supplies[millivolts] = last = ber
-    return supplies
 
 
 Maps = ModelMaps | ModuleMaps
@@ -222,20 +217,18 @@ class Task:
 
     @property
     def file(self) -> Path:
+        """See `host.cli.tasks.Task`."""
         name = f"{self.memory} {self.precision} {self.seed}{' boosted' if self.boosted else ''}"
         return self.out / "placement" / (name.replace(":", " ").replace(" ", "-") + ".json")
 
-    def result(self) -> dict[str, Any]:
-        """Kept, or measured now."""
+    @property
+    def key(self) -> str:
+        """See `host.cli.tasks.Task`."""
         count = images(self.precision)
-        key = f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {TRCD_PS} {LADDER_STEP} {LADDER} {self.arms}"
-        kept = stages.kept_results(self.file, key)
-        if kept is None:
-            kept = self._measured()
-            stages.keep_results(self.file, key, kept)
-        return kept
+        return f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {TRCD_PS} {LADDER_STEP} {LADDER} {self.arms}"
 
-    def _measured(self) -> dict[str, Any]:
+    def measured(self) -> dict[str, Any]:
+        """Tolerated rate by arm, with what placement costs."""
         network, clean = self._network()
         trial = Trial(network, self._maps(Trial(network, None).rows))
         found: dict[str, Any] = {}
@@ -274,18 +267,23 @@ class Task:
 
     def _network(self) -> tuple[ApproximateNetwork, float]:
         """The network, and the clean accuracy of the unboosted one on the images of this study."""
-        name = f"{NETWORK}-{self.precision}-{self.seed}"
-        file = self.out / "placement" / f"{name}.safetensors"
-        if not file.exists():
-            train_baseline(NETWORK, self.precision, stages.dataset(), self.seed).save(file, NETWORK)
-        network = stages.load_network(file)
+        name, how = f"{NETWORK}-{self.precision}-{self.seed}", f"{FLOAT_TRAINING} {QUANTISED_TRAINING}"
+        network = kept_network(
+            self.out / "placement" / f"{name}.safetensors",
+            NETWORK,
+            how,
+            lambda: train_baseline(NETWORK, self.precision, stages.dataset(), self.seed),
+        )
         clean = AccuracyMeter(network, validation(self.precision), Sampling(1, BATCH)).clean
         if not self.boosted:
             return network, clean
-        file = self.out / "placement" / f"{name}-boosted.safetensors"
-        if not file.exists():
-            self._boost(network, clean).save(file, NETWORK)
-        return stages.load_network(file), clean
+        boosted = kept_network(
+            self.out / "placement" / f"{name}-boosted.safetensors",
+            NETWORK,
+            f"{how} {default_boosting(self.precision)} {TARGET_DROP} {DRAWS} {BATCH}",
+            lambda: self._boost(network, clean),
+        )
+        return boosted, clean
 
     def _boost(self, network: ApproximateNetwork, clean: float) -> ApproximateNetwork:
         """Boosted on fresh maps of Error Model 0, so that no map is learnt."""
@@ -444,10 +442,8 @@ def _row(memory: str, precision: str, boosted: bool, arm: str, group: list[dict[
 
 def mean_ratio(ratios: list[float]) -> tuple[float, float, float]:
     """Geometric mean over seeds, and its 95 % interval by Student's t on logarithms; of one seed, the figure alone."""
-    logs = np.log(ratios)
-    mean = float(logs.mean())
-    reach = float(stats.t.ppf(0.975, logs.size - 1) * logs.std(ddof=1) / math.sqrt(logs.size)) if logs.size > 1 else 0.0
-    return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
+    mean, low, high = mean_interval([math.log(ratio) for ratio in ratios])
+    return math.exp(mean), math.exp(low), math.exp(high)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

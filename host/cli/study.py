@@ -7,6 +7,7 @@ from host.cli.certificates_study import certificates
 from host.cli.headline_study import headline
 from host.cli.mapping_study import mapping
 from host.cli.placement_study import placement
+from host.cli.sweep_study import sweep
 
 study_app = typer.Typer(
     no_args_is_help=True, help="Studies of the method and of what it saves: figures with their uncertainty and goals."
@@ -16,3 +17,4 @@ study_app.command()(certificates)
 study_app.command()(headline)
 study_app.command()(mapping)
 study_app.command()(placement)
+study_app.command()(sweep)

@@ -14,7 +14,7 @@ from eden.boosting import INTEGER_BOOSTING
 from eden.datasets import Dataset, mnist5000
 from eden.precision import Precision
 from eden.training import Training, train_baseline
-from host.cli import boost_study, placement_study
+from host.cli import boost_study, placement_study, sweep_study
 from host.cli.main import app
 from profiles.errors import PlanError
 
@@ -56,6 +56,8 @@ def test_placement_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypa
         "model 0",
         "--seeds",
         "2",
+        "--workers",
+        "1",
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -68,7 +70,7 @@ def test_placement_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypa
     assert row["occupancy"] >= 0.9
     assert (tmp_path / "placement.png").stat().st_size > 1000
 
-    monkeypatch.setattr(placement_study.Task, "_measured", lambda task: pytest.fail("measured again"))
+    monkeypatch.setattr(placement_study.Task, "measured", lambda task: pytest.fail("measured again"))
     assert CliRunner().invoke(app, arguments).exit_code == 0
     refused = CliRunner().invoke(app, [*arguments, "--memory", "model 9"])
     assert isinstance(refused.exception, PlanError)
@@ -123,3 +125,34 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     refused = CliRunner().invoke(app, [*arguments, "--network", "vgg"])
     assert isinstance(refused.exception, PlanError)
     assert "choose from lenet, resnet8" in str(refused.exception)
+
+
+@pytest.mark.slow
+def test_sweep_measures_each_point_once_and_adds_what_is_asked_besides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quickly(*arguments: Any) -> ApproximateNetwork:
+        return train_baseline(*arguments, Training(2, 4e-3), Training(1, 5e-4))
+
+    monkeypatch.setattr(sweep_study, "train_baseline", quickly)
+    monkeypatch.setattr(sweep_study, "IMAGES", 200)
+
+    def rows(*more: str) -> list[dict[str, Any]]:
+        arguments = ["study", "sweep", "--out", str(tmp_path), "--precision", "int8", "--seeds", "2", "--workers", "1"]
+        result = CliRunner().invoke(app, [*arguments, "--ber", "0", "--ber", "0.2", *more])
+        assert result.exit_code == 0, result.output
+        found: list[dict[str, Any]] = json.loads((tmp_path / "sweep.json").read_text())["rows"]
+        return found
+
+    clean, ruined = rows()
+    assert [row["ber"] for row in (clean, ruined)] == [0, 0.2]
+    assert clean["figure"] == pytest.approx(clean["clean_accuracy"])
+    assert clean["figure"] > 0.5 > ruined["figure"]  # of ten digits
+    assert ruined["seeds"] == [1, 2]
+    assert ruined["interval"][0] <= ruined["figure"] <= ruined["interval"][1]
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
+    monkeypatch.setattr(sweep_study, "train_baseline", lambda *_: pytest.fail("trained again"))
+    assert [row["ber"] for row in rows("--ber", "0.01")] == [0, 0.01, 0.2]
+    refused = CliRunner().invoke(app, ["study", "sweep", "--network", "vgg"])
+    assert isinstance(refused.exception, PlanError)
+    assert "choose from lenet" in str(refused.exception)
