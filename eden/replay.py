@@ -69,6 +69,21 @@ class Bursts:
     arrival: I64
 
 
+@dataclass(frozen=True)
+class Controller:
+    """What a controller's own clock adds to the DRAM's distances; by default nothing.
+
+    Attributes:
+        phases: DRAM clocks in one of its clocks, a power of two; it issues one command in each of its clocks.
+        read_phase, write_phase: phase that RD and WR go out on. A row is activated on the one from which its first data
+            command can come exactly tRCD later.
+    """
+
+    phases: int = 1
+    read_phase: int = 0
+    write_phase: int = 0
+
+
 def constraints(spec: DramSpec, trcd: int) -> tuple[Constraint, ...]:
     """The distances that a DRAM asks for (JESD79-3F, 79-4, 209-3, 209-4), with a tRCD of ``trcd`` clocks.
 
@@ -104,17 +119,34 @@ def constraints(spec: DramSpec, trcd: int) -> tuple[Constraint, ...]:
 
 
 def place(bursts: I64, spec: DramSpec, write: Bools, arrival: I64) -> Bursts:
-    """Where bursts lie: int64[n] numbers of a channel's bursts, from 0, to banks, rows and columns.
+    """Where bursts lie: int64[n] numbers of a channel's bursts, from 0 and below 2^32, to banks, rows and columns.
 
     Consecutive bursts go to different bank groups (tCCD_S, not tCCD_L, keeps them apart), then along the row, then to
     the next bank.
     """
-    in_group = spec.banks // spec.bank_groups
-    bursts, group = np.divmod(bursts, spec.bank_groups)
-    bursts, column = np.divmod(bursts, spec.row_bursts)
-    row, within = np.divmod(bursts, in_group)
-    bank = (group * in_group + within).astype(np.uint8)
-    return Bursts(bank, row.astype(np.int32), column.astype(np.int32), write, arrival)
+    bank, row, column = (
+        np.empty(bursts.size, np.uint8),
+        np.empty(bursts.size, np.int32),
+        np.empty(bursts.size, np.int32),
+    )
+    _place(bursts, spec.bank_groups, spec.row_bursts, spec.banks // spec.bank_groups, bank, row, column)
+    return Bursts(bank, row, column, write, arrival)
+
+
+@njit(cache=True, error_model="numpy")
+def _place(bursts: I64, groups: int, row_bursts: int, in_group: int, bank: U8, row: I32, column: I32) -> None:
+    for i in range(bursts.size):
+        bank[i], row[i], column[i] = place_one(bursts[i], groups, row_bursts, in_group)
+
+
+@njit(cache=True, error_model="numpy")
+def place_one(number: int, groups: int, row_bursts: int, in_group: int) -> tuple[int, int, int]:
+    """Bank, row and column of one burst, as `place` says; for compiled code."""
+    by_groups, by_bursts, by_banks = np.uint32(groups), np.uint32(row_bursts), np.uint32(in_group)
+    rest = np.uint32(number)  # 32 bits are divided sooner than 64
+    group, rest = rest % by_groups, rest // by_groups
+    column, rest = rest % by_bursts, rest // by_bursts
+    return int(group * by_banks + rest % by_banks), int(rest // by_banks), int(column)
 
 
 def replay(
@@ -125,6 +157,7 @@ def replay(
     policy: RowPolicy = RowPolicy.OPEN,
     table: Sequence[Constraint] | None = None,
     until: int = 0,
+    controller: Controller | None = None,
 ) -> CommandTrace:
     """The commands that serve ``bursts``, each as early as it may come.
 
@@ -134,12 +167,14 @@ def replay(
             been transferred. `SERIAL` is a dependent chain, `BACK_TO_BACK` saturates.
         table: distances to hold; `constraints` by default.
         until: the trace goes on, refreshing, at least to this clock.
+        controller: who issues them; one that takes any clock by default.
 
     Returns:
         The trace; it ends when the last burst has been transferred, or at ``until``.
 
     Raises:
-        ModelError: no burst may be outstanding, a bank lies outside the DRAM, or refreshes leave no time for bursts.
+        ModelError: no burst may be outstanding, a bank lies outside the DRAM, refreshes leave no time for bursts, or
+            tRCD is shorter than a clock of the controller, which issues one command in each.
     """
     if not 1 <= outstanding <= _RING // 4:
         raise ModelError(f"{outstanding} outstanding bursts; give 1 to {_RING // 4}")
@@ -147,13 +182,17 @@ def replay(
         raise ModelError(
             f"bank {int(bursts.bank.max())} is outside {spec.name}'s {spec.banks}; place the bursts for it"
         )
+    by = controller or Controller()
+    if by.phases > 1 and trcd < by.phases:
+        raise ModelError(f"a tRCD of {trcd} clocks is shorter than the controller's own clock of {by.phases}; cut less")
     rules, first = _pack(constraints(spec, trcd) if table is None else table, spec.banks)
-    room = _most_commands(bursts, spec, trcd, until)
+    room = _most_commands(bursts, spec, trcd + 4 * by.phases, until)
     clock, command, bank = np.empty(room, np.int64), np.empty(room, np.uint8), np.empty(room, np.uint8)
     address = np.empty(room, np.int32)
     settings = (
         *(spec.banks, spec.banks // spec.bank_groups, outstanding, policy is RowPolicy.CLOSED, until),
         *(spec.clocks.trefi, spec.clocks.cl + spec.burst_clocks, spec.clocks.cwl + spec.burst_clocks),
+        *(by.phases.bit_length() - 1, by.read_phase, by.write_phase, trcd),
     )
     asked = (bursts.bank, bursts.row, bursts.column, bursts.write, bursts.arrival)
     out = (clock, command, bank, address)
@@ -181,10 +220,13 @@ def _fourth(banks: int) -> int:
     return len(Command) * (2 * banks + 1)
 
 
-def _most_commands(bursts: Bursts, spec: DramSpec, trcd: int, until: int) -> int:
-    """Room for every command: ACT, RD or WR and PRE a burst, PREA and REF a refresh."""
+def _most_commands(bursts: Bursts, spec: DramSpec, more: int, until: int) -> int:
+    """Room for every command: ACT, RD or WR and PRE a burst, PREA and REF a refresh.
+
+    ``more`` clocks of a burst are beyond the distances of ``spec``.
+    """
     count = bursts.bank.size
-    worst = sum(value for name, value in spec.clocks.model_dump().items() if name not in ("trfc", "trefi")) + trcd
+    worst = sum(value for name, value in spec.clocks.model_dump().items() if name not in ("trfc", "trefi")) + more
     busy = max(until, int(bursts.arrival.max()) if count else 0) + count * worst
     return 3 * count + 4 + 2 * (2 + busy // (spec.clocks.trefi - spec.clocks.trfc - worst))
 
@@ -216,12 +258,19 @@ def _remember(memory: I64, banks: int, command: int, at: I64, clock: int) -> Non
 
 
 @njit(cache=True, error_model="numpy")
-def _free(bus: I64, clock: int) -> int:
-    """The first clock from ``clock`` on with the command bus free, which it then takes."""
-    while bus[clock & (_RING - 1)] == clock:
-        clock += 1
-    bus[clock & (_RING - 1)] = clock
-    return clock
+def _free(bus: I64, clock: int, shift: int, phase: int) -> int:
+    """The first clock from ``clock`` on, at ``phase`` (-1: any), with the command bus free, which it then takes.
+
+    A command takes the bus for a clock of the controller, which is ``1 << shift`` of the DRAM's.
+    """
+    while True:
+        if phase >= 0:
+            clock += (phase - clock) & ((1 << shift) - 1)
+        turn = clock >> shift
+        if bus[turn & (_RING - 1)] != turn:
+            bus[turn & (_RING - 1)] = turn
+            return clock
+        clock = (turn + 1) << shift
 
 
 @njit(cache=True, error_model="numpy")
@@ -242,7 +291,8 @@ def _replay(
     banks: U8, rows: I32, columns: I32, writes: Bools, arrivals: I64, rules: I64, first: I64, settings: I64,
     out_clock: I64, out_command: U8, out_bank: U8, out_address: I32,
 ) -> tuple[int, int]:  # fmt: skip
-    bank_count, group_banks, outstanding, closes, until, trefi, read_clocks, write_clocks = settings
+    bank_count, group_banks, outstanding, closes, until, trefi, read_clocks, write_clocks = settings[:8]
+    shift, read_phase, write_phase, trcd = settings[8:]
     memory = np.full(_KINDS * (2 * bank_count + 1) + 4, _LONG_AGO, np.int64)
     at = np.zeros(4, np.int64)  # by scope: this bank, its group, nothing, the fourth last ACT
     bus = np.full(_RING, _LONG_AGO, np.int64)
@@ -266,7 +316,7 @@ def _replay(
                     at[_BANK], at[_GROUP] = bank, bank // group_banks
                     clock = max(clock, _earliest(memory, rules, first[_PRE], first[_PRE + 1], at, start))
             if clock:
-                clock = _free(bus, clock)
+                clock = _free(bus, clock, shift, -1)
                 for bank in range(bank_count):
                     if open_row[bank] >= 0:
                         at[_BANK], at[_GROUP] = bank, bank // group_banks
@@ -274,7 +324,7 @@ def _replay(
                         open_row[bank] = -1
                 _insert(out_clock, out_command, out_bank, out_address, used, clock, _PREA, 0, 0)
                 used += 1
-            clock = _free(bus, _earliest(memory, rules, first[_REF], first[_REF + 1], at, start))
+            clock = _free(bus, _earliest(memory, rules, first[_REF], first[_REF + 1], at, start), shift, -1)
             _remember(memory, bank_count, _REF, at, clock)
             _insert(out_clock, out_command, out_bank, out_address, used, clock, _REF, 0, 0)
             used += 1
@@ -286,15 +336,16 @@ def _replay(
         bank, row = int(banks[i]), int(rows[i])
         at[_BANK], at[_GROUP] = bank, bank // group_banks
         hit = open_row[bank] == row
+        data_phase = write_phase if writes[i] else read_phase
         for step in range(4):  # precharge another row, activate, transfer, precharge
             if (step < 2 and hit) or (step == 0 and open_row[bank] < 0) or (step == 3 and not closes):
                 continue
-            command, address = _PRE, 0
+            command, address, phase = _PRE, 0, -1
             if step == 1:
-                command, address = _ACT, row
+                command, address, phase = _ACT, row, (data_phase - trcd) & ((1 << shift) - 1)
             elif step == 2:
-                command, address = _WR if writes[i] else _RD, int(columns[i])
-            clock = _free(bus, _earliest(memory, rules, first[command], first[command + 1], at, start))
+                command, address, phase = _WR if writes[i] else _RD, int(columns[i]), data_phase
+            clock = _free(bus, _earliest(memory, rules, first[command], first[command + 1], at, start), shift, phase)
             _remember(memory, bank_count, command, at, clock)
             _insert(out_clock, out_command, out_bank, out_address, used, clock, command, bank, address)
             used += 1

@@ -9,7 +9,7 @@ quoted from memory, with a DDR4-2400 for its DDR4: ``note`` says what the paper 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from eden.commands import I64
 from eden.dram_specs import DramSpec, load
 from eden.layers import Layer
 from eden.precision import Precision
-from eden.replay import BACK_TO_BACK, Bools, Bursts, RowPolicy, place
+from eden.replay import BACK_TO_BACK, Bools, Bursts, RowPolicy, place_one
 from profiles.errors import ModelError
 
 Floats = npt.NDArray[np.float64]
@@ -196,24 +196,17 @@ class Traffic:
     written_bytes: int
 
 
-def traffic(layers: Sequence[Layer], platform: Platform, precision: Precision) -> Traffic:
-    """The bursts of one inference.
+def traffic(layers: Sequence[Layer], platform: Platform, precision: Precision, dram: DramSpec | None = None) -> Traffic:
+    """The bursts of one inference, of ``dram`` or else of the platform's own.
 
     Raises:
         ModelError: a layer does not fit the platform's buffers, or there is no layer.
     """
     if not layers:
         raise ModelError("a network of no layers moves nothing; give at least one")
-    spec = load(platform.dram)
+    spec = dram or load(platform.dram)
     passes = _passes(layers, platform, precision, spec)
-    room = int(passes[:, 1::2].sum())
-    line, write, clock = np.empty(room, np.int64), np.empty(room, np.bool_), np.empty(room, np.int64)
-    compute = _stream(passes, platform.chunk, line, write, clock)
-    if platform.cache is not None:
-        line, write, clock = _through(platform.cache, spec, line, write, clock)
-    read, written = int((~write).sum()), int(write.sum())
-    mine = line % platform.channels == 0
-    bursts = place(line[mine] // platform.channels, spec, write[mine], clock[mine])
+    bursts, compute, read, written = _bursts_of(passes, platform.chunk, platform.cache, platform.channels, spec)
     return Traffic(bursts, compute, read * spec.burst_bytes, written * spec.burst_bytes)
 
 
@@ -269,82 +262,121 @@ def _share(at: int, size: int, index: I64, parts: int) -> tuple[I64, I64]:
     return begin, at + size * (index + 1) // parts - begin
 
 
-@njit(cache=True)
-def _stream(passes: I64, chunk: int, line: I64, write: Bools, clock: I64) -> int:
-    """Fills in the lines of each pass, its three tensors in proportion; returns the clock at its end."""
-    used, begun = 0, 0
-    done = np.zeros(3, np.int64)
+def _bursts_of(
+    passes: I64, chunk: int, cache: Cache | None, channels: int, spec: DramSpec
+) -> tuple[Bursts, int, int, int]:
+    """The first channel's bursts, clocks at the end of the last pass, and bursts read and written of all channels."""
+    behind = cache or Cache(0, 1, 0)
+    sets = behind.size_bytes // (spec.burst_bytes * behind.ways)
+    lines, written = int(passes[:, 1:6:2].sum()), int(passes[:, 5].sum())
+    room = lines * (1 + behind.prefetched) + written + sets * behind.ways  # of address space: what is unused costs none
+    out = Bursts(
+        *(np.empty(room, np.uint8), np.empty(room, np.int32), np.empty(room, np.int32)),
+        *(np.empty(room, np.bool_), np.empty(room, np.int64)),
+    )
+    end = int((passes[:, 0:6:2] + passes[:, 1:6:2]).max()) + behind.prefetched
+    caught = (np.full((sets, behind.ways), -1, np.int64), np.zeros(sets, np.int64), np.zeros(end, np.bool_))
+    organisation = (channels, spec.bank_groups, spec.row_bursts, spec.banks // spec.bank_groups)
+    counts = np.zeros(3, np.int64)
+    columns = (out.bank, out.row, out.column, out.write, out.arrival)
+    compute = _stream(passes, chunk, behind.prefetched, *caught, organisation, columns, counts)
+    used, read, stored = counts.tolist()
+    return Bursts(**{name: values[:used] for name, values in vars(out).items()}), compute, read, stored
+
+
+@njit(cache=True, error_model="numpy")
+def _stream(
+    passes: I64, chunk: int, prefetched: int, held: I64, heads: I64, there: Bools, organisation: Any, out: Any,
+    counts: I64,
+) -> int:  # fmt: skip
+    """Sends on the lines of each pass, its three tensors in proportion; returns the clock at its end.
+
+    Args:
+        held, heads, there: the cache, none if it has no sets: a set is a ring, the most recently used line at its head,
+            so that a miss overwrites the oldest and moves nothing. An entry is twice the line, and one more if it was
+            written. ``there`` tells hits from misses without a search.
+        organisation, out, counts: see `_send`.
+    """
+    begun = latest = 0
+    done, behind = np.zeros(3, np.int64), np.zeros(3, np.float64)  # lines of each tensor, and the share that they are
     for p in range(passes.shape[0]):
-        size = passes[p, 1] + passes[p, 3] + passes[p, 5]
-        done[:] = 0
-        emitted = 0
+        clocks, size = passes[p, 6], passes[p, 1] + passes[p, 3] + passes[p, 5]
+        for t in range(3):
+            done[t], behind[t] = 0, 0.0 if passes[p, 2 * t + 1] else np.inf
+        now, rest, emitted = begun, 0, 0  # now + rest / size is begun + clocks * emitted / size
+        step, part = clocks // max(size, 1), clocks % max(size, 1)
         while emitted < size:
-            tensor, least = 0, 2.0
-            for t in range(3):
-                length = passes[p, 2 * t + 1]
-                if done[t] < length and done[t] / length < least:
-                    tensor, least = t, done[t] / length
-            count = min(chunk, passes[p, 2 * tensor + 1] - done[tensor])
-            for _ in range(count):
-                line[used] = passes[p, 2 * tensor] + done[tensor]
-                write[used] = tensor == 2
-                clock[used] = begun + passes[p, 6] * emitted // size
-                used += 1
-                done[tensor] += 1
-                emitted += 1
-        begun += passes[p, 6]
+            tensor = 0 if behind[0] <= behind[1] else 1
+            tensor = tensor if behind[tensor] <= behind[2] else 2
+            first, length = passes[p, 2 * tensor] + done[tensor], passes[p, 2 * tensor + 1]
+            count = min(chunk, length - done[tensor])
+            for line in range(first, first + count):
+                if heads.size:
+                    _reach(line, tensor == 2, now, prefetched, held, heads, there, organisation, out, counts)
+                else:
+                    _send(line, tensor == 2, now, organisation, out, counts)
+                latest, now, rest = now, now + step, rest + part
+                if rest >= size:
+                    now, rest = now + 1, rest - size
+            emitted += count
+            done[tensor] += count
+            behind[tensor] = done[tensor] / length if done[tensor] < length else np.inf
+        begun += clocks
+    _flush(latest, held, heads, organisation, out, counts)
     return begun
 
 
-def _through(cache: Cache, spec: DramSpec, line: I64, write: Bools, clock: I64) -> tuple[I64, Bools, I64]:
-    room = (line.size * (1 + cache.prefetched)) + int(write.sum()) + cache.size_bytes // spec.burst_bytes
-    out = np.empty(room, np.int64), np.empty(room, np.bool_), np.empty(room, np.int64)
-    sets = cache.size_bytes // (spec.burst_bytes * cache.ways)
-    used = _miss(line, write, clock, sets, cache.ways, cache.prefetched, *out)
-    return out[0][:used], out[1][:used], out[2][:used]
+@njit(cache=True, error_model="numpy")
+def _reach(
+    line: int, write: bool, clock: int, prefetched: int, held: I64, heads: I64, there: Bools, organisation: Any,
+    out: Any, counts: I64,
+) -> None:  # fmt: skip
+    """A line that is read or written by way of the cache: what misses is sent on, and what must go is written back."""
+    ahead, k = 0, 0
+    while k <= ahead:
+        wanted, marks = line + k, np.int64(k == 0 and write)
+        which = np.int64(np.uint32(wanted) % np.uint32(heads.size))
+        head = heads[which]
+        if not there[wanted]:
+            if k == 0 and prefetched and not marks and wanted and there[wanted - 1]:
+                ahead = prefetched
+            oldest = held.shape[1] - 1 if head == 0 else head - 1
+            victim = held[which, oldest]
+            if victim >= 0:
+                there[victim >> 1] = False
+                if victim & 1:
+                    _send(victim >> 1, True, clock, organisation, out, counts)
+            if not marks:
+                _send(wanted, False, clock, organisation, out, counts)
+            there[wanted] = True
+            held[which, oldest], heads[which] = wanted << 1 | marks, oldest
+        elif k == 0:
+            at, entry = head, held[which, head]
+            while entry >> 1 != wanted:  # all that was used since moves one back
+                at = 0 if at + 1 == held.shape[1] else at + 1
+                entry, held[which, at] = held[which, at], entry
+            held[which, head] = entry | marks
+        k += 1
 
 
-@njit(cache=True)
-def _miss(
-    line: I64, write: Bools, clock: I64, sets: int, ways: int, prefetched: int,
-    out_line: I64, out_write: Bools, out_clock: I64,
-) -> int:  # fmt: skip
-    """What misses, and what is written back; at the end all that was written is."""
-    held = np.full((sets, ways), -1, np.int64)  # most recently used first
-    dirty = np.zeros((sets, ways), np.bool_)
-    used = 0
-    for i in range(line.size):
-        ahead = 0
-        k = 0
-        while k <= ahead:
-            wanted = line[i] + k
-            demanded = k == 0
-            k += 1
-            lines, marks = held[wanted % sets], dirty[wanted % sets]
-            way = 0
-            while way < ways and lines[way] != wanted:
-                way += 1
-            hit = way < ways
-            if hit and not demanded:
-                continue
-            mark = hit and marks[way]
-            if not hit:
-                way = ways - 1
-                if marks[way] and lines[way] >= 0:
-                    out_line[used], out_write[used], out_clock[used] = lines[way], True, clock[i]
-                    used += 1
-                if not (demanded and write[i]):
-                    out_line[used], out_write[used], out_clock[used] = wanted, False, clock[i]
-                    used += 1
-                    before = held[(wanted - 1) % sets]
-                    if demanded and prefetched and (before == wanted - 1).any():
-                        ahead = prefetched
-            for w in range(way, 0, -1):
-                lines[w], marks[w] = lines[w - 1], marks[w - 1]
-            lines[0], marks[0] = wanted, mark or (demanded and write[i])
-    for s in range(sets):
-        for w in range(ways):
-            if dirty[s, w]:
-                out_line[used], out_write[used], out_clock[used] = held[s, w], True, clock[-1]
-                used += 1
-    return used
+@njit(cache=True, error_model="numpy")
+def _flush(clock: int, held: I64, heads: I64, organisation: Any, out: Any, counts: I64) -> None:
+    """Write back all that was written, set by set, what was used most recently first."""
+    for which in range(heads.size):
+        for k in range(held.shape[1]):
+            entry = held[which, (heads[which] + k) % held.shape[1]]
+            if entry >= 0 and entry & 1:
+                _send(entry >> 1, True, clock, organisation, out, counts)
+
+
+@njit(cache=True, error_model="numpy")
+def _send(line: int, write: bool, clock: int, organisation: Any, out: Any, counts: I64) -> None:
+    """A burst to DRAM. ``counts`` are those of the first channel in ``out``, and of all read and written."""
+    channels, groups, row_bursts, in_group = organisation
+    counts[2 if write else 1] += 1
+    number = np.uint32(line) // np.uint32(channels)
+    if number * np.uint32(channels) == np.uint32(line):
+        k = counts[0]
+        out[0][k], out[1][k], out[2][k] = place_one(int(number), groups, row_bursts, in_group)
+        out[3][k], out[4][k] = write, clock
+        counts[0] += 1

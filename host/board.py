@@ -3,7 +3,7 @@
 import math
 import time
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -261,20 +261,33 @@ class Board:
         """``count`` words of a memory window from word ``start``."""
         return self.bus.read(self._bases[name] + 4 * start, count)
 
-    def run(self, program: Sequence[Instruction] | Image, buffer: Words | None = None) -> RunResult:
-        """Run a program that compares nothing, to its end; ``buffer`` is what the write buffer must hold."""
-        found = self.failing_bits(program, buffer)
+    def run(
+        self,
+        program: Sequence[Instruction] | Image,
+        buffer: Words | None = None,
+        following: Iterable[Sequence[Instruction]] = (),
+    ) -> RunResult:
+        """Run a program that logs nothing, to its end; arguments as of `failing_bits`."""
+        found = self.failing_bits(program, buffer, following)
         try:
             next(found)
         except StopIteration as end:
             result: RunResult = end.value
             return result
-        raise BoardError("the board logged errors of a program that compares nothing; reset the board")
+        raise BoardError("the board logged errors of a program that logs none; reset the board")
 
     def failing_bits(
-        self, program: Sequence[Instruction] | Image, buffer: Words | None = None
+        self,
+        program: Sequence[Instruction] | Image,
+        buffer: Words | None = None,
+        following: Iterable[Sequence[Instruction]] = (),
     ) -> Generator[FailingBits, None, RunResult]:
         """Run a program and yield (read index, bit in burst) arrays, int64, as its error log fills.
+
+        Args:
+            program: or its first chunk.
+            buffer: what the write buffer must hold.
+            following: its other chunks; each but the last ends with END and ``more``.
 
         Returns:
             Its totals.
@@ -288,6 +301,7 @@ class Board:
         self._start(image, buffer)
         consumed, logged = 0, 0
         clocks, since = -1, time.monotonic()
+        chunks, loaded_at = iter(following), -1
         while True:
             state = self._state()
             self.rail.watch()
@@ -302,7 +316,12 @@ class Board:
                 self.set_register("log_consumed", consumed & 0xFFFFFFFF)
             if state == State.DONE and self._state() == State.DONE:
                 break
-            if state == State.HALTED:
+            if state == State.CHUNK and (at := self.register("clocks")) != loaded_at:  # else the RESUME was lost
+                if (chunk := next(chunks, None)) is None:
+                    raise ProgramError("the last chunk says that more follow; end it with END alone")
+                self._load(Image.of(chunk))
+                loaded_at = at
+            if state in (State.HALTED, State.CHUNK):
                 with suppress(UnacknowledgedError):  # the next look at its state tells
                     self.set_register("control", RESUME)
             elif state != State.RUNNING:
@@ -425,14 +444,7 @@ class Board:
         return Image.of(programs.transfer(self.build, walks, write, trcd))
 
     def _start(self, image: Image, buffer: Words | None) -> None:
-        depth = self._constants["program_depth"]
-        if image.length > depth:
-            raise ProgramError(
-                f"the program has {image.length} instructions, the engine holds {depth}; test a smaller region"
-            )
-        self.bus.write(self._bases["program"], image.words)
-        checked = (0,) if buffer is None else (buffer.shape[0], zlib.crc32(buffer.tobytes()))
-        self._set_registers("program_length", image.length, image.check, *checked)  # then buffer_length, buffer_check
+        self._load(image, *((0,) if buffer is None else (buffer.shape[0], zlib.crc32(buffer.tobytes()))))
         self._starts = self.register("starts") + 1 & 0xFFFFFFFF
         for _ in range(START_ATTEMPTS):
             acknowledged = False
@@ -444,6 +456,19 @@ class Board:
             if acknowledged:
                 break
         raise LinkError("the board did not start the program; run it again, and check the link")
+
+    def _load(self, image: Image, *checked: int) -> None:
+        """Put a program, or a chunk of one, where the next start or resume takes it from.
+
+        ``checked``: bursts of the write buffer that are checked too, and their CRC-32.
+        """
+        depth = self._constants["program_depth"]
+        if image.length > depth:
+            raise ProgramError(
+                f"the program has {image.length} instructions, the engine holds {depth}; test a smaller region"
+            )
+        self.bus.write(self._bases["program"], image.words)
+        self._set_registers("program_length", image.length, image.check, *checked)
 
     def _check_starts(self) -> None:
         """What was read since the last program ended is that program's."""

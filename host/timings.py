@@ -24,7 +24,8 @@ class JedecTimings:
     trfc_ps: int
     trefi_ps: int
     tccd_ps: int = 0  # 0: only the burst itself keeps data commands apart
-    minimum_clocks: int = 4  # floor of tRRD, tRTP and tCCD
+    twtr_ps: int = 7_500  # the same in every speed bin; of DDR4's two the longer, tWTR_L
+    minimum_clocks: int = 4  # floor of tRRD, tRTP, tWTR and tCCD
 
 
 # JESD79-3F, speed bin DDR3-1600K, 1 KiB pages, 1 Gb chips (tRFC), normal temperature range (tREFI)
@@ -94,6 +95,7 @@ class Timings:
     tfaw: int
     trtp: int
     twr: int
+    twtr: int
     trfc: int
     trefi: int
     tccd: int
@@ -104,7 +106,7 @@ class Timings:
         """The speed grade at a clock period of ``tck_ps``, and the build's CWL in clocks."""
         names = [f.name for f in fields(cls) if f.name not in ("tck_ps", "write_latency", "trefi")]
         clocks = {name: -(-getattr(jedec, f"{name}_ps") // tck_ps) for name in names}
-        for name in ("trrd", "trtp", "tccd"):
+        for name in ("trrd", "trtp", "twtr", "tccd"):
             clocks[name] = max(clocks[name], jedec.minimum_clocks)
         return cls(tck_ps=tck_ps, trefi=jedec.trefi_ps // tck_ps, write_latency=write_latency, **clocks)
 

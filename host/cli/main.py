@@ -14,6 +14,7 @@ import host.cli.rail as rail
 import host.cli.run as run
 import host.cli.study as study
 import host.cli.temperature as temperature
+import host.cli.trace as trace
 from host.cli.console import complain
 from host.cli.stages import use_one_thread
 from profiles.errors import EdenError
@@ -29,8 +30,8 @@ app = typer.Typer(
     The stages, in order: **scan** a board into an error profile, look at it with **profile**, **fit** error models
     to it, **train** a network, **boost** its error tolerance, measure that **tolerance**, **map** its tensors to DRAM,
     **infer** from that DRAM, **report**. **run** does them all from one plan and goes on where it was stopped.
-    **study** says what all of it saves, **board** what is at the other end of a link, **rail** what feeds the DRAM,
-    **temperature** what heats it.
+    **study** says what all of it saves, **trace** replays a network's DRAM traffic, **board** what is at the other end
+    of a link, **rail** what feeds the DRAM, **temperature** what heats it.
     """,
 )
 app.add_typer(board.board_app, name="board")
@@ -38,6 +39,7 @@ app.add_typer(characterise.profile_app, name="profile")
 app.add_typer(rail.rail_app, name="rail")
 app.add_typer(study.study_app, name="study")
 app.add_typer(temperature.temperature_app, name="temperature")
+app.add_typer(trace.trace_app, name="trace")
 for command in (
     *(characterise.scan, characterise.fit),
     *(networks.train, networks.boost, networks.tolerance, networks.map_, networks.infer),

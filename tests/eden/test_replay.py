@@ -15,6 +15,7 @@ from eden.replay import (
     SERIAL,
     Bursts,
     Constraint,
+    Controller,
     RowPolicy,
     Scope,
     constraints,
@@ -154,6 +155,32 @@ def test_no_distance_is_broken_and_states_sum_to_the_length(
     assert found.reads + found.writes == len(asked)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 15), st.integers(0, 2), st.booleans()), min_size=1, max_size=40),
+    st.sampled_from([1, 2, 5, BACK_TO_BACK]),
+    st.sampled_from(list(RowPolicy)),
+    st.sampled_from([Controller(2, 1, 0), Controller(4, 1, 2), Controller(8, 0, 3)]),
+    st.integers(8, 17),
+)
+def test_a_controllers_clock_holds_one_command_and_data_on_their_phases(
+    asked: Asked, outstanding: int, policy: RowPolicy, by: Controller, trcd: int
+) -> None:
+    trace = replay(bursts_of(asked), DDR4, trcd, outstanding, policy, controller=by)
+    assert violations(trace, constraints(DDR4, trcd), 4) == []
+    assert activity(trace, DDR4).length == trace.length
+    assert np.all(np.diff(trace.clock // by.phases) > 0)
+    for clock, what, _ in commands(trace):
+        if what in (RD, WR):
+            assert clock % by.phases == (by.read_phase if what is RD else by.write_phase)
+    if outstanding == SERIAL:
+        opened = {bank: clock for clock, what, bank in commands(trace) if what is ACT}
+        last = commands(trace)[-2 if policy is RowPolicy.CLOSED else -1]
+        assert last[0] - opened[last[2]] >= trcd
+        alone = commands(replay(bursts_of(asked[:1]), DDR4, trcd, SERIAL, policy, controller=by))
+        assert alone[1][0] - alone[0][0] == trcd
+
+
 def test_refreshes_come_every_trefi_also_after_the_last_burst() -> None:
     trace = replay(bursts_of([(0, 0, READ)]), DDR4, 17, SERIAL, until=10 * TREFI + 5)
     refreshes = [clock for clock, what, _ in commands(trace) if what is REF]
@@ -199,5 +226,7 @@ def test_ramulator_gets_its_address_vectors(tmp_path: Path) -> None:
 def test_impossible_requests_are_refused() -> None:
     with pytest.raises(ModelError, match="0 outstanding bursts; give 1 to"):
         replay(bursts_of([(0, 0, READ)]), DDR4, 17, 0)
+    with pytest.raises(ModelError, match="a tRCD of 3 clocks is shorter than the controller's own clock of 4"):
+        replay(bursts_of([(0, 0, READ)]), DDR4, 3, 1, controller=Controller(4, 1, 2))
     with pytest.raises(ModelError, match="bank 16 is outside DDR4-2400's 16"):
         replay(bursts_of([(16, 0, READ)]), DDR4, 17, 1)

@@ -1,6 +1,8 @@
 """Layers against published sizes, cuts against all others, caches against a dictionary, and what a study says."""
 
 from collections import OrderedDict
+from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from eden import saving
 from eden.dram_specs import load
 from eden.layers import NETWORKS, Layer, layers_of
 from eden.precision import Precision
-from eden.traffic import PLATFORMS, Cache, RowStationary, _through, traffic
+from eden.replay import place
+from eden.traffic import PLATFORMS, Cache, RowStationary, _bursts_of, traffic
 from profiles.errors import ModelError
 
 # parameters and multiplications (in 1e6) as published; those of the authors or of torchvision and darknet
@@ -56,6 +59,28 @@ def test_hooks_fuse_normalisation_and_see_groups_strides_and_sequences() -> None
     assert (layer.ifm, layer.ofm, layer.multiplications) == (42, 35, 7 * 30)
 
 
+Sent = list[tuple[int, bool, int]]  # line, whether it is written, clock
+
+
+@cache
+def numbers() -> dict[tuple[int, int, int], int]:
+    """The burst at a bank, row and column of DDR4."""
+    bursts = np.arange(10_000)
+    at = place(bursts, load("ddr4-2400"), np.zeros(bursts.size, np.bool_), bursts)
+    columns = (values.tolist() for values in (at.bank, at.row, at.column))
+    return {where: burst for burst, where in enumerate(zip(*columns, strict=True))}
+
+
+def sent(passes: list[list[int]], chunk: int = 1, behind: Cache | None = None, channels: int = 1) -> Sent:
+    """What reaches the first channel, as lines of that channel, and that the counts are of it all."""
+    spec = load("ddr4-2400")
+    found, _, read, written = _bursts_of(np.array(passes, np.int64), chunk, behind, channels, spec)
+    if channels == 1:
+        assert (read, written) == (int((~found.write).sum()), int(found.write.sum()))
+    where = zip(*(v.tolist() for v in (found.bank, found.row, found.column)), strict=True)
+    return list(zip(map(numbers().__getitem__, where), found.write.tolist(), found.arrival.tolist(), strict=True))
+
+
 LAYER = Layer("layer", 64, 56, 56, 128, 56, 56, (3, 3), weights=64 * 9 * 128)
 
 
@@ -96,36 +121,78 @@ def test_a_systolic_array_reads_all_of_a_network_that_fits_exactly_once() -> Non
     assert found.compute_clocks == round(LAYER.multiplications / (65536 * 700e6) / 833e-12)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=300))
-def test_a_cache_misses_and_writes_back_as_a_dictionary_does(accesses: list[tuple[int, bool]]) -> None:
-    spec, sets, ways = load("ddr4-2400"), 4, 3
-    line, write = (np.array(values) for values in zip(*accesses, strict=True))
-    cache = Cache(sets * ways * 64, ways, 0)
-    found = _through(cache, spec, line.astype(np.int64), write.astype(np.bool_), np.zeros(line.size, np.int64))
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=300),
+    st.integers(0, 4),
+    st.sampled_from([(4, 3), (1, 2), (5, 1)]),
+)
+def test_a_cache_misses_fetches_ahead_and_writes_back_as_a_dictionary_does(
+    accesses: list[tuple[int, bool]], prefetched: int, shape: tuple[int, int]
+) -> None:
+    sets, ways = shape
+    passes = [[0, 0, 0, 0, line, 1, 1] if write else [line, 1, 0, 0, 0, 0, 1] for line, write in accesses]
     held: list[OrderedDict[int, bool]] = [OrderedDict() for _ in range(sets)]
-    expected = []
-    for wanted, is_write in accesses:
+    expected: Sent = []
+
+    def touch(clock: int, wanted: int, is_write: bool) -> None:
         lines = held[wanted % sets]
         if wanted not in lines and len(lines) == ways:
             victim, dirty = lines.popitem(last=False)
-            expected += [(victim, True)] * dirty
+            expected.extend([(victim, True, clock)] * dirty)
         if wanted not in lines and not is_write:
-            expected.append((wanted, False))
+            expected.append((wanted, False, clock))
         lines[wanted] = lines.pop(wanted, False) or is_write
-    at_the_end = [(wanted, True) for lines in held for wanted, dirty in reversed(lines.items()) if dirty]
-    assert list(zip(found[0].tolist(), found[1].tolist(), strict=True)) == expected + at_the_end
+
+    for clock, (wanted, is_write) in enumerate(accesses):
+        misses = wanted not in held[wanted % sets] and not is_write
+        follows = wanted - 1 in held[(wanted - 1) % sets]
+        touch(clock, wanted, is_write)
+        for ahead in range(wanted + 1, wanted + 1 + prefetched if misses and follows else 0):
+            if ahead not in held[ahead % sets]:
+                touch(clock, ahead, False)
+    last = len(accesses) - 1
+    expected += [(wanted, True, last) for lines in held for wanted, dirty in reversed(lines.items()) if dirty]
+    assert sent(passes, behind=Cache(sets * ways * 64, ways, prefetched)) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.integers(0, 500)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.sampled_from([1, 3, 64]),
+)
+def test_a_pass_reads_and_writes_its_tensors_in_proportion(sizes: list[tuple[int, ...]], chunk: int) -> None:
+    """Whichever tensor is least far goes on, a chunk at a time; clocks are spread evenly over the lines."""
+    passes, expected, begun = [], [], 0
+    for k, (weights, ifm, ofm, clocks) in enumerate(sizes):
+        at = [1000 * k, 1000 * k + 100, 1000 * k + 200]
+        lengths, done = [weights, ifm, ofm], [0, 0, 0]
+        passes.append([at[0], weights, at[1], ifm, at[2], ofm, clocks])
+        total = sum(lengths)
+        while sum(done) < total:
+            least = min((t for t in range(3) if done[t] < lengths[t]), key=lambda t: (Fraction(done[t], lengths[t]), t))
+            for _ in range(min(chunk, lengths[least] - done[least])):
+                expected.append((at[least] + done[least], least == 2, begun + clocks * sum(done) // total))
+                done[least] += 1
+        begun += clocks
+    assert sent(passes, chunk) == expected
+    of_three = [(line // 3, write, clock) for line, write, clock in expected if line % 3 == 0]
+    assert sent(passes, chunk, channels=3) == of_three
 
 
 def test_prefetching_a_stream_changes_its_order_in_time_but_not_its_lines() -> None:
-    spec, line = load("ddr4-2400"), np.arange(1000, dtype=np.int64)
-    reads, clock = np.zeros(1000, np.bool_), np.arange(1000, dtype=np.int64)
-    plain = _through(Cache(1 << 16, 16, 0), spec, line, reads, clock)
-    ahead = _through(Cache(1 << 16, 16, 4), spec, line, reads, clock)
-    assert set(plain[0].tolist()) == set(ahead[0].tolist()) - {1000, 1001, 1002, 1003}
-    assert np.unique(ahead[0]).size == ahead[0].size
-    assert (ahead[2][:1000] <= plain[2]).all()
-    assert (ahead[2][:1000] < plain[2]).sum() > 700
+    stream = [[line, 1, 0, 0, 0, 0, 1] for line in range(1000)]
+    plain, ahead = (sent(stream, behind=Cache(1 << 16, 16, prefetched)) for prefetched in (0, 4))
+    lines = [line for line, _, _ in ahead]
+    assert sorted(lines) == list(range(len(lines)))
+    assert {line for line, _, _ in plain} == set(range(1000))
+    earlier = [then - now for (_, _, then), (_, _, now) in zip(plain, ahead[:1000], strict=True)]
+    assert min(earlier) >= 0
+    assert sum(each > 0 for each in earlier) > 700
 
 
 def test_speed_up_and_the_stall_share_that_it_takes() -> None:
