@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from host.cli.inference import infer_on_board
 from host.cli.opening import open_shown
 from host.cli.plan import RunPlan, load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
+from host.cli.rail_power import rail_power
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
 from host.cli.scan_view import scan_view
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
@@ -202,6 +204,8 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         ],
     }
     results["savings"] = _savings(network, task.plan.name, point, board)
+    power = rail_power(profile, point)
+    results["rail_power"] = asdict(power) if power else None
     return results | _next_point(task, board, profile, network, target)
 
 
