@@ -40,7 +40,7 @@ test: check sim        ## check, then every test that CI runs
 prove: $(INSTALLED)    ## what takes longer: thousands of injected faults, hundreds of planted models
 	$(BIN)/pytest -m prove
 
-bench: $(INSTALLED)    ## benchmarks as JSON lines, kept under build/bench (NAME=mock, injection, gateware, profiles, fits, energy, links, inference, all)
+bench: $(INSTALLED)    ## benchmarks as JSON lines, kept under build/bench (NAME=mock, injection, gateware, profiles, fits, links, inference, all)
 	$(BIN)/python -m tests.bench $(NAME)
 
 sim: $(INSTALLED)      ## build the simulated boards (--board sim:...): the gateware in Verilator

@@ -26,7 +26,12 @@ def headline(
     ),
     io_scaled: Annotated[bool, typer.Option(help="Whether the pins' supply is lowered too.")] = False,
     stall: Annotated[
-        float, typer.Option(help="Share of its time that a system waits for DRAM; the band 25 to 75 % is given too.")
+        float,
+        typer.Option(
+            help="Share of its time that a system waits for DRAM; the band 25 to 75 % is given too. To measure yours: "
+            "`perf stat -e cycles,cycle_activity.stalls_l3_miss COMMAND`, the second over the first (Intel's names; "
+            "see `perf list`), or the top-down metric tma_dram_bound."
+        ),
     ] = saving.DEFAULT_STALL,
 ) -> None:
     """Energy and time that EDEN's operating points save, networks x platforms x precisions, beside the paper's.

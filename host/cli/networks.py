@@ -230,6 +230,10 @@ def infer(
             "that accuracy varies more from run to run about the same mean; IFMs are read for each batch all the same.",
         ),
     ] = 1,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only so many test images, from the first: a simulated board needs seconds a batch."),
+    ] = None,
     supply: SupplyOption = None,
     record: RecordOption = None,
 ) -> None:
@@ -243,6 +247,7 @@ def infer(
     """
     loaded, places = stages.load_network(network), DramMapping.load(mapping)
     test = stages.network_data(network).test
+    test = test if images is None else test.first(images)
     if significance is not None and profile is not None:
         raise PlanError("--profile predicts the mapping's own places; leave out --profile or --significance")
     plan = None

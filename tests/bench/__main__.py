@@ -8,6 +8,7 @@ not exceed, where smaller is better); where ``bound`` is null the goal is one fo
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,6 @@ def _fits() -> Iterable[Mapping[str, Any]]:
     return figures()
 
 
-def _energy() -> Iterable[Mapping[str, Any]]:
-    from tests.bench.energy import figures
-
-    return figures()
-
-
 def _links() -> Iterable[Mapping[str, Any]]:
     from tests.bench.links import figures
 
@@ -57,9 +52,9 @@ def _links() -> Iterable[Mapping[str, Any]]:
 
 
 def _inference() -> Iterable[Mapping[str, Any]]:
-    from tests.bench.inference import figures
+    from tests.bench import energy, inference
 
-    return figures()
+    return chain(energy.figures(), inference.figures())
 
 
 BENCHES: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
@@ -68,7 +63,6 @@ BENCHES: dict[str, Callable[[], Iterable[Mapping[str, Any]]]] = {
     "gateware": _gateware,
     "profiles": _profiles,
     "fits": _fits,
-    "energy": _energy,
     "links": _links,
     "inference": _inference,
 }

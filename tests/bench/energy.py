@@ -61,6 +61,6 @@ def _replay(bursts: Bursts, outstanding: int, policy: RowPolicy) -> tuple[float,
 
 def _figure(name: str, value: float, unit: str, goal: float, met: bool) -> dict[str, Any]:
     return {
-        **{"bench": "energy", "name": name, "value": value, "unit": unit, "bound": None, "ratio": None, "goal": goal},
-        "met": met,
+        **{"bench": "inference", "name": name, "value": value, "unit": unit, "bound": None, "ratio": None},
+        **{"goal": goal, "met": met},
     }
