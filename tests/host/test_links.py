@@ -214,7 +214,7 @@ def test_a_map_through_a_link_is_the_map_without_one(link: str) -> None:
     with ExitStack() as stack:
         if link == "serial":
             line = stack.enter_context(SerialLine(SimulatedPeer(behind)))
-            bus = SerialBus(line.port, 9600, answer_s=10.0)
+            bus = SerialBus(line.port, 9600, answer_s=60.0)
         else:
             server = stack.enter_context(EtherboneServer(behind))
             bus = EtherboneBus(server.host, server.port, 10.0)
