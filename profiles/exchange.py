@@ -23,7 +23,7 @@ from profiles.storage import HEADER_NAME, MAX_HEADER_BYTES, POINTS_NAME, Profile
 
 SUFFIXES = (".parquet", ".csv", ".npz", ".zip")
 
-_ENTRY = re.compile(rf"{re.escape(HEADER_NAME)}|{POINTS_NAME}/\d{{5,9}}(\.(bitmaps|counters))?\.parquet")
+_ENTRY = re.compile(rf"{re.escape(HEADER_NAME)}|{POINTS_NAME}/\d{{5,9}}((\.\d{{1,5}})?\.(bitmaps|counters))?\.parquet")
 _MAX_EXPANSION = 4  # point files are compressed already; an archive that promises more is no profile
 _SLACK_BYTES = 1 << 20
 _ROWS_A_BATCH = 1 << 20

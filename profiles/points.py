@@ -7,6 +7,9 @@
     00007.bitmaps.parquet    wordlines of which so many cells failed that a bit for each cell is smaller
     00007.counters.parquet   where cells are known in parts of the region only: failed reads of every row, bitline, DQ
 
+A point to which rounds were added is written anew: its further files then carry the number of times in their names
+(``00007.1.counters.parquet``), so that until the first file takes the place of the one before, all of both is there.
+
 Each is sorted by bank within a table, in row groups of one bank each, so that a bank, or rows of one, are read without
 the rest. Every row group has a checksum over its decoded content.
 """
@@ -44,6 +47,13 @@ REMEASURE = "delete this file and run the scan again to measure its point anew, 
 _RECORD_KEY, _INDEX_KEY = b"eden.point", b"eden.index"
 _CELLS, _BITMAPS, _COUNTERS = "cells", "bitmaps", "counters"
 SUFFIXES = {_CELLS: ".parquet", _BITMAPS: ".bitmaps.parquet", _COUNTERS: ".counters.parquet"}
+
+
+def table_file(path: Path, table: str, sessions: int) -> Path:
+    """The file of a point's table; ``path`` is that of its cells, ``sessions`` how often rounds of it were measured."""
+    stem, again = path.name.removesuffix(".parquet"), f".{sessions - 1}" if sessions > 1 and table != _CELLS else ""
+    return path.with_name(stem + again + SUFFIXES[table])
+
 
 Bits = npt.NDArray[np.uint8]
 Errors = npt.NDArray[np.uint16]
@@ -237,6 +247,7 @@ class PointWriter:
         path: the point's file.
         header: of its profile.
         region, pattern, rounds, cell_regions: as the record will say.
+        sessions: how often rounds of the point were measured, this time included; the files of the time before stay.
 
     Raises:
         ProfileError: they do not fit the module, or the disk cannot be written.
@@ -250,8 +261,9 @@ class PointWriter:
         pattern: Pattern,
         rounds: int,
         cell_regions: tuple[Region, ...] | None,
+        sessions: int = 1,
     ) -> None:
-        self._path, self._header, self._geometry = path, header, header.geometry
+        self._path, self._header, self._geometry, self._sessions = path, header, header.geometry, sessions
         self._region, self._pattern, self._rounds, self._cell_regions = region, pattern, rounds, cell_regions
         self._folder = path.parents[1]
         self._files = contextlib.ExitStack()
@@ -370,6 +382,8 @@ class PointWriter:
 
     def _finish(self, record: PointRecord) -> None:
         check_record(record, self._header)
+        if record.times != self._sessions:
+            raise ValueError(f"its record has {record.times} sessions, this is number {self._sessions}")
         for name in ("region", "pattern", "rounds", "cell_regions"):
             if getattr(record, name) != getattr(self, f"_{name}"):
                 raise ValueError(f"its {name} is {getattr(record, name)}, measured was {getattr(self, f'_{name}')}")
@@ -409,7 +423,7 @@ class PointWriter:
 
     def _table(self, name: str) -> _Table:
         if name not in self._tables:
-            path = self._path.with_name(self._path.name.removesuffix(".parquet") + SUFFIXES[name])
+            path = table_file(self._path, name, self._sessions)
             target = self._files.enter_context(atomic_file(path, KEPT))
             self._tables[name] = _Table(target, name, self._geometry, self._pattern)
         return self._tables[name]
@@ -517,12 +531,20 @@ def check_record(record: PointRecord, header: ProfileHeader) -> None:
     record.region.check(header.geometry)
     check_cell_regions(record.region, record.cell_regions)
     bank_cells = record.region.row_count * header.geometry.row_bits
+    if record.sessions and sum(session.rounds for session in record.sessions) != record.rounds:
+        raise ValueError(f"its sessions have {[each.rounds for each in record.sessions]} rounds, not {record.rounds}")
     if len(record.stored_ones) != len(record.region.banks):
         raise ValueError(f"stored_ones has {len(record.stored_ones)} entries for {len(record.region.banks)} banks")
     if not all(0 <= ones <= bank_cells for ones in record.stored_ones):
         raise ValueError(f"stored_ones {list(record.stored_ones)} is outside 0..{bank_cells} cells a bank")
     ones = sum(record.stored_ones)
     zeros = record.region.cells(header.geometry) - ones
+    if (control := record.control) is not None and (
+        control.corrupted_one_to_zero > ones
+        or control.corrupted_zero_to_one > zeros
+        or control.path_errors > control.path_reads
+    ):
+        raise ValueError(f"its control reads found more wrong bits than were read: {control}")
     for direction, errors, cells in (
         ("1 to 0", record.errors_one_to_zero, ones),
         ("0 to 1", record.errors_zero_to_one, zeros),
@@ -550,8 +572,7 @@ class StoredPoint:
     @property
     def files(self) -> list[Path]:
         """The point's files."""
-        stem = self.path.name.removesuffix(".parquet")
-        return [self.path.with_name(stem + SUFFIXES[name]) for name in self._index.tables]
+        return [self._file(name) for name in self._index.tables]
 
     def cells(self, bank: int | None, rows: tuple[int, int] | None) -> CellCounts:
         """Cells that failed, of all known ones or of one bank, or of rows ``start, count`` of it.
@@ -642,7 +663,7 @@ class StoredPoint:
                     raise damaged(self._file(_COUNTERS), f"counters and cells of bank {bank} do not reconcile")
 
     def _file(self, table: str) -> Path:
-        return self.path.with_name(self.path.name.removesuffix(".parquet") + SUFFIXES[table])
+        return table_file(self.path, table, self.record.times)
 
     def _group(self, table: str, group: int) -> Any:
         path = self._file(table)

@@ -73,6 +73,11 @@ class Region(_Record):
         """The row after the last one."""
         return self.row_start + self.row_count
 
+    def of_banks(self, banks: tuple[int, ...]) -> "Region":
+        """The part of it that lies in ``banks``, which has to be some."""
+        kept = tuple(bank for bank in self.banks if bank in banks)
+        return Region(banks=kept, row_start=self.row_start, row_count=self.row_count)
+
     def holds(self, other: "Region") -> bool:
         """Whether all of ``other`` lies in this region."""
         rows_inside = self.row_start <= other.row_start and other.row_end <= self.row_end
@@ -82,6 +87,43 @@ class Region(_Record):
         """Whether the two share a row."""
         rows_shared = self.row_start < other.row_end and other.row_start < self.row_end
         return rows_shared and not set(self.banks).isdisjoint(other.banks)
+
+
+class Session(_Record):
+    """Rounds of a point that were measured in one go.
+
+    Attributes:
+        rounds: how many.
+        started, duration_s: when, writing included.
+        vdd_measured_mv, vdd_uncertainty_mv, temperature_c: as in `PointRecord`, at the last read of these rounds.
+    """
+
+    rounds: int = Field(gt=0, le=65535)
+    started: datetime
+    duration_s: float = Field(ge=0)
+    vdd_measured_mv: float
+    vdd_uncertainty_mv: float = Field(ge=0)
+    temperature_c: float | None
+
+
+class ControlReads(_Record):
+    """Reads at nominal tRCD, with rows open, once the rounds of a point were over (`host.control`).
+
+    Attributes:
+        corrupted_zero_to_one, corrupted_one_to_zero: bits that read wrong at nominal supply: what the last round left
+            in the cells. Each cell of the region was read once.
+        path_errors, path_reads: wrong bits, and bits read, at the point's supply in bursts after a row's first: not
+            for short activation, but on the way between DRAM and FPGA.
+    """
+
+    corrupted_zero_to_one: int = Field(ge=0)
+    corrupted_one_to_zero: int = Field(ge=0)
+    path_errors: int = Field(ge=0)
+    path_reads: int = Field(ge=0)
+
+    @property
+    def corrupted(self) -> int:
+        return self.corrupted_zero_to_one + self.corrupted_one_to_zero
 
 
 class PointRecord(_Record):
@@ -113,7 +155,10 @@ class PointRecord(_Record):
             (failed reads of each row, bitline and data line), and single cells in these parts of it only.
         errors_zero_to_one, errors_one_to_zero: failed reads of the region by direction; they reconcile with the cells,
             and with the counters.
-        started, duration_s: when, writing included.
+        control: reads that tell whose the errors are, after the last round; None where there were none.
+        started, duration_s: when, writing included; from the first round on, and all rounds together.
+        sessions: where rounds were added later, each time that some were measured, the first one first; else empty.
+            What is read back last, above, is the last one's; ranges, counts and means are over all.
     """
 
     index: int = Field(ge=0)
@@ -144,8 +189,15 @@ class PointRecord(_Record):
     cell_regions: tuple[Region, ...] | None = None
     errors_zero_to_one: int = Field(ge=0)
     errors_one_to_zero: int = Field(ge=0)
+    control: ControlReads | None = None
     started: datetime
     duration_s: float = Field(ge=0)
+    sessions: tuple[Session, ...] = ()
+
+    @property
+    def times(self) -> int:
+        """How often rounds of it were measured."""
+        return max(1, len(self.sessions))
 
     @property
     def errors(self) -> int:
@@ -191,7 +243,7 @@ class ProfileHeader(_Record):
         board: board specification as given to ``--board``.
         seed: seed of a mock or simulated chip, None for a real one.
         plan: the scan plan, as read from its TOML.
-        planned_points: number of points when complete.
+        planned_points: number of points when complete; while cliffs are looked for, how many there are at the most.
         timings_clocks: the other timings that tests kept, in DRAM clocks, by JEDEC's names without the t.
         engine: constants of the test engine's build, by their register.
         tools: version of each tool and of the gateware.

@@ -155,31 +155,48 @@ def ber(profile: Profile, records: Sequence[PointRecord]) -> BerEstimate:
     return estimate(sum(record.errors for record in records), sum(reads(profile, record) for record in records))
 
 
-def clustered_ber(profile: Profile, records: Sequence[PointRecord]) -> BerEstimate:
+def clustered_ber(
+    profile: Profile, records: Sequence[PointRecord], bank: int | None = None, confidence: float = CONFIDENCE
+) -> BerEstimate:
     """The bit error rate with an interval that allows for errors that cluster by cell and by wordline.
 
     Wordlines are the sampling units. The variance of the rate between them, over the binomial one, is the design effect
     by which errors and trials are divided before the exact interval (Korn and Graubard, Survey Methodology 1998); never
     less than 1. Without an error each cell counts as one trial, however often it was read.
 
+    Args:
+        profile: where the records come from.
+        records: points to pool.
+        bank: of this bank alone, which every one of them tested; None: of all banks.
+        confidence: of the interval.
+
     Raises:
         ProfileError: there are no records, or a file is damaged.
     """
-    pooled = ber(profile, records)
+    _check_some(profile, records)
+    pooled = ber(profile, records) if bank is None else ber_by(profile, records, "bank", banks=(bank,))[bank]
     if not pooled.errors:
-        cells = sum(record.region.cells(profile.geometry) for record in records)
-        low, high = clopper_pearson(0, cells)
+        banks = [len(record.region.banks) if bank is None else 1 for record in records]
+        rows = [record.region.row_count for record in records]
+        cells = sum(count * many for count, many in zip(rows, banks, strict=True)) * profile.geometry.row_bits
+        low, high = clopper_pearson(0, cells, confidence)
         return BerEstimate(0, pooled.trials, 0.0, float(low), float(high))
-    by_line = ber_by(profile, records, "wordline_block", block_rows=1)
+    by_line = ber_by(profile, records, "wordline_block", block_rows=1, banks=None if bank is None else (bank,))
     deviation = by_line.errors - pooled.ber * by_line.trials
     lines = len(by_line)
     variance = float((deviation**2).sum()) / pooled.trials**2 * lines / max(1, lines - 1)
     effect = max(1.0, variance * pooled.trials / (pooled.ber * (1 - pooled.ber))) if pooled.ber < 1 else 1.0
-    low, high = clopper_pearson(pooled.errors / effect, pooled.trials / effect)
+    low, high = clopper_pearson(pooled.errors / effect, pooled.trials / effect, confidence)
     return BerEstimate(pooled.errors, pooled.trials, pooled.ber, float(low), float(high))
 
 
-def ber_by(profile: Profile, records: Sequence[PointRecord], group: Group, block_rows: int = 64) -> BerTable:
+def ber_by(
+    profile: Profile,
+    records: Sequence[PointRecord],
+    group: Group,
+    block_rows: int = 64,
+    banks: Sequence[int] | None = None,
+) -> BerTable:
     """Bit error rates by ``group``, over all reads of ``records``.
 
     Args:
@@ -195,11 +212,12 @@ def ber_by(profile: Profile, records: Sequence[PointRecord], group: Group, block
             - "direction", "pattern", "operating_point".
 
         block_rows: rows of a wordline block.
+        banks: only these, of groups that lie in one bank or are data lines; None: all.
 
     Raises:
         ProfileError: there are no records, or a file is damaged.
     """
-    parts = list(ber_tables(profile, records, group, block_rows))
+    parts = list(ber_tables(profile, records, group, block_rows, banks))
     if len(parts) == 1:
         return parts[0]
     keys = [key for part in parts for key in part.keys]
@@ -207,7 +225,11 @@ def ber_by(profile: Profile, records: Sequence[PointRecord], group: Group, block
 
 
 def ber_tables(
-    profile: Profile, records: Sequence[PointRecord], group: Group, block_rows: int = 64
+    profile: Profile,
+    records: Sequence[PointRecord],
+    group: Group,
+    block_rows: int = 64,
+    banks: Sequence[int] | None = None,
 ) -> Iterator[BerTable]:
     """What `ber_by` gives, in as many tables as keep memory bounded: one a bank where there are many groups.
 
@@ -221,7 +243,8 @@ def ber_tables(
         yield BerTable(group, named, *np.array([counts[key] for key in named], np.int64).reshape(-1, 2).T)
         return
     geometry = profile.geometry
-    banks = tuple(sorted({bank for record in records for bank in record.region.banks}))
+    tested = {bank for record in records for bank in record.region.banks}
+    banks = tuple(sorted(tested if banks is None else tested & set(banks)))
     a_bank = {"bitline": geometry.bitlines, "bank_bitline": geometry.row_bits}.get(group, geometry.rows)
     together = group == "dq" or len(banks) * a_bank <= _GROUPS_AT_ONCE
     for chosen in (banks,) if together else tuple((bank,) for bank in banks):
@@ -237,7 +260,9 @@ def ber_tables(
 def ber_surface(
     profile: Profile, write_condition: WriteCondition, pattern: Pattern | None = None
 ) -> list[SurfacePoint]:
-    """The bit error rate at each operating point that was measured with ``write_condition``; no others.
+    """The bit error rate of all banks at each operating point that was measured with ``write_condition``; no others.
+
+    Points at which some of the profile's banks were not tested are left out (`comparable_records`).
 
     Args:
         profile: a profile, complete or not.
@@ -249,7 +274,7 @@ def ber_surface(
     """
     surface = []
     for point in profile.operating_points():
-        records = profile.find(point, write_condition, pattern)
+        records = comparable_records(profile, profile.find(point, write_condition, pattern))
         if len({record.access_mode for record in records}) > 1:
             raise ProfileError(f"{profile.path} holds two access modes at {point}; their errors do not mix: use ber()")
         if records:
@@ -257,6 +282,26 @@ def ber_surface(
             measured = float(np.average([record.vdd_measured_mv for record in records], weights=weights))
             surface.append(SurfacePoint(point, measured, ber(profile, records)))
     return surface
+
+
+def comparable_records(profile: Profile, records: Sequence[PointRecord], bank: int | None = None) -> list[PointRecord]:
+    """Those of one point's ``records`` from which a rate follows that compares with other points'.
+
+    A search for cliffs (`profiles.cliffs`) tests few banks at a point, and not the same everywhere.
+
+    Args:
+        profile: where they come from.
+        records: of one operating point and write condition.
+        bank: those that tested this bank. None: all of them, but none where a pattern was not tested in every bank that
+            is tested anywhere.
+    """
+    if bank is not None:
+        return [record for record in records if bank in record.region.banks]
+    banks = {each for record in profile.points for each in record.region.banks}
+    for pattern in {record.pattern for record in records}:
+        if {each for record in records if record.pattern == pattern for each in record.region.banks} != banks:
+            return []
+    return list(records)
 
 
 def _check_some(profile: Profile, records: Sequence[PointRecord]) -> None:

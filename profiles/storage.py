@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +101,10 @@ class Profile:
         """Records of the finished points, by index."""
         return list(self._points.values())
 
+    def record(self, index: int) -> PointRecord | None:
+        """The record of point ``index``; None while it is not finished."""
+        return self._points.get(index)
+
     @property
     def missing(self) -> list[int]:
         """Indices of planned points that are still to be measured."""
@@ -108,6 +113,32 @@ class Profile:
     @property
     def complete(self) -> bool:
         return len(self._points) == self.header.planned_points
+
+    def conclude(self) -> None:
+        """Say in the header that nothing is missing, where the number of points was not known before.
+
+        Raises:
+            ProfileError: points are missing between those that are there, or the disk is full.
+        """
+        if self.complete or self.missing[0] != len(self._points):
+            return
+        self._replace_header(planned_points=len(self._points))
+
+    def plan_more(self, plan: dict[str, Any], planned_points: int) -> None:
+        """Take a larger plan, whose points begin with those of the present one, in the place of the present plan.
+
+        Raises:
+            ProfileError: it has fewer points than are there, or the disk is full.
+        """
+        if any(index >= planned_points for index in self._points):
+            raise ProfileError(f"{self.path} holds more points than a plan of {planned_points}; give the larger plan")
+        self._replace_header(plan=plan, planned_points=planned_points)
+
+    def _replace_header(self, **changes: Any) -> None:
+        header = self.header.model_copy(update=changes)
+        with atomic_file(self.path / HEADER_NAME, KEPT) as file:
+            file.write(_header_text(header))
+        self.header = header
 
     def append(self, record: PointRecord, cells: CellCounts) -> None:
         """Add a finished point whose cells are all known; when this returns, it is on disk.
@@ -159,13 +190,47 @@ class Profile:
         file = self._file(index)
         if index in self._points or file.exists():
             raise ProfileError(f"{self.path} already holds point {index}; measure one of its missing points")
+        writer = self._writer(index, [], region, pattern, rounds, cell_regions)
+        yield from self._written(index, writer)
+
+    @contextlib.contextmanager
+    def adding(self, index: int, rounds: int) -> Iterator[PointWriter]:
+        """Write point ``index`` anew, with more rounds: what it held, which the caller merges, and what is measured.
+
+        Until `PointWriter.finish` has returned the point is what it was, whatever happens; from then on it is the new
+        one.
+
+        Args:
+            index: of a point that is there.
+            rounds: of all times together.
+
+        Raises:
+            ProfileError: there is no such point, the new one does not fit the profile or reconcile, or the disk is
+                full.
+        """
+        stored = self._stored(index)
+        before, kept = stored.record, stored.files
+        writer = self._writer(index, kept, before.region, before.pattern, rounds, before.cell_regions, before.times + 1)
+        yield from self._written(index, writer)
+        if writer.finished is not None:
+            now = self.files(index)
+            for entry in kept:
+                if entry not in now:
+                    entry.unlink(missing_ok=True)
+
+    def _writer(self, index: int, keep: list[Path], *what: Any) -> PointWriter:
+        """A writer of a point, once what a killed run left of it is gone; files to ``keep`` are not that."""
+        file = self._file(index)
         with disk_errors(file, KEPT):
             file.parent.mkdir(exist_ok=True)
             for entry in file.parent.iterdir():
                 # Of a run that was killed: temporary files, and tables whose point was not yet there.
-                if TEMPORARY_FILE.fullmatch(entry.name) or entry.name.startswith(f"{file.stem}."):
+                left_over = TEMPORARY_FILE.fullmatch(entry.name) or entry.name.startswith(f"{file.stem}.")
+                if left_over and entry not in keep:
                     entry.unlink(missing_ok=True)
-        writer = PointWriter(file, self.header, region, pattern, rounds, cell_regions)
+        return PointWriter(file, self.header, *what)
+
+    def _written(self, index: int, writer: PointWriter) -> Iterator[PointWriter]:
         try:
             yield writer
         finally:

@@ -15,7 +15,7 @@ import numpy as np
 from profiles.errors import SurfaceError
 from profiles.pattern import Pattern
 from profiles.schema import OperatingPoint, WriteCondition
-from profiles.statistics import BerEstimate, clustered_ber
+from profiles.statistics import BerEstimate, clustered_ber, comparable_records
 from profiles.storage import Profile
 
 
@@ -57,21 +57,27 @@ class BerSurface:
         self.source = source
 
     @classmethod
-    def of(cls, profile: Profile, write_condition: WriteCondition, pattern: Pattern | None = None) -> "BerSurface":
+    def of(
+        cls, profile: Profile, write_condition: WriteCondition, pattern: Pattern | None = None, bank: int | None = None
+    ) -> "BerSurface":
         """The surface of what was measured with ``write_condition``, and ``pattern`` (None pools all).
+
+        It is that of ``bank``; or, with None, of all banks together, which takes no point where some of them were not
+        tested (`profiles.statistics.comparable_records`).
 
         Raises:
             SurfaceError: there is no such point, or access modes are mixed.
             ProfileError: a file is damaged.
         """
         source = f"{profile.path}, written at {write_condition.value.replace('_', ' ')}"
+        source += "" if bank is None else f", bank {bank}"
         found: dict[OperatingPoint, BerEstimate] = {}
         for point in profile.operating_points():
-            records = profile.find(point, write_condition, pattern)
+            records = comparable_records(profile, profile.find(point, write_condition, pattern), bank)
             if len({record.access_mode for record in records}) > 1:
                 raise SurfaceError(f"{source} holds two access modes at {point}; their errors do not mix")
             if records:
-                found[point] = clustered_ber(profile, records)
+                found[point] = clustered_ber(profile, records, bank)
         return cls(found, source)
 
     def at(self, point: OperatingPoint) -> SurfaceValue:
