@@ -43,8 +43,13 @@ class Environment(Protocol):
 
     sensor: str | None
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Tag reads with an epoch; only chip models draw from it, real boards ignore it."""
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
+        """Tag reads with an epoch; only chip models draw from it, real boards ignore it.
+
+        Args:
+            epoch: the same one draws the same errors.
+            activations: of each bank that the epoch has seen before, so that it goes on where it was left.
+        """
 
     def temperature_c(self) -> float | None:
         """DRAM temperature, degrees Celsius; None where there is no sensor.

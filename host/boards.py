@@ -61,7 +61,7 @@ class SoftwareBoard(Bus, Protocol):
     def set_environment(self, vdd_uv: int, temperature_c: float) -> None:
         """Change both."""
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
         """Draw reads from here on as epoch ``epoch`` does."""
 
 
@@ -152,8 +152,8 @@ class MockEnvironment:
     def __init__(self, board: SoftwareBoard) -> None:
         self._board = board
 
-    def begin_epoch(self, epoch: int) -> None:
-        self._board.begin_epoch(epoch)
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
+        self._board.begin_epoch(epoch, activations)
 
     def temperature_c(self) -> float | None:
         return self._board.environment[1]
@@ -192,7 +192,11 @@ _KINDS = {"mock": open_mock, "sim": open_simulation}
 
 
 def open_board(
-    specification: str, supply: Path | None = None, recording: Path | None = None, progress: Progress = silent
+    specification: str,
+    supply: Path | None = None,
+    recording: Path | None = None,
+    progress: Progress = silent,
+    bring_up_dram: bool = True,
 ) -> Board:
     """Open a board: ``mock:VENDOR[:SEED]`` or ``sim:VENDOR[:SEED]`` with VENDOR A, B or C, one behind a link, or one
     that was recorded, ``replay:FILE``.
@@ -204,6 +208,7 @@ def open_board(
             `host.supply_file.SUPPLY_FILE` if it is not given.
         recording: file to write all its traffic into (`host.recording`), from when its DRAM is ready.
         progress: of a real board's bring-up and self-test.
+        bring_up_dram: False opens a real board to be asked what it is, its DRAM and supply left as they are.
 
     Raises:
         BoardError: the specification names no board, the simulated board is not built, or a real board cannot be
@@ -213,7 +218,7 @@ def open_board(
         PlanError: the supply's file is wrong.
     """
     if (link := open_link(specification)) is not None:
-        board = open_real(link, specification, supply, progress)
+        board = open_real(link, specification, supply, progress, bring_up_dram)
     else:
         board = _board_in_software(specification)
         if supply is not None:

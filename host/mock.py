@@ -143,9 +143,10 @@ class MockBoard:
         """Supply in microvolts and temperature in degrees Celsius."""
         return self._vdd_uv, self._temperature_c
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
         """Draw reads from here on as epoch ``epoch`` does (DESIGN: a resumed run repeats them)."""
         dram.begin_epoch(self._chip, epoch)
+        self._chip.act_index[:] = activations
 
     # ---- the bus ---------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Surroundings:
         die = die if die is not None and die.converts else None
         self._die, self.sensor = die, None if die is None else die.name
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
         """Real DRAM draws from no epoch."""
 
     def temperature_c(self) -> float | None:
@@ -73,7 +73,9 @@ def find_module(bus: Bus, description: Description) -> Module:
     return Module(spd, tuple(check_against_build(spd, description.engine, memtype)))
 
 
-def open_real(link: Bus, name: str, supply: Path | None, progress: Progress = silent) -> Board:
+def open_real(
+    link: Bus, name: str, supply: Path | None, progress: Progress = silent, bring_up_dram: bool = True
+) -> Board:
     """The board at the end of ``link``, its DRAM initialised, levelled and tested at nominal.
 
     Args:
@@ -81,6 +83,7 @@ def open_real(link: Bus, name: str, supply: Path | None, progress: Progress = si
         name: its ``--board`` specification.
         supply: file that names what feeds its DRAM; None: `SUPPLY_FILE`.
         progress: of bring-up and self-test.
+        bring_up_dram: False leaves DRAM and supply as they are: the board can be asked what it is, and not used.
 
     Raises:
         BoardError: it is of unknown build, its module is not the gateware's, cannot be levelled, or failed its test.
@@ -100,15 +103,23 @@ def open_real(link: Bus, name: str, supply: Path | None, progress: Progress = si
             unless_opened.callback(thermostat.close)
         rail = rail_of(settings, *supply_of_board(settings, bus, description))
         unless_opened.callback(rail.close)
-        with rail.guarded():
-            bring_up(bus, description, progress)
-            jedec = module.spd.jedec if module.spd else _soldered(description)
-            identity = _identity(module.spd, settings.dram, settings.nominal, description, jedec)
-            chip_width = description.engine.geometry.chip_width
-            surroundings = Surroundings(find_sensor(bus, description.registers()))
+        jedec = module.spd.jedec if module.spd else _soldered(description)
+        identity = _identity(module.spd, settings.dram, settings.nominal, description, jedec)
+        chip_width = description.engine.geometry.chip_width
+        surroundings = Surroundings(find_sensor(bus, description.registers()))
+
+        def opened() -> Board:
             board = Board(bus, rail, surroundings, identity, jedec, chip_width, name, seed=None)
             if thermostat is not None:
                 board.kept_by(thermostat, KeptEnvironment(thermostat, surroundings.begin_epoch))
+            return board
+
+        if not bring_up_dram:
+            unless_opened.pop_all()
+            return opened()
+        with rail.guarded():
+            bring_up(bus, description, progress)
+            board = opened()
             require_self_test(board, progress)
         unless_opened.pop_all()
     return board

@@ -209,8 +209,8 @@ class _RecordedEnvironment:
     def __init__(self, environment: Environment, recorder: Recorder) -> None:
         self._environment, self._recorder, self.sensor = environment, recorder, environment.sensor
 
-    def begin_epoch(self, epoch: int) -> None:
-        self._environment.begin_epoch(epoch)
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
+        self._environment.begin_epoch(epoch, activations)
 
     def temperature_c(self) -> float | None:
         return self._recorder.ask(
@@ -412,7 +412,7 @@ class _ReplayedEnvironment:
         self._recording, self.sensor = recording, recording.header.sensor
         self._last: float | None = None
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
         """What was read then is what is read now."""
 
     def temperature_c(self) -> float | None:

@@ -101,9 +101,10 @@ class SimulatedBoard:
         """Supply in microvolts and temperature in degrees Celsius."""
         return self.dram.environment
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
         """Draw reads from here on as epoch ``epoch`` does."""
         self.dram.begin_epoch(epoch)
+        self.dram._state.chip.act_index[:] = activations
 
     def run(self, clocks: int) -> None:
         """Let ``clocks`` system clocks pass."""

@@ -284,7 +284,7 @@ class KeptEnvironment:
         begin_epoch: of the surroundings as they were without it.
     """
 
-    def __init__(self, thermostat: Thermostat, begin_epoch: Callable[[int], None]) -> None:
+    def __init__(self, thermostat: Thermostat, begin_epoch: Callable[..., None]) -> None:
         self._thermostat, self.begin_epoch = thermostat, begin_epoch
         self.sensor: str | None = thermostat.identity
 

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from host.cli.cliffs import show_cliffs
 from host.cli.console import console, table
+from host.cli.dry_run import dry_run as show_dry_run
 from host.cli.opening import open_shown
 from host.cli.plan import load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
@@ -36,20 +38,43 @@ def scan(
     out: Annotated[Path | None, typer.Option(help="Profile folder; instead of OUTPUT/profile of the plan.")] = None,
     supply: SupplyOption = None,
     record: RecordOption = None,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="Go on with a finished or unfinished profile under a larger plan: more rounds, or grid and cliff "
+            "tables after those that are there. Nothing is tested again.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the plan against the board, its limits and the profile, and say what would be done, how long "
+            "it would take and how large the profile would be. DRAM and supply are left alone.",
+        ),
+    ] = False,
 ) -> None:
-    """Sweep VDD x tRCD x pattern over a board and write an error profile.
+    """Sweep VDD x tRCD x pattern over a board, or find each bank's cliffs, and write an error profile.
 
-    Each finished point is on disk before the next begins: stop it at any time and give the same command to go on.
+    The plan's grid tables name operating points; its cliff tables name an error rate, one tRCD and steps of VDD (or one
+    VDD and steps of tRCD), of which bisection tests those that tell where each bank passes it. Each finished point is
+    on disk before the next begins: to pause, stop it at any time, and give the same command to go on.
     """
     settings = load_plan(plan)
     path = out or settings.output / "profile"
+    if dry_run:
+        show_dry_run(named_board(board, settings), supply, settings.scan, path, extend)
+        return
     opened = open_shown(named_board(board, settings), supply, record)
     try:
         with scan_view(settings.scan) as watch:
-            profile = run_scan(opened, settings.scan, path, watch, waiting=watch.waiting)
+            profile = run_scan(opened, settings.scan, path, watch, waiting=watch.waiting, extend=extend)
     finally:
         opened.close()
     console.print(f"{len(profile.points)} points, {sum(p.errors for p in profile.points)} errors: {path}")
+    if settings.scan.cliff:
+        show_cliffs(profile, [])
 
 
 class By(StrEnum):
@@ -77,8 +102,10 @@ def show(
 ) -> None:
     """What a profile holds: module, conditions, and the BER at each operating point with its 95 % interval.
 
-    With --by, one operating point by bank, row block, bitline, DQ lane, direction or pattern, the worst groups first;
-    or how often its failing cells failed (rounds). Intervals are exact, of reads taken as independent.
+    "corrupted" is the rate of cells that still held the wrong bit at nominal after the last round, where the plan has
+    control = true; errors beyond it were in reading only. With --by, one operating point by bank, row block, bitline,
+    DQ lane, direction or pattern, the worst groups first; or how often its failing cells failed (rounds). Intervals are
+    exact, of reads taken as independent.
     """
     opened = Profile.open(profile)
     if by is not None:
@@ -92,6 +119,7 @@ def show(
         f"{header.board}, tCK {header.tck_ps} ps; {len(opened.points)} of {header.planned_points} points; "
         f"{header.licence}"
     )
+    controlled = any(record.control for record in opened.points)
     for condition in WriteCondition:
         rows = []
         for entry in statistics.ber_surface(opened, condition):
@@ -100,11 +128,39 @@ def show(
                 [
                     *(str(entry.point), f"{entry.vdd_measured_mv:.1f}", f"{b.errors}", f"{b.trials:.3g}"),
                     *(f"{b.ber:.2e}", f"{b.low:.2e} .. {b.high:.2e}"),
+                    *([_corrupted(opened, opened.find(entry.point, condition))] if controlled else []),
                 ]
             )
         if rows:
             columns = ["VDD, tRCD", "measured mV", "errors", "trials", "BER", "95 %"]
+            columns += ["corrupted"] if controlled else []
             table(f"written at: {condition.value.replace('_', ' ')}", columns, rows)
+    whole = {entry.point for condition in WriteCondition for entry in statistics.ber_surface(opened, condition)}
+    if partial := set(opened.operating_points()) - whole:
+        console.print(f"{len(partial)} more points, each tested in some banks only: eden profile cliffs")
+    _show_path_errors(opened)
+
+
+def _corrupted(profile: Profile, records: list[PointRecord]) -> str:
+    """Rate of cells that held the wrong bit once the last round was over."""
+    known = [(record, record.control) for record in records if record.control is not None]
+    if not known:
+        return "not read"
+    cells = sum(record.region.cells(profile.geometry) for record, _ in known)
+    return f"{sum(control.corrupted for _, control in known) / cells:.2e}"
+
+
+def _show_path_errors(profile: Profile) -> None:
+    """Name the supplies at which not all errors are the DRAM's."""
+    for point in profile.operating_points():
+        controls = [record.control for record in profile.find(point) if record.control is not None]
+        wrong, bits = sum(control.path_errors for control in controls), sum(control.path_reads for control in controls)
+        if wrong:
+            console.print(
+                f"{point}: {wrong} of {bits} bits were wrong between DRAM and FPGA, in rows long open at nominal tRCD; "
+                "errors at this supply are not short activation's alone",
+                soft_wrap=True,
+            )
 
 
 def _chosen(profile: Profile, vdd_mv: int | None, trcd_ps: int | None, every: bool = False) -> list[PointRecord]:
@@ -197,12 +253,13 @@ def surface(
     vdd_mv: Annotated[int, typer.Option(min=1, max=3000, help="VDD, mV.")],
     trcd_ps: Annotated[int, typer.Option(min=1, max=200_000, help="tRCD, ps.")],
     write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
+    bank: Annotated[int | None, typer.Option(help="Of this bank; default: of all banks together.")] = None,
 ) -> None:
     """The BER at any VDD and tRCD between measured ones, with its interval, and how far each tRCD is clean.
 
     A point that was not measured lies between the rates of milder and harsher ones; outside them nothing is claimed.
     """
-    known = BerSurface.of(Profile.open(profile), write)
+    known = BerSurface.of(Profile.open(profile), write, bank=bank)
     value = known.at(OperatingPoint(vdd_mv=vdd_mv, trcd_ps=trcd_ps))
     rate = "unknown" if np.isnan(value.ber) else f"{value.ber:.3g}"
     console.print(

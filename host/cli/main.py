@@ -9,6 +9,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer g
 
 import host.cli.board as board
 import host.cli.characterise as characterise
+import host.cli.cliffs as cliffs
 import host.cli.networks as networks
 import host.cli.rail as rail
 import host.cli.run as run
@@ -35,6 +36,7 @@ app = typer.Typer(
     """,
 )
 app.add_typer(board.board_app, name="board")
+characterise.profile_app.command()(cliffs.cliffs)
 app.add_typer(characterise.profile_app, name="profile")
 app.add_typer(rail.rail_app, name="rail")
 app.add_typer(study.study_app, name="study")

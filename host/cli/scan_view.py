@@ -1,7 +1,7 @@
 """A scan while it runs: its operating points as they fill in, or a line for each test where there is no terminal."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,9 +13,9 @@ from rich.text import Text
 
 from host.cli.console import console
 from host.cli.temperature import waiting_lines
+from host.cliff import bank_tests_left
 from host.plan import PlannedPoint, ScanPlan
 from host.scan import Watch
-from host.temperature_plan import TemperaturePlan
 from host.thermostat import Tell, Waiting
 from profiles.schema import OperatingPoint, PointRecord, WriteCondition
 from profiles.storage import Profile
@@ -42,7 +42,7 @@ def scan_view(plan: ScanPlan) -> Iterator[Shown]:
 
     def look(profile: Profile, planned: PlannedPoint | None) -> tuple[ScanView, list[str]]:
         if not views:
-            views.append(ScanView(list(plan.points()), plan.temperature))
+            views.append(ScanView(plan))
         return views[0], views[0].look(profile, planned)
 
     if not console.is_terminal:
@@ -69,36 +69,42 @@ class ScanView:
     """What is known of a scan that runs.
 
     Args:
-        points: of its plan, in the order of testing.
-        temperature: that the plan asks for.
+        plan: what is scanned.
     """
 
-    def __init__(self, points: Sequence[PlannedPoint], temperature: TemperaturePlan | None = None) -> None:
-        self._points, self._temperature = points, temperature
+    def __init__(self, plan: ScanPlan) -> None:
+        self._plan = plan
         self._waiting: Waiting | None = None
+        self._grid_tests = sum(1 for _ in plan.points())
         self._rates: dict[tuple[OperatingPoint, WriteCondition], tuple[int, int]] = {}
-        self._seen: set[int] = set()
-        self._began_with: int | None = None  # tests, at the first look
-        self._seconds, self._errors = 0.0, 0  # of the tests since this call
+        self._known: dict[int, PointRecord] = {}
+        self._begun = False
+        self._seconds, self._errors, self._bank_tests = 0.0, 0, 0  # of the tests since this call
+        self._cliff_tests_left = 0  # tests of one bank, at the most
         self._last: PointRecord | None = None
         self._now: PlannedPoint | None = None
 
     def look(self, profile: Profile, planned: PlannedPoint | None) -> list[str]:
         """Take in what ``profile`` holds by now, and which point is tested next; returns a line for each new test."""
-        first, lines, self._now = self._began_with is None, [], planned
-        for record in profile.points:
-            if record.index in self._seen:
-                continue
-            self._seen.add(record.index)
-            self._add(profile, record)
-            if not first:
-                self._seconds, self._errors = self._seconds + record.duration_s, self._errors + record.errors
-                self._last = record
-                lines.append(self._line(profile, record))
-        if first:
-            self._began_with = len(self._seen)
-            if self._seen:
-                lines.append(f"{len(self._seen)} of {len(self._points)} tests were there already")
+        new, self._now = [each for each in profile.points if self._known.get(each.index) != each], planned
+        if self._plan.cliff:
+            self._cliff_tests_left = bank_tests_left(self._plan, profile)
+        if not self._begun:
+            self._known = {record.index: record for record in new}
+            self._rates = _rates(profile)
+            self._begun = True
+            return [f"{self._progress()} tests were there already"] if new else []
+        lines = []
+        for record in new:
+            before = self._known.get(record.index)
+            self._known[record.index] = record
+            self._seconds += record.duration_s - (before.duration_s if before else 0.0)
+            self._errors += record.errors - (before.errors if before else 0)
+            self._bank_tests += len(record.region.banks)
+            self._last = record
+            lines.append(self._line(profile, record))
+        if new:
+            self._rates = _rates(profile)
         return lines
 
     def wait(self, waiting: Waiting) -> None:
@@ -107,13 +113,15 @@ class ScanView:
 
     def picture(self) -> RenderableType:
         """A table of BER by VDD and tRCD, and how far the scan is."""
-        columns = sorted({(point.write, point.point.trcd_ps) for point in self._points}, key=lambda c: (c[0], -c[1]))
+        planned = {(point.point, point.write) for point in self._plan.points()} | set(self._rates)
+        if self._now is not None:
+            planned.add((self._now.point, self._now.write))
+        columns = sorted({(write, point.trcd_ps) for point, write in planned}, key=lambda c: (c[0], -c[1]))
         table = Table(title="BER, all patterns together", title_justify="left")
         table.add_column("VDD", justify="right")
         for write, trcd_ps in columns:
             table.add_column(f"{trcd_ps / 1000:g} ns\n{write.value.replace('_', ' ')}", justify="right")
-        planned = {(point.point, point.write) for point in self._points}
-        for vdd_mv in sorted({point.point.vdd_mv for point in self._points}, reverse=True):
+        for vdd_mv in sorted({point.vdd_mv for point, _ in planned}, reverse=True):
             table.add_row(f"{vdd_mv} mV", *(self._cell(vdd_mv, column, planned) for column in columns))
         return Group(table, Text(self._state()))
 
@@ -128,22 +136,17 @@ class ScanView:
         colour = [name for least, name in _COLOURS if errors / reads >= least][-1]
         return Text(f"{errors / reads:.1e}" if errors else "0", style=f"bold {colour}" if now else colour)
 
-    def _add(self, profile: Profile, record: PointRecord) -> None:
-        at = (record.point, record.write_condition)
-        errors, reads = self._rates.get(at, (0, 0))
-        self._rates[at] = (errors + record.errors, reads + _reads(profile, record))
-
     def _line(self, profile: Profile, record: PointRecord) -> str:
         warmth = "" if record.temperature_c is None else f", {self._warmth(record.temperature_c)}"
+        written = record.write_condition.value.replace("_", " ")
         return (
-            f"[{len(self._seen)}/{len(self._points)}] {record.point}, {record.pattern}, written at "
-            f"{record.write_condition.value.replace('_', ' ')}: BER {record.errors / _reads(profile, record):.2e} "
-            f"({record.errors} errors); {record.vdd_measured_mv:.1f} mV{warmth}; {record.duration_s:.1f} s"
-            f"{self._left()}"
+            f"[{self._progress('/')}] {record.point}, {record.pattern}, written at {written}{self._banks(record)}: BER "
+            f"{record.errors / _reads(profile, record):.2e} ({record.errors} errors); {record.vdd_measured_mv:.1f} mV"
+            f"{warmth}; {record.duration_s:.1f} s{self._left()}"
         )
 
     def _state(self) -> str:
-        parts = [f"{len(self._seen)} of {len(self._points)} tests{self._left()}"]
+        parts = [f"{self._progress()} tests{self._left()}"]
         if self._seconds > 0:
             parts.append(f"{self._errors / self._seconds:.3g} errors/s")
         if self._last is not None:
@@ -158,14 +161,39 @@ class ScanView:
 
     def _warmth(self, celsius: float) -> str:
         """A temperature, and where it must be."""
-        return f"{celsius:.1f} °C" + (f" of {self._temperature}" if self._temperature is not None else "")
+        return f"{celsius:.1f} °C" + (f" of {self._plan.temperature}" if self._plan.temperature is not None else "")
+
+    @property
+    def _grid_done(self) -> int:
+        done = (r for r in self._known.values() if r.index < self._grid_tests and r.rounds >= self._plan.rounds)
+        return sum(1 for _ in done)
+
+    def _progress(self, of: str = " of ") -> str:
+        """Tests so far; and of how many, where that is known beforehand."""
+        return f"{len(self._known)}" if self._plan.cliff else f"{self._grid_done}{of}{self._grid_tests}"
+
+    def _banks(self, record: PointRecord) -> str:
+        """Which banks, where it was not all of them."""
+        banks = record.region.banks
+        return "" if banks == self._plan.banks else f", bank{'s' * (len(banks) > 1)} {' '.join(map(str, banks))}"
 
     def _left(self) -> str:
-        """How long the rest takes if its tests take as long as those since this call."""
-        tested, left = len(self._seen) - (self._began_with or 0), len(self._points) - len(self._seen)
-        if not tested or not left:
+        """How long the rest takes if its tests take as long, bank for bank, as those since this call."""
+        left = (self._grid_tests - self._grid_done) * len(self._plan.banks) + self._cliff_tests_left
+        if not self._bank_tests or not left:
             return ""
-        return f"; {timedelta(seconds=math.ceil(self._seconds / tested * left))} left"
+        most = " at the most" if self._cliff_tests_left else ""
+        return f"; {timedelta(seconds=math.ceil(self._seconds / self._bank_tests * left))} left{most}"
+
+
+def _rates(profile: Profile) -> dict[tuple[OperatingPoint, WriteCondition], tuple[int, int]]:
+    """Errors and reads at each operating point."""
+    rates: dict[tuple[OperatingPoint, WriteCondition], tuple[int, int]] = {}
+    for record in profile.points:
+        at = (record.point, record.write_condition)
+        errors, reads = rates.get(at, (0, 0))
+        rates[at] = (errors + record.errors, reads + _reads(profile, record))
+    return rates
 
 
 def _reads(profile: Profile, record: PointRecord) -> int:

@@ -278,7 +278,10 @@ def _common_region(points: list[PointRecord]) -> Region:
     """Where every point knows single cells: tensors are placed only there."""
     regions = {record.region for record in points}
     if len(regions) != 1:
-        raise PlanError(f"the profile holds {len(regions)} different regions; map from a profile of one scan")
+        raise PlanError(
+            f"the profile holds {len(regions)} different regions, as a search for cliffs leaves; map from a profile of "
+            "one scan of a grid"
+        )
     known = {record.known_cells for record in points if record.counted} or {tuple(regions)}
     if len(known) != 1 or len(parts := known.pop()) != 1:
         raise PlanError(

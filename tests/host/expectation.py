@@ -50,6 +50,16 @@ def ber(preset: Preset, vdd_mv: float, trcd_ps: int, temperature_c: float = 20.0
     return weak_fraction(preset, vdd_mv, trcd_ps, temperature_c) * float(np.mean(flips(preset, vdd_mv, trcd_ps)))
 
 
+def bank_ber(preset: Preset, vdd_mv: float, trcd_ps: int, bank_factor: float) -> float:
+    """As `ber`, of a bank whose weak-cell rate is ``bank_factor`` times the module's."""
+    share, weak = preset.weak_row_share, preset.weak_row_factor
+    strong = (1 - share * weak) / (1 - share)
+    rows = _lognormal(preset.row_sigma, 64)
+    stress = np.concatenate([weak * rows, strong * rows]) * bank_factor * rate(preset, vdd_mv, trcd_ps)
+    weights = np.concatenate([np.full(64, share), np.full(64, 1 - share)]) / 64
+    return float((weights * -np.expm1(-stress)).sum()) * float(np.mean(flips(preset, vdd_mv, trcd_ps)))
+
+
 def faulty_lines(preset: Preset, vdd_mv: float, trcd_ps: int) -> float:
     """Fraction of 64-byte lines with an error in a read of 0x00 or of 0xFF."""
     values, weights = factors(preset)

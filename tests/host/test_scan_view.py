@@ -38,7 +38,7 @@ def picture(view: ScanView) -> str:
 
 def test_each_test_has_its_line_and_each_point_its_rate(tmp_path: Path) -> None:
     points, lines, pictures = list(PLAN.points()), [], []
-    view = ScanView(points)
+    view = ScanView(PLAN)
 
     def watch(profile: Profile, planned: PlannedPoint | None) -> None:
         lines.append(view.look(profile, planned))
@@ -68,7 +68,7 @@ def test_a_resumed_scan_counts_what_was_there_but_not_its_time(tmp_path: Path) -
 
     with pytest.raises(StopError):
         scan(open_mock("B", 3, GEOMETRY), PLAN, tmp_path / "p", stop)
-    view = ScanView(list(PLAN.points()))
+    view = ScanView(PLAN)
     lines: list[str] = []
     scan(open_mock("B", 3, GEOMETRY), PLAN, tmp_path / "p", lambda *now: lines.extend(view.look(*now)))
     assert lines[0] == "4 of 6 tests were there already"

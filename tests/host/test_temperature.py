@@ -59,7 +59,7 @@ class Weather:
         self._environment, self._tell = board.environment, tell
         self.looks = 0
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
         self._environment.begin_epoch(epoch)
 
     def temperature_c(self) -> float | None:
@@ -185,7 +185,7 @@ def test_what_is_waited_for_is_shown_and_then_gone(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(temperature_window, "LOOK_S", 0.0)
     board, _ = board_in(lambda look: 25.0 if look >= 2 else 31.0)
     plan = plan_at(window_c=[20, 30])
-    view = ScanView(list(plan.points()), plan.temperature)
+    view = ScanView(plan)
     states: list[str] = []
     lines: list[str] = []
 
