@@ -63,10 +63,10 @@ def go(rail: Rail, *voltages: int) -> None:
             rail.set(millivolts)
 
 
-def assert_nominal(bus: RailStandIn) -> None:
+def assert_nominal(bus: RailStandIn, fresh: RailStandIn | None = None) -> None:
     """Every register of every rail but PHASE is as it was, nothing has tripped, and nothing was ever stored."""
     bus.pass_time(0.1)
-    fresh = RailStandIn()
+    fresh = fresh or RailStandIn()
     for address, regulator in bus.regulators.items():
         for output, before in zip(regulator.outputs, fresh.regulators[address].outputs, strict=True):
             assert {**output.registers, PHASE: 0} == before.registers
