@@ -249,16 +249,18 @@ def coarse_mapping(
     partitions: Sequence[Partition],
     images: int,
     alignment_bits: int = DEFAULT_ALIGNMENT_BITS,
+    cost: Cost = vdd_then_trcd,
 ) -> DramMapping:
-    """The whole network at one operating point: the most aggressive at which it fits where BER is tolerable.
+    """The whole network at one operating point: the cheapest at which it fits where BER is tolerable.
 
-    Partitions with the fewest errors are filled first. Deterministic.
+    By default the lowest VDD, then the shortest tRCD. Partitions with the fewest errors are filled first.
+    Deterministic.
 
     Raises:
         CapacityError: no operating point has room enough at ``tolerated_ber``; names the first tensor left over.
     """
     failure: CapacityError | None = None
-    for point in _all_points(partitions):
+    for point in sorted(_all_points(partitions), key=lambda point: _highest_cost(partitions, point, cost)):
         fit = [p for p in partitions if point in p.points() and _worst_ber(p, point) <= tolerated_ber]
         rooms = [_Room(p, alignment_bits) for p in sorted(fit, key=lambda p: _worst_ber(p, point))]
         try:
@@ -365,6 +367,10 @@ def _all_points(partitions: Iterable[Partition]) -> list[OperatingPoint]:
 
 def _worst_ber(partition: Partition, point: OperatingPoint) -> float:
     return max(partition.ber("weight", point), partition.ber("ifm", point))
+
+
+def _highest_cost(partitions: Iterable[Partition], point: OperatingPoint, cost: Cost) -> float:
+    return max(cost(partition, point) for partition in partitions if point in partition.points())
 
 
 def _largest_first(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:

@@ -4,6 +4,7 @@ import typer
 
 from host.cli.boost_study import boost
 from host.cli.certificates_study import certificates
+from host.cli.fine_study import fine
 from host.cli.headline_study import headline
 from host.cli.mapping_study import mapping
 from host.cli.placement_study import placement
@@ -14,6 +15,7 @@ study_app = typer.Typer(
 )
 study_app.command()(boost)
 study_app.command()(certificates)
+study_app.command()(fine)
 study_app.command()(headline)
 study_app.command()(mapping)
 study_app.command()(placement)

@@ -14,7 +14,7 @@ from eden.boosting import INTEGER_BOOSTING
 from eden.datasets import Dataset, mnist5000
 from eden.precision import Precision
 from eden.training import Training, train_baseline
-from host.cli import boost_study, placement_study, sweep_study
+from host.cli import boost_study, fine_study, placement_study, sweep_study
 from host.cli.main import app
 from profiles.errors import PlanError
 
@@ -156,3 +156,41 @@ def test_sweep_measures_each_point_once_and_adds_what_is_asked_besides(
     refused = CliRunner().invoke(app, ["study", "sweep", "--network", "vgg"])
     assert isinstance(refused.exception, PlanError)
     assert "choose from lenet" in str(refused.exception)
+
+
+@pytest.mark.slow
+def test_fine_saves_more_than_coarse_where_the_joint_rates_are_certified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few digits and supplies: the figures are rough, what is certified, mapped and checked is not."""
+
+    def few_digits() -> Dataset:
+        data = mnist5000()
+        return Dataset("few", data.train.first(1500), data.validation.first(200), data.test.first(200))
+
+    monkeypatch.setattr(fine_study, "study_data", few_digits)
+    monkeypatch.setattr(fine_study, "FLOAT_TRAINING", Training(3, 4e-3, shift_pixels=0))
+    monkeypatch.setattr(fine_study, "SEARCH_IMAGES", 100)
+    monkeypatch.setattr(fine_study, "TARGET_DROP", 0.08)
+    monkeypatch.setattr(fine_study, "SHARES", (0.25, 1.0))
+    monkeypatch.setattr(fine_study, "ROWS", 8)
+    monkeypatch.setattr(fine_study, "TRCDS_PS", (10_000,))
+    monkeypatch.setattr(fine_study, "LADDER_STEP", 3.0)
+    arguments = ["study", "fine", "--out", str(tmp_path), "--network", "lenet", "--seeds", "2", "--workers", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "fine.json").read_text())["rows"]
+    assert [(row["network"], row["objective"]) for row in rows] == [
+        ("lenet", "energy"),
+        ("lenet", "energy and latency"),
+    ]
+    for row in rows:
+        assert (row["precision"], row["seeds"], row["goal"], row["met"]) == ("int8", [1, 2], 0, None)
+        gained = [more - less for more, less in zip(row["saved"]["fine"], row["saved"]["coarse"], strict=True)]
+        assert row["figure"] == pytest.approx(sum(gained) / 2)
+        for coarse, exact in zip(row["saved"]["coarse"], row["saved"][fine_study.EXACT], strict=True):
+            assert 0 < coarse <= exact + 1e-9  # the same rates, solved exactly
+        assert all(0 < ber < 0.25 for bers in row["certified_ber"].values() for ber in bers)
+    assert (tmp_path / "fine.png").stat().st_size > 1000
+    monkeypatch.setattr(fine_study.Task, "measured", lambda task: pytest.fail("measured again"))
+    assert CliRunner().invoke(app, arguments).exit_code == 0
