@@ -7,6 +7,7 @@ from host.cli.certificates_study import certificates
 from host.cli.fine_study import fine
 from host.cli.headline_study import headline
 from host.cli.mapping_study import mapping
+from host.cli.models_study import models
 from host.cli.placement_study import placement
 from host.cli.sweep_study import sweep
 
@@ -18,5 +19,6 @@ study_app.command()(certificates)
 study_app.command()(fine)
 study_app.command()(headline)
 study_app.command()(mapping)
+study_app.command()(models)
 study_app.command()(placement)
 study_app.command()(sweep)

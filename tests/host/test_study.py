@@ -14,7 +14,7 @@ from eden.boosting import INTEGER_BOOSTING
 from eden.datasets import Dataset, mnist5000
 from eden.precision import Precision
 from eden.training import Training, train_baseline
-from host.cli import boost_study, fine_study, placement_study, sweep_study
+from host.cli import boost_study, fine_study, models_study, placement_study, sweep_study
 from host.cli.main import app
 from profiles.errors import PlanError
 
@@ -194,3 +194,42 @@ def test_fine_saves_more_than_coarse_where_the_joint_rates_are_certified(
     assert (tmp_path / "fine.png").stat().st_size > 1000
     monkeypatch.setattr(fine_study.Task, "measured", lambda task: pytest.fail("measured again"))
     assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+@pytest.mark.slow
+def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def few_digits() -> Dataset:
+        data = mnist5000()
+        return Dataset("few", data.train.first(1500), data.validation.first(200), data.test.first(200))
+
+    def quickly(*arguments: Any) -> ApproximateNetwork:
+        return train_baseline(*arguments, Training(3, 4e-3, shift_pixels=0), Training(1, 5e-4))
+
+    short = replace(INTEGER_BOOSTING, training=Training(2, 2e-3, shift_pixels=0))
+    monkeypatch.setattr(models_study, "study_data", few_digits)
+    monkeypatch.setattr(models_study, "train_baseline", quickly)
+    monkeypatch.setattr(models_study, "default_boosting", lambda precision: short)
+    monkeypatch.setattr(models_study, "TARGET_DROP", 0.1)
+    monkeypatch.setattr(models_study, "RATIO", 2.5)
+    monkeypatch.setattr(models_study, "DRAWS", 2)
+    arguments = ["study", "models", "--out", str(tmp_path), "--seeds", "2", "--workers", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "models.json").read_text())["rows"]
+    assert [row["compared"] for row in rows] == [
+        "good fit over bad fit",
+        "good fit over another vendor's",
+        "good fit over good fit, no curriculum",
+        "good fit over baseline",
+    ]
+    for row in rows:
+        assert (row["seeds"], row["goal"], row["met"]) == ([1, 2], 1, None)
+        more, less = row["ber"].values()
+        assert row["figure"] == pytest.approx(math.prod(a / b for a, b in zip(more, less, strict=True)) ** 0.5)
+        assert len(row["accuracy_gained"]) == len(row["at_multiples"])
+    good, bad = rows[0]["models"].values()
+    assert set(good) <= set(models_study.EDENS)
+    assert all(a != b for a, b in zip(good, bad, strict=True))
+    assert (tmp_path / "models.png").stat().st_size > 1000
