@@ -50,6 +50,7 @@ TRAIN_IMAGES, SEARCH_IMAGES, CERTIFIED_IMAGES, CHECKED_IMAGES = 20_000, 1000, 20
 SHARES = tuple(2 ** (k / 4) for k in range(-8, 3))  # of the rates searched for: the certificates' ladder
 BATCH = 10
 FLOAT_TRAINING, QUANTISED_TRAINING = Training(8, 4e-3, shift_pixels=1), Training(1, 5e-4, shift_pixels=1)
+ENOUGH = 1e-4  # proven gap at which a mapping counts as the cheapest
 EXACT = "coarse, mapped exactly"
 ARMS = ("coarse", EXACT, "fine")
 
@@ -110,7 +111,8 @@ class Task:
     def key(self) -> str:
         """See `host.cli.tasks.Task`."""
         images = (SEARCH_IMAGES, CERTIFIED_IMAGES, CHECKED_IMAGES, BATCH)
-        return f"{self._training} {images} {SHARES} {TARGET_DROP} {VENDOR} {ROWS} {TRCDS_PS} {LADDER} {LADDER_STEP}"
+        module = (VENDOR, BANKS, ROWS, TRCDS_PS, LADDER, LADDER_STEP)
+        return f"{self._training} {images} {SHARES} {TARGET_DROP} {module} {ENOUGH}"
 
     def measured(self) -> dict[str, Any]:
         """Certified rates and saved cost of each arm; whether its mapping passed on the module's own cells."""
@@ -179,12 +181,15 @@ class Task:
         if not rates:
             return None
         parts, tensors = stages.partitions(profile), network.tensors()
+        gap: float | None = None
         if arm == "coarse":
             mapping = coarse_mapping(tensors, next(iter(rates.values())), parts, BATCH, cost=cost)
         else:
-            mapping = optimal_mapping(tensors, rates, parts, BATCH, cost=cost).mapping
+            solved = optimal_mapping(tensors, rates, parts, BATCH, cost=cost, enough=ENOUGH)
+            mapping, gap = solved.mapping, solved.gap
         found: dict[str, Any] = {
             "saved": 1 - mapping_cost(mapping, parts, cost) / (cost(parts[0], NOMINAL) * mapping.cells),
+            "gap": gap,
             "points": sorted({str(piece.point) for piece in mapping.pieces}),
         }
         if arm != EXACT:

@@ -158,7 +158,7 @@ def test_sweep_measures_each_point_once_and_adds_what_is_asked_besides(
     assert "choose from lenet" in str(refused.exception)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_fine_saves_more_than_coarse_where_the_joint_rates_are_certified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +196,7 @@ def test_fine_saves_more_than_coarse_where_the_joint_rates_are_certified(
     assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,3 +233,56 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
     assert set(good) <= set(models_study.EDENS)
     assert all(a != b for a, b in zip(good, bad, strict=True))
     assert (tmp_path / "models.png").stat().st_size > 1000
+
+
+def mapped(seed: int, coarse: float, fine: float, holds: bool = True) -> dict[str, Any]:
+    """A result of `eden study fine` with these shares saved, of either objective."""
+    shares = {"coarse": coarse, fine_study.EXACT: coarse, "fine": fine}
+    arms = {
+        arm: {"saved": saved, "points": [], "gap": 0.0, "ber": 1e-3, "lost": 0.001, "lost_high": 0.008, "holds": holds}
+        for arm, saved in shares.items()
+    }
+    objectives = dict.fromkeys(fine_study.OBJECTIVES, arms)
+    return {"network": "lenet", "seed": seed, "certified_ber": {"coarse": 1e-3, "fine": 2e-3}, "objectives": objectives}
+
+
+def test_fine_meets_its_goal_only_where_it_saves_more_beyond_chance_and_holds_on_the_module() -> None:
+    better = [mapped(1, 0.30, 0.33), mapped(2, 0.31, 0.335), mapped(3, 0.30, 0.32)]
+    for row in fine_study._rows(better):
+        assert row["figure"] == pytest.approx(0.025)
+        assert 0 < row["interval"][0] < row["figure"] < row["interval"][1]
+        assert row["met"] is True
+    by_chance = [mapped(1, 0.30, 0.40), mapped(2, 0.31, 0.30), mapped(3, 0.30, 0.30)]
+    lost = [*better[:2], mapped(3, 0.30, 0.32, holds=False)]
+    for results in (by_chance, lost):
+        assert [row["met"] for row in fine_study._rows(results)] == [False, False]
+    assert [row["met"] for row in fine_study._rows(better[:2])] == [None, None]
+    nothing_certified = mapped(1, 0.30, 0.33)
+    nothing_certified["objectives"] = {name: dict.fromkeys(fine_study.ARMS) for name in fine_study.OBJECTIVES}
+    assert fine_study._rows([nothing_certified]) == []
+
+
+def test_models_meet_their_goal_only_where_the_order_is_beyond_chance() -> None:
+    def retrained(seed: int, arm: str, ber: float, accuracy: float) -> dict[str, Any]:
+        rest = {"model": 3, "clean_accuracy": 0.98, "harsher_accuracy": [accuracy] * len(models_study.HARSHER)}
+        return {"seed": seed, "arm": arm, "ber": ber, **rest}
+
+    results = [
+        retrained(seed, arm, ber * (1 + seed / 10), accuracy)
+        for seed in (1, 2, 3)
+        for arm, ber, accuracy in (
+            (models_study.BASELINE, 1e-3, 0.5),
+            (models_study.GOOD, 4e-3, 0.9),
+            (models_study.BAD, 2e-3, 0.7),
+            (models_study.ABRUPT, 0.0, 0.1),  # no rate that was tried
+        )
+    ]
+    rows = {row["compared"]: row for row in models_study._rows(results)}
+    assert set(rows) == {"good fit over bad fit", "good fit over baseline"}
+    for compared, ratio, gain in (("good fit over bad fit", 2, 0.2), ("good fit over baseline", 4, 0.4)):
+        assert rows[compared]["figure"] == pytest.approx(ratio)
+        assert rows[compared]["met"] is True
+        assert [each[0] for each in rows[compared]["accuracy_gained"]] == pytest.approx([gain] * 4)
+    results[1]["ber"] = 5e-4
+    row = {row["compared"]: row for row in models_study._rows(results)}["good fit over bad fit"]
+    assert row["met"] is False
