@@ -275,7 +275,8 @@ def _bursts_of(
         *(np.empty(room, np.bool_), np.empty(room, np.int64)),
     )
     end = int((passes[:, 0:6:2] + passes[:, 1:6:2]).max()) + behind.prefetched
-    caught = (np.full((sets, behind.ways), -1, np.int64), np.zeros(sets, np.int64), np.zeros(end, np.bool_))
+    entry = np.int32 if end < 1 << 30 else np.int64  # half as large, a cache's lines stay in this computer's cache
+    caught = (np.full((sets, behind.ways), -1, entry), np.zeros(sets, entry), np.zeros(end, np.bool_))
     organisation = (channels, spec.bank_groups, spec.row_bursts, spec.banks // spec.bank_groups)
     counts = np.zeros(3, np.int64)
     columns = (out.bank, out.row, out.column, out.write, out.arrival)

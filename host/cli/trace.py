@@ -94,6 +94,9 @@ def replay(
         int, typer.Option(min=1, help="Bursts under way at once: 1 if each waits for the one before, 64 back to back.")
     ] = SERIAL,
     rows: RowsOption = None,
+    interleaved: Annotated[
+        bool, typer.Option("--interleaved", help="Consecutive bursts lie in neighbouring banks, not along a row.")
+    ] = False,
     bursts: Annotated[int, typer.Option(min=1, help="So many, from the first.")] = 20_000,
     supply: SupplyOption = None,
 ) -> None:
@@ -102,6 +105,9 @@ def replay(
     The rows that the trace touches are filled with a pattern first, which its reads are compared with; what they held
     is lost. The engine's own counter gives the clocks, beside those of the model whose controller is this board's
     (RD and WR on the PHY's phases, one command in each system clock).
+
+    Where rows lie decides what is gained: a dependent stream along a closed row waits for tRC of its bank, which no
+    tRCD shortens; interleaved over banks it waits for tRCD each time; along open rows it hardly ever does.
 
     What the trace gains is not what a system gains: that is 1 / (1 - f (1 - r)) - 1, with r the ratio of the trace's
     times and f the share of its time that the system waits for DRAM. Measure f on the system itself, as
@@ -116,7 +122,8 @@ def replay(
             raise ModelError(
                 f"a tRCD of {trcd_ps} ps is no cut of this board's {spec.trcd * spec.tck_ps} ps; give less"
             )
-        asked = _bursts(network, system, precision, spec, bursts)
+        places = spec.model_copy(update={"bank_groups": spec.banks}) if interleaved else spec
+        asked = _bursts(network, system, precision, places, bursts)
         asked = replace(asked, arrival=np.zeros_like(asked.arrival))
         nominal_mv, found = opened.rail.nominal_mv, []
         with progress_bar("replay") as progress, opened.rail.guarded():

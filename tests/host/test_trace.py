@@ -270,6 +270,18 @@ def test_eden_trace_replay_says_clocks_errors_and_gain(run_eden: Callable[..., s
     assert "less time" in said
 
 
+def test_a_dependent_stream_over_closed_rows_gains_where_it_is_interleaved_over_banks(
+    run_eden: Callable[..., str],
+) -> None:
+    """By tRCD + CL + burst, 18 to 16 clocks, and so 20 to 16 in whole system clocks; along a row tRC decides."""
+    common = ("trace", "replay", "--board", "mock:B:1", "--bursts", "2000", "--rows", "closed")
+    gains = [
+        float(run_eden(*common, *more).split("the trace takes ")[1].split(" %")[0]) for more in ((), ("--interleaved",))
+    ]
+    assert gains[0] < 1
+    assert 15 < gains[1] < 21
+
+
 @pytest.mark.parametrize("form", ["ramulator", "drampower"])
 def test_eden_trace_export_writes_what_the_readers_read(
     form: str, run_eden: Callable[..., str], tmp_path: Path
