@@ -35,7 +35,7 @@ from profiles.geometry import CellArray, Geometry
 from profiles.pattern import Pattern, PatternKind
 from profiles.population import stored_ones
 from profiles.schema import AccessMode, ControlReads, PointRecord, ProfileHeader, Region, WriteCondition
-from profiles.storage import Profile
+from profiles.storage import Profile, appending
 
 COUNTED_BER = 1e-3  # above it the error log, its transport and its storage cost more than single cells tell
 COUNT_LINES = isa.COUNT_ROWS | isa.COUNT_BITLINES | isa.COUNT_DQ
@@ -98,19 +98,19 @@ def scan(
     Raises:
         PlanError, RailError, TemperatureError: the plan asks for what the board or its limits do not allow; nothing was
             touched.
-        ProfileError: ``path`` holds another scan's profile.
+        ProfileError: ``path`` holds another scan's profile, or another process scans into it.
         LinkError, ProgramError, TemperatureError: a measurement failed; the points before it are kept.
     """
     plan.check(board)
     window = TemperatureWindow(board, plan.temperature, waiting)
-    with window.refreshed():
+    with appending(path), window.refreshed():
         profile = open_or_create(board, plan, path, extend)
         with window.guarded(), board.rail.guarded():
             for planned in left_to_test(plan, profile):
                 watch(profile, planned)
                 window.measure(partial(measure, board, plan, planned, profile, window))
         profile.conclude()
-    watch(profile, None)
+        watch(profile, None)
     return profile
 
 

@@ -6,18 +6,21 @@
         profile.json            `ProfileHeader`
         points/00000.parquet    a finished point (`profiles.points`), with further tables of it beside it
         points/00001.parquet    ...
+        scan.lock               empty, and locked by the process that appends
 
 A point's file appears whole or not at all (temporary file, fsync, rename, fsync of the folder) and after the tables
 that belong to it, so whatever is there is finished, and what is missing is still to be measured.
 """
 
 import contextlib
+import fcntl
 import json
 import re
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,16 +36,18 @@ from profiles.schema import FORMAT_VERSION, OperatingPoint, PointRecord, Profile
 
 HEADER_NAME = "profile.json"
 POINTS_NAME = "points"
+LOCK_NAME = "scan.lock"
 MAX_HEADER_BYTES = 64 << 20
 
 _CHECK = "crc32"
 _POINT_FILE = re.compile(r"\d{5,9}\.parquet")
+_LOCK_S, _PAUSE_S = 1.0, 0.01  # a look at the lock (`is_growing`) holds it for an instant
 
 
 class Profile:
     """An error profile: what a scan found, point by point.
 
-    Use `create` or `open`. One process may append at a time; any number may read.
+    Use `create` or `open`. One process may append at a time (`appending`); any number may read.
 
     Attributes:
         path: the profile's folder.
@@ -53,6 +58,8 @@ class Profile:
         self.path = path
         self.header = header
         self._points = points
+        self._header_stamp: tuple[int, int] | None = None  # of the files that header and points were read from
+        self._stamps: dict[int, tuple[int, int] | None] = {}
 
     @classmethod
     def create(cls, path: Path | str, header: ProfileHeader) -> "Profile":
@@ -62,17 +69,9 @@ class Profile:
             ProfileError: something is there already, or the folder cannot be written.
         """
         path = Path(path)
-        if path.exists():
-            if not path.is_dir():
-                raise ProfileError(f"{path} is a file; give the name of a new folder for the profile")
-            # A run killed inside `create` leaves a temporary file and nothing of value.
-            if any(not TEMPORARY_FILE.fullmatch(entry.name) for entry in path.iterdir()):
-                kind = "already holds a profile" if (path / HEADER_NAME).exists() else "is not empty"
-                raise ProfileError(f"{path} {kind}; open it to go on with it, or give the name of a new folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ProfileError(f"cannot make the folder {path} ({error.strerror}); choose another place") from error
+        if (path / HEADER_NAME).exists():
+            raise ProfileError(f"{path} already holds a profile; open it to go on with it, or give a new folder")
+        _make_folder(path)
         with atomic_file(path / HEADER_NAME) as file:
             file.write(_header_text(header))
         return cls(path, header, {})
@@ -85,12 +84,27 @@ class Profile:
             ProfileError: no profile, a damaged file, or one that a later version wrote.
         """
         path = Path(path)
-        header = _read_header(path)
-        points = {}
-        for file in _point_files(path):
-            record = open_point(file, header).record
-            points[record.index] = record
-        return cls(path, header, dict(sorted(points.items())))
+        profile = cls(path, read_header(path), {})
+        profile.refresh()
+        return profile
+
+    def refresh(self) -> None:
+        """Take in what is on disk now: another process may have finished points, or extended or begun the scan anew.
+
+        Raises:
+            ProfileError: a file is damaged; what was known stays as it was.
+        """
+        stamp, header, points, stamps = _stamp(self.path / HEADER_NAME), self.header, self._points, self._stamps
+        if stamp != self._header_stamp:
+            header, points, stamps = read_header(self.path), {}, {}
+        now = {file: _stamp(file) for file in _point_files(self.path)}
+        found = {}
+        for file, written in now.items():
+            index = int(file.stem)
+            known = index in points and stamps.get(index) == written
+            found[index] = points[index] if known else open_point(file, header).record
+        self.header, self._header_stamp, self._points = header, stamp, dict(sorted(found.items()))
+        self._stamps = {int(file.stem): written for file, written in now.items()}
 
     @property
     def geometry(self) -> Geometry:
@@ -334,7 +348,80 @@ class Profile:
         return self.path / POINTS_NAME / f"{index:05d}.parquet"
 
 
-def _read_header(path: Path) -> ProfileHeader:
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """Be the one process that appends to the profile in the folder ``path``, which need not exist yet.
+
+    Raises:
+        ProfileError: another process does, the folder holds something else, or it cannot be written.
+    """
+    _make_folder(path)
+    file = path / LOCK_NAME
+    with contextlib.ExitStack() as held:
+        with disk_errors(file):
+            lock = held.enter_context(file.open("ab"))
+            end = time.monotonic() + _LOCK_S
+            while not _locked(lock, fcntl.LOCK_EX):
+                if time.monotonic() >= end:
+                    raise ProfileError(f"another process scans into {path}; wait until it ends, or give another folder")
+                time.sleep(_PAUSE_S)
+        yield
+
+
+def count_points(path: Path) -> int:
+    """How many points of the profile in the folder ``path`` are finished; none of them is opened."""
+    return len(_point_files(path))
+
+
+def is_growing(path: Path) -> bool:
+    """Whether a process appends to the profile in the folder ``path`` now."""
+    try:
+        with (path / LOCK_NAME).open("rb") as lock:
+            return not _locked(lock, fcntl.LOCK_SH)
+    except OSError:  # no scan of this release has been there, or it cannot be seen into
+        return False
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Tells a file from another one in its place; None if there is none."""
+    try:
+        about = file.stat()
+    except FileNotFoundError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
+def _locked(file: IO[bytes], how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of a profile that is to begin or to go on. Raises ProfileError if it is no place for one."""
+    if path.exists():
+        if not path.is_dir():
+            raise ProfileError(f"{path} is a file; give the name of a new folder for the profile")
+        if not (path / HEADER_NAME).exists():
+            # A run killed before there is a header leaves a lock, a temporary file, and nothing of value.
+            strange = (each.name for each in path.iterdir() if each.name != LOCK_NAME)
+            if any(not TEMPORARY_FILE.fullmatch(name) for name in strange):
+                raise ProfileError(f"{path} is not empty; give the name of a new folder for the profile")
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProfileError(f"cannot make the folder {path} ({error.strerror}); choose another place") from error
+
+
+def read_header(path: Path) -> ProfileHeader:
+    """The header alone of the profile in the folder ``path``.
+
+    Raises:
+        ProfileError: no profile, or its header is damaged or of a later version.
+    """
     file = path / HEADER_NAME
     if not path.is_dir():
         what = "is a single file; bring it in with eden profile import" if path.is_file() else "does not exist"

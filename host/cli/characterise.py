@@ -13,8 +13,9 @@ from host.cli.console import console, table
 from host.cli.dry_run import dry_run as show_dry_run
 from host.cli.opening import open_shown
 from host.cli.plan import load_plan, named_board
-from host.cli.rail import RecordOption, SupplyOption
+from host.cli.rail import RecordOption
 from host.cli.scan_view import scan_view
+from host.cli.together import scan_together
 from host.scan import scan as run_scan
 from profiles import exchange, plots, statistics
 from profiles.errors import FitError, PlanError
@@ -34,9 +35,23 @@ profile_app = typer.Typer(no_args_is_help=True, help="Look at an error profile, 
 
 def scan(
     plan: PlanPath,
-    board: Annotated[str | None, typer.Option(help="Board, e.g. mock:C:7; instead of the plan's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Profile folder; instead of OUTPUT/profile of the plan.")] = None,
-    supply: SupplyOption = None,
+    board: Annotated[
+        list[str] | None,
+        typer.Option(help="Board, e.g. mock:C:7; instead of the plan's. More than one: all at once."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Profile folder; instead of OUTPUT/profile of the plan. Of several boards: of a profile folder each."
+        ),
+    ] = None,
+    supply: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File that names what feeds the DRAM; a mock or simulated board brings its own supply. Of several "
+            "boards: once for each, in the same order."
+        ),
+    ] = None,
     record: RecordOption = None,
     extend: Annotated[
         bool,
@@ -60,13 +75,25 @@ def scan(
     The plan's grid tables name operating points; its cliff tables name an error rate, one tRCD and steps of VDD (or one
     VDD and steps of tRCD), of which bisection tests those that tell where each bank passes it. Each finished point is
     on disk before the next begins: to pause, stop it at any time, and give the same command to go on.
+
+    With --board given more than once each board is scanned in a process of its own, into OUT/BOARD (mock:C:7 into
+    OUT/mock-C-7), as it would be alone. One that fails does not stop the others; Ctrl-C stops all.
     """
     settings = load_plan(plan)
-    path = out or settings.output / "profile"
-    if dry_run:
-        show_dry_run(named_board(board, settings), supply, settings.scan, path, extend)
+    boards, supplies = board or [named_board(None, settings)], supply or []
+    if len(boards) > 1:
+        if record is not None or dry_run:
+            raise PlanError("--record and --dry-run are for one board; give --board once with them")
+        scan_together(plan, boards, out or settings.output, supplies, extend)
         return
-    opened = open_shown(named_board(board, settings), supply, record)
+    if len(supplies) > 1:
+        raise PlanError(f"one board and {len(supplies)} supplies; give --supply once")
+    path = out or settings.output / "profile"
+    file = supplies[0] if supplies else None
+    if dry_run:
+        show_dry_run(boards[0], file, settings.scan, path, extend)
+        return
+    opened = open_shown(boards[0], file, record)
     try:
         with scan_view(settings.scan) as watch:
             profile = run_scan(opened, settings.scan, path, watch, waiting=watch.waiting, extend=extend)

@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +21,7 @@ from profiles.cells import CellCounts
 from profiles.errors import ProfileError
 from profiles.pattern import Pattern, stored_bits
 from profiles.schema import FORMAT_VERSION, OperatingPoint, Region, WriteCondition
-from profiles.storage import Profile
+from profiles.storage import Profile, appending, is_growing
 
 
 @pytest.fixture
@@ -128,6 +130,63 @@ def test_create_refuses_what_is_there(stored: Profile, planted: ModuleType, tmp_
         Profile.create(tmp_path / "file", stored.header)
     (tmp_path / "empty").mkdir()
     assert Profile.create(tmp_path / "empty", stored.header).missing == [0, 1, 2, 3]
+
+
+def test_points_of_another_process_are_taken_in(stored: Profile, planted: ModuleType, tmp_path: Path) -> None:
+    geometry = stored.geometry
+    mine = Profile.create(tmp_path / "growing", planted.header(geometry, 3))
+    seen = Profile.open(mine.path)
+    rng = np.random.default_rng(2)
+    for index in (1, 0):
+        cells = planted.counts(
+            geometry, planted.random_weak(geometry, 50), Pattern.parse("0xAA"), planted.whole(geometry), 4, rng
+        )
+        mine.append(planted.record(geometry, cells, index), cells)
+        assert len(seen.points) < len(mine.points)
+        seen.refresh()
+        assert seen.points == mine.points
+    assert equal(seen.cells(0), mine.cells(0))
+    damaged = mine.path / "points" / "00002.parquet"
+    damaged.write_bytes((mine.path / "points" / "00001.parquet").read_bytes()[:-9])
+    with pytest.raises(ProfileError, match=r"00002\.parquet"):
+        seen.refresh()
+    assert seen.points == mine.points
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from profiles.storage import appending
+with appending(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_appends_at_a_time_and_others_can_tell(stored: Profile, tmp_path: Path) -> None:
+    for folder in (stored.path, tmp_path / "new"):
+        assert not is_growing(folder)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert is_growing(folder)
+        with pytest.raises(ProfileError, match="another process scans into"), appending(folder):
+            pytest.fail("the folder was had twice")
+        holder.kill()  # however it ends, the lock ends with it
+        holder.communicate()
+        assert not is_growing(folder)
+        with appending(folder):
+            assert is_growing(folder)
+    assert Profile.create(tmp_path / "new", stored.header).missing == [0, 1, 2, 3]
+
+
+def test_a_foreign_folder_gets_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ProfileError, match="not empty"), appending(tmp_path):
+        pytest.fail("a foreign folder was taken")
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_foreign_folders_and_headers(stored: Profile, tmp_path: Path) -> None:
