@@ -8,6 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
+from profiles.bank_map import bank_map
 from profiles.error_models import (
     BitlineModel,
     CrossedModel,
@@ -17,7 +18,7 @@ from profiles.error_models import (
     UniformModel,
     WordlineModel,
 )
-from profiles.errors import FitError, ProfileError
+from profiles.errors import FitError
 from profiles.fit import FitReport
 from profiles.geometry import Geometry
 from profiles.population import Integers, Population, collect
@@ -62,7 +63,7 @@ def plot_ber_surface(profile: Profile) -> Figure:
         axis.grid(alpha=0.25, which="both", linewidth=0.5)
     axes[0].set_ylabel("bit error rate (arrow: upper limit, no error seen)")
     axes[-1].legend(title="tRCD", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.suptitle(_module(profile), fontsize=11)
+    figure.suptitle(_module(profile), fontsize=11, parse_math=False)
     return figure
 
 
@@ -107,7 +108,7 @@ def plot_ber_map(profile: Profile) -> Figure:
     axes[-1].set_xlabel("VDD (mV); white: clean, grey: not measured")
     if norm is not None:
         figure.colorbar(drawn, ax=list(axes), label="bit error rate", pad=0.01)
-    figure.suptitle(_module(profile), fontsize=11)
+    figure.suptitle(_module(profile), fontsize=11, parse_math=False)
     return figure
 
 
@@ -118,7 +119,7 @@ def plot_zoom(
     rows: tuple[int, int] | None = None,
     bitlines: tuple[int, int] | None = None,
 ) -> Figure:
-    """Where errors lie within one bank, row by bitline; pooled over ``records``. White failed nowhere.
+    """Where errors lie within one bank, row by bitline; pooled over ``records``. White failed nowhere, grey is unknown.
 
     Args:
         profile: where the records come from.
@@ -130,38 +131,14 @@ def plot_zoom(
     Raises:
         ProfileError: the bank was not tested in ``records``, a span lies outside what was, or a file is damaged.
     """
-    geometry = profile.geometry
     here = [record for record in records if bank in record.region.banks]
-    if not here:
-        tested = sorted({each for record in records for each in record.region.banks})
-        raise ProfileError(f"bank {bank} was not tested at these points of {profile.path}; tested: {tested}")
-    tested_rows = (
-        min(record.region.row_start for record in here),
-        max(record.region.row_start + record.region.row_count for record in here),
-    )
-    (top, bottom), (left, right) = (
-        _within(name, span, limit)
-        for name, span, limit in (("rows", rows, tested_rows), ("bitlines", bitlines, (0, geometry.row_bits)))
-    )
-    height, width = (-(-(end - first) // _MAX_BLOCKS) for first, end in ((top, bottom), (left, right)))
-    errors = np.zeros((-(-(bottom - top) // height), -(-(right - left) // width)))
-    reads = np.zeros(bottom - top)
-    for record in here:
-        first = max(0, record.region.row_start - top)
-        reads[first : max(first, record.region.row_start + record.region.row_count - top)] += record.rounds
-        cells = profile.cells(record.index, bank)
-        row, line = geometry.row(cells.cell), cells.cell % geometry.row_bits
-        inside = (row >= top) & (row < bottom) & (line >= left) & (line < right)
-        at = ((row[inside] - top) // height, (line[inside] - left) // width)
-        np.add.at(errors, at, cells.errors[inside].astype(np.float64))
-    by_block = np.add.reduceat(reads, np.arange(0, reads.size, height))
-    columns = np.diff([*range(0, right - left, width), right - left])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rate = errors / np.outer(by_block, columns)
+    found = bank_map(profile, records, bank, rows, bitlines, _MAX_BLOCKS)
+    (top, bottom), (left, right), rate = found.rows, found.bitlines, found.ber
+    height, width = found.block_rows, found.block_bitlines
     figure = Figure(figsize=(10.5, 5.0), layout="constrained")
     axis = figure.subplots()
     axis.set_facecolor(_UNTESTED)
-    extent = (left - 0.5, left + errors.shape[1] * width - 0.5, top + errors.shape[0] * height - 0.5, top - 0.5)
+    extent = (left - 0.5, left + rate.shape[1] * width - 0.5, top + rate.shape[0] * height - 0.5, top - 0.5)
     shown: Any = {"aspect": "auto", "extent": extent, "interpolation": "nearest"}
     axis.imshow(np.where(rate == 0, 1.0, np.nan), cmap="binary_r", vmin=0, vmax=1, **shown)
     positive = rate[rate > 0]
@@ -173,17 +150,8 @@ def plot_zoom(
     axis.set_ylim(bottom - 0.5, top - 0.5)
     axis.set_xlabel("bitline of the row: column x data width + data line" + (f" (by {width})" if width > 1 else ""))
     axis.set_ylabel("row" + (f" (by {height})" if height > 1 else ""))
-    figure.suptitle(f"{_module(profile)}: {_conditions(here)}; bank {bank}", fontsize=11)
+    figure.suptitle(f"{_module(profile)}: {_conditions(here)}; bank {bank}", fontsize=11, parse_math=False)
     return figure
-
-
-def _within(name: str, span: tuple[int, int] | None, limit: tuple[int, int]) -> tuple[int, int]:
-    """The span, which must lie within what was tested; None is all of it."""
-    if span is None:
-        return limit
-    if not limit[0] <= span[0] < span[1] <= limit[1]:
-        raise ProfileError(f"{name} {span[0]}:{span[1]} are outside {limit[0]}:{limit[1]}, all that was tested here")
-    return span
 
 
 def plot_spatial(profile: Profile, records: Sequence[PointRecord]) -> Figure:
@@ -207,7 +175,9 @@ def plot_spatial(profile: Profile, records: Sequence[PointRecord]) -> Figure:
     _rate_bars(figure.add_subplot(grid[1, 2]), np.array(blocks.keys) // geometry.rows, blocks, "bank", 0)
     pooled = ber(profile, records)
     figure.suptitle(
-        f"{_module(profile)}: {_conditions(records)}; BER {pooled.ber:.3g}, {pooled.errors:,} errors", fontsize=11
+        f"{_module(profile)}: {_conditions(records)}; BER {pooled.ber:.3g}, {pooled.errors:,} errors",
+        fontsize=11,
+        parse_math=False,
     )
     return figure
 
@@ -235,7 +205,9 @@ def plot_model(report: FitReport, profile: Profile) -> Figure:
     _wordline_histogram(by_line, report, data)
     _bic_bars(by_bic, report)
     figure.suptitle(
-        f"{_module(profile)} at {report.point}, {report.write_condition.replace('_', ' ')} writes", fontsize=11
+        f"{_module(profile)} at {report.point}, {report.write_condition.replace('_', ' ')} writes",
+        fontsize=11,
+        parse_math=False,
     )
     return figure
 

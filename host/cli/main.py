@@ -13,6 +13,7 @@ import host.cli.cliffs as cliffs
 import host.cli.networks as networks
 import host.cli.rail as rail
 import host.cli.run as run
+import host.cli.serve as serve
 import host.cli.study as study
 import host.cli.temperature as temperature
 import host.cli.trace as trace
@@ -32,7 +33,8 @@ app = typer.Typer(
     to it, **train** a network, **boost** its error tolerance, measure that **tolerance**, **map** its tensors to DRAM,
     **infer** from that DRAM, **report**. **run** does them all from one plan and goes on where it was stopped.
     **study** says what all of it saves, **trace** replays a network's DRAM traffic, **board** what is at the other end
-    of a link, **rail** what feeds the DRAM, **temperature** what heats it.
+    of a link, **rail** what feeds the DRAM, **temperature** what heats it; **serve** shows scans while they run,
+    on a page.
     """,
 )
 app.add_typer(board.board_app, name="board")
@@ -45,7 +47,7 @@ app.add_typer(trace.trace_app, name="trace")
 for command in (
     *(characterise.scan, characterise.fit),
     *(networks.train, networks.boost, networks.tolerance, networks.map_, networks.infer),
-    *(run.report, run.run),
+    *(run.report, run.run, serve.serve),
 ):
     app.command(name=command.__name__.rstrip("_"))(command)
 

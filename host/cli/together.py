@@ -128,9 +128,7 @@ class BoardScan:
         return self.complaint or f"ended with status {self.code}"
 
 
-def scan_together(
-    plan: Path, boards: Sequence[str], out: Path, supplies: Sequence[Path], extend: bool = False
-) -> None:
+def scan_together(plan: Path, boards: Sequence[str], out: Path, supplies: Sequence[Path], extend: bool = False) -> None:
     """Scan ``boards`` by the plan in the file ``plan``, each into a folder of its own in ``out``; ``extend`` as alone.
 
     Raises:

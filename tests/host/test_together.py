@@ -211,11 +211,12 @@ def test_two_boards_on_one_supply_are_refused(tmp_path: Path, monkeypatch: pytes
             (board, file, folder) for board, file, folder in zip(BOARDS, files, FOLDERS, strict=True)
         ]
         one.file(files[1])
-        with pytest.raises(PlanError, match=f"would both use the supply {one.resource}"):
+        refused = f"would both use the supply {one.resource}, which one scan has at a time"
+        with pytest.raises(PlanError, match=refused):
             board_scans(BOARDS, Path("out"), files)
         one.file(tmp_path / "eden.toml")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PlanError, match=f"would both use the supply {one.resource}"):  # by default: eden.toml
+    with pytest.raises(PlanError, match=refused):  # by default: eden.toml
         board_scans(("etherbone:10.0.0.1", "etherbone:10.0.0.2"), Path("out"), ())
     (tmp_path / "eden.toml").write_text('[supply]\nkind = "fixed"\ndram = "DDR3"\n')
     assert len(board_scans(("etherbone:10.0.0.1", "etherbone:10.0.0.2"), Path("out"), ())) == 2

@@ -151,6 +151,16 @@ def test_points_of_another_process_are_taken_in(stored: Profile, planted: Module
     with pytest.raises(ProfileError, match=r"00002\.parquet"):
         seen.refresh()
     assert seen.points == mine.points
+    damaged.unlink()
+    (mine.path / "points" / "00000.parquet").unlink()  # to be measured again
+    seen.refresh()
+    assert [record.index for record in seen.points] == [1]
+    again = Profile.open(mine.path)
+    again.append(planted.record(geometry, cells, 0, rounds=5), cells)
+    again.plan_more({"points": 4}, 4)
+    seen.refresh()
+    assert (seen.points, seen.header) == (again.points, again.header)
+    assert seen.points[0].rounds == 5
 
 
 HOLD = """
