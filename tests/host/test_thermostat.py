@@ -152,7 +152,6 @@ def test_it_waits_until_the_temperature_is_stable(oven: ModbusStandIn) -> None:
     waited = [each.waited_s for each in told]
     first_stable = max(k for k in range(len(told)) if k == 0 or not near[k - 1])
     assert waited[-1] - waited[first_stable] >= 0.2 - 0.1, "it counts from when it was last away"
-    assert told[0].celsius < 30
     assert {(each.lowest_c, each.highest_c) for each in told} == {(49.5, 50.5)}
     assert any(each.left_s is not None for each in told)
     assert all(each.left_s is None or each.left_s >= 0 for each in told)
