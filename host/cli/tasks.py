@@ -199,7 +199,7 @@ def _on_dask(tasks: Sequence[Task], scheduler: str) -> Generator[tuple[int, Resu
     except (OSError, ValueError) as error:
         raise SweepError(
             f"no Dask scheduler answers at {scheduler} ({one_line(error)}); start `dask scheduler`, and on each "
-            "machine `dask worker ADDRESS --nworkers auto --nthreads 1`"
+            "machine `dask worker ADDRESS --nworkers -1 --nthreads 1`"
         ) from error
     with client:
         if not client.scheduler_info()["workers"]:
