@@ -467,10 +467,11 @@ def _each_tensor(inputs: Any, path: str, see: Callable[[torch.Tensor], torch.Ten
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module computes with parameters of its own, its children only helping (parametrizations) if at all."""
+    """Whether a module computes with parameters of its own, its children (padding, parametrizations) only helping."""
     if isinstance(module, nn.MultiheadAttention) or parametrize.is_parametrized(module):
         return True
-    return next(module.parameters(recurse=False), None) is not None and next(module.children(), None) is None
+    own, below = next(module.parameters(recurse=False), None), (child.parameters() for child in module.children())
+    return own is not None and next(itertools.chain.from_iterable(below), None) is None
 
 
 def _check_supported(module: nn.Module) -> None:

