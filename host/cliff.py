@@ -46,10 +46,13 @@ def _most_wanted(
 
 def bank_tests_left(plan: ScanPlan, profile: Profile) -> int:
     """Tests of one bank with one pattern that the plan's cliffs still need, at the most."""
-    left = 0
-    for ladder, targets in plan.ladders():
-        rates = LadderRates(profile, ladder).by_bank()
-        for known in (rates.get(bank, {}) for bank in plan.banks):
-            worst = sum(most_left(known, target, len(ladder.points)) for target in targets)
-            left += min(worst, len(ladder.points) - len(known)) * len(ladder.patterns)
+    return sum(ladder_tests_left(ladder, targets, plan.banks, profile) for ladder, targets in plan.ladders())
+
+
+def ladder_tests_left(ladder: Ladder, targets: Sequence[float], banks: Sequence[int], profile: Profile) -> int:
+    """As `bank_tests_left`, of one ladder."""
+    left, rates = 0, LadderRates(profile, ladder).by_bank()
+    for known in (rates.get(bank, {}) for bank in banks):
+        worst = sum(most_left(known, target, len(ladder.points)) for target in targets)
+        left += min(worst, len(ladder.points) - len(known)) * len(ladder.patterns)
     return left

@@ -28,6 +28,7 @@ from profiles.points import check_cell_regions
 from profiles.schema import AccessMode, OperatingPoint, Region, WriteCondition
 
 CELLS_DEFAULT_BYTES = 64 << 20
+LEAST_ROWS = 16  # of a bank, from whose spread its interval follows
 
 
 def _pattern(value: Any) -> Any:
@@ -228,11 +229,11 @@ class ScanPlan(_Table):
     def _check_target(self, ladder: Ladder, target: float, geometry: Geometry) -> None:
         """Refuse a cliff that could not be shown: even a bank without an error might exceed its error rate."""
         cells_a_row = geometry.row_bits * len(self.patterns)
-        rows = ceil(-log((1 - ladder.confidence) / 2) / (target * cells_a_row))
+        rows = max(LEAST_ROWS, ceil(-log((1 - ladder.confidence) / 2) / (target * cells_a_row)))
         if rows > self.rows.count:
             raise PlanError(
-                f"no BER below {target:g} can be shown with {self.rows.count} rows a bank, whose cells may all hold by "
-                f"chance; test at least {rows} rows, or look for a higher BER"
+                f"a cliff at BER {target:g} cannot be shown with {self.rows.count} rows a bank, which may all hold, or "
+                f"be of one kind, by chance; test at least {rows} rows, or look for a higher BER"
             )
 
 

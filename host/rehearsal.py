@@ -6,7 +6,7 @@ cells will fail is not known beforehand: it is taken from the laws of the chip m
 are scaled from those laws' DDR3L to the module's nominal.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from math import e, log2, pi
 
@@ -26,7 +26,7 @@ from host.chip_presets import (
     flip_probability,
     weak_rate,
 )
-from host.cliff import bank_tests_left
+from host.cliff import ladder_tests_left
 from host.duration import duration
 from host.plan import PlannedPoint, ScanPlan
 from host.programs import Traversal
@@ -139,11 +139,12 @@ def _cliffs(board: Board, plan: ScanPlan, preset: Preset, profile: Profile | Non
     load = Load()
     for ladder, targets in plan.ladders():
         rungs = len(ladder.points)
-        if profile is not None and profile.points:
-            tests = bank_tests_left(plan, profile) / len(plan.banks) / len(ladder.patterns)
-        else:
-            fewest, most = 2 + (rungs - 1).bit_length() - 1, ladder.most_tests * len(targets)
-            tests = min(rungs, fewest if shared else most)
+        fewest, most = 2 + (rungs - 1).bit_length() - 1, float(ladder.most_tests * len(targets))
+        if profile is not None:
+            left = ladder_tests_left(ladder, targets, plan.banks, profile)
+            most = left / len(plan.banks) / len(ladder.patterns)
+            fewest = min(fewest, left) if not any(ladder.visits(profile).values()) else min(1, left)
+        tests = min(rungs, fewest if shared else most)
         banks = plan.banks if shared else plan.banks[:1]
         middle = ladder.points[rungs // 2]
         for pattern in ladder.patterns:
@@ -301,8 +302,14 @@ class _Stage(Board):
         """Of the supply."""
         return self._supply.steps
 
-    def run(self, program: Sequence[Instruction] | Image, buffer: Words | None = None) -> RunResult:
+    def run(
+        self,
+        program: Sequence[Instruction] | Image,
+        buffer: Words | None = None,
+        following: Iterable[Sequence[Instruction]] = (),
+    ) -> RunResult:
         assert not isinstance(program, Image)
+        program = [*program, *(instruction for chunk in following for instruction in chunk)]
         takes = duration(program)
         self.usage.programs, self.usage.clocks = self.usage.programs + 1, self.usage.clocks + takes.clocks
         failing = round(takes.reads * self.geometry.burst_bits * self._chances.failing)

@@ -46,7 +46,9 @@ def _show_board(board: Board) -> None:
         f"{module.dram_type}, {geometry.banks} banks x {geometry.rows} rows x {geometry.row_bits // 8192} KiB; tCK "
         f"{board.timings.tck_ps / 1000:g} ns, nominal tRCD {board.timings.nominal_trcd_ps / 1000:g} ns",
     )
-    _line("supply", f"{rail.identity}; nominal {rail.nominal_mv} mV, may be set to {rail.lowest_mv}..{rail.highest_mv}")
+    _line(
+        "supply", f"{rail.identity}; nominal {rail.nominal_mv} mV, may be set to {rail.lowest_mv}..{rail.highest_mv} mV"
+    )
 
 
 def _show_plan(board: Board, plan: ScanPlan, profile: Profile | None, path: Path) -> None:

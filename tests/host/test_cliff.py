@@ -251,6 +251,8 @@ def test_the_targets_that_are_refused_could_not_be_shown(tmp_path: Path) -> None
     with pytest.raises(PlanError, match="test at least") as caught:
         scan(board(), plan_of([LADDER | {"ber": [3e-6]}], rows={"start": 0, "count": 2}), tmp_path / "p")
     rows = int(str(caught.value).split("at least ")[1].split()[0])
+    with pytest.raises(PlanError, match="test at least 16 rows"):
+        scan(board(), plan_of([LADDER], rows={"start": 0, "count": 15}), tmp_path / "p")
     plan = plan_of([LADDER | {"ber": [3e-6]}])
     (ladder, _), *_ = plan.ladders()
     highs = [

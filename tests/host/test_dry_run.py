@@ -120,6 +120,13 @@ def test_a_search_for_cliffs_stays_within_what_was_foreseen(tmp_path: Path) -> N
     assert least.clocks <= opened.usage.clocks <= most.clocks
     assert least.tests <= len(profile.points) <= most.tests
     assert rehearse(opened, planned, profile)[1].clocks == 0
+    further = {"vdd_mv": 1350, "trcd_ps": [14_000, 10_000, 8000, 6000], "ber": [1e-2]}
+    both, again = plan(grid=[], cliff=[cliff, further], rows={"start": 0, "count": 16}), board()
+    least, most = rehearse(again, both, profile)
+    before = len(profile.points)
+    extended = scan(again, both, tmp_path / "p", extend=True)
+    assert least.tests <= len(extended.points) - before <= most.tests
+    assert most.tests <= 4 * 3 * 2 * 2  # every step in every bank, with every pattern, written both ways
 
 
 @pytest.mark.parametrize("refresh", [True, False])
