@@ -23,6 +23,7 @@ from eden.replay import BACK_TO_BACK, Bools, Bursts, RowPolicy, place_one
 from profiles.errors import ModelError
 
 Floats = npt.NDArray[np.float64]
+Entries = npt.NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,9 @@ def _bursts_of(
         *(np.empty(room, np.bool_), np.empty(room, np.int64)),
     )
     end = int((passes[:, 0:6:2] + passes[:, 1:6:2]).max()) + behind.prefetched
-    entry = np.int32 if end < 1 << 30 else np.int64  # half as large, a cache's lines stay in this computer's cache
+    entry: type[np.signedinteger[Any]] = (
+        np.int32 if end < 1 << 30 else np.int64
+    )  # half as large, a cache's lines stay in this computer's cache
     caught = (np.full((sets, behind.ways), -1, entry), np.zeros(sets, entry), np.zeros(end, np.bool_))
     organisation = (channels, spec.bank_groups, spec.row_bursts, spec.banks // spec.bank_groups)
     counts = np.zeros(3, np.int64)
@@ -287,7 +290,7 @@ def _bursts_of(
 
 @njit(cache=True, error_model="numpy")
 def _stream(
-    passes: I64, chunk: int, prefetched: int, held: I64, heads: I64, there: Bools, organisation: Any, out: Any,
+    passes: I64, chunk: int, prefetched: int, held: Entries, heads: Entries, there: Bools, organisation: Any, out: Any,
     counts: I64,
 ) -> int:  # fmt: skip
     """Sends on the lines of each pass, its three tensors in proportion; returns the clock at its end.
@@ -329,7 +332,7 @@ def _stream(
 
 @njit(cache=True, error_model="numpy")
 def _reach(
-    line: int, write: bool, clock: int, prefetched: int, held: I64, heads: I64, there: Bools, organisation: Any,
+    line: int, write: bool, clock: int, prefetched: int, held: Entries, heads: Entries, there: Bools, organisation: Any,
     out: Any, counts: I64,
 ) -> None:  # fmt: skip
     """A line that is read or written by way of the cache: what misses is sent on, and what must go is written back."""
@@ -361,7 +364,7 @@ def _reach(
 
 
 @njit(cache=True, error_model="numpy")
-def _flush(clock: int, held: I64, heads: I64, organisation: Any, out: Any, counts: I64) -> None:
+def _flush(clock: int, held: Entries, heads: Entries, organisation: Any, out: Any, counts: I64) -> None:
     """Write back all that was written, set by set, what was used most recently first."""
     for which in range(heads.size):
         for k in range(held.shape[1]):
