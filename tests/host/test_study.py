@@ -283,6 +283,7 @@ def test_models_meet_their_goal_only_where_the_order_is_beyond_chance() -> None:
         assert rows[compared]["figure"] == pytest.approx(ratio)
         assert rows[compared]["met"] is True
         assert [each[0] for each in rows[compared]["accuracy_gained"]] == pytest.approx([gain] * 4)
-    results[1]["ber"] = 5e-4
+    results[1]["ber"] = results[2]["ber"]
     row = {row["compared"]: row for row in models_study._rows(results)}["good fit over bad fit"]
+    assert row["figure"] > 1 > row["interval"][0]
     assert row["met"] is False

@@ -1,5 +1,6 @@
 """A study's tasks give the same results wherever they run, whoever dies, and however often they are begun again."""
 
+import fcntl
 import json
 import os
 import signal
@@ -233,28 +234,15 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_goes_on(
     assert written(folder) == expected
 
 
-def test_what_tasks_share_is_made_once(tmp_path: Path) -> None:
-    made: list[str] = []
-    holding, may_end = threading.Event(), threading.Event()
-
-    def first() -> None:
-        with alone(tmp_path / "scan"):
-            holding.set()
-            may_end.wait()
-            made.append("first")
-
-    def second() -> None:
-        with alone(tmp_path / "scan"):
-            made.append("second")
-
-    threads = [threading.Thread(target=first), threading.Thread(target=second)]
-    threads[0].start()
-    holding.wait()
-    threads[1].start()
-    may_end.set()
-    for thread in threads:
-        thread.join()
-    assert made == ["first", "second"]
+def test_what_tasks_share_is_held_against_others_while_it_is_made(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path / "scan"),
+        (tmp_path / ".scan.lock").open("w") as others,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(others, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with alone(tmp_path / "scan"):
+        pass
 
 
 def test_a_network_is_kept_until_what_it_was_made_from_changes(tmp_path: Path) -> None:
