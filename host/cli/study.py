@@ -8,6 +8,7 @@ from host.cli.fine_study import fine
 from host.cli.headline_study import headline
 from host.cli.mapping_study import mapping
 from host.cli.models_study import models
+from host.cli.networks_study import networks
 from host.cli.placement_study import placement
 from host.cli.sweep_study import sweep
 
@@ -20,5 +21,6 @@ study_app.command()(fine)
 study_app.command()(headline)
 study_app.command()(mapping)
 study_app.command()(models)
+study_app.command()(networks)
 study_app.command()(placement)
 study_app.command()(sweep)
