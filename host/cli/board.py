@@ -151,13 +151,17 @@ def _show_module(bus: Bus, description: Description) -> None:
 
 def _show_temperature(bus: Bus, description: Description) -> None:
     try:
-        sensor = find_sensor(bus, description.registers())
+        addresses = description.registers()
+    except BoardError as error:
+        return _line("temperature", str(error))
+    try:
+        sensor = find_sensor(bus, addresses)
         told = (
             "no sensor within the gateware's reach" if sensor is None else f"{sensor.celsius():.1f} °C, {sensor.name}"
         )
     except TemperatureError as error:
         told = str(error)
-    _line("temperature", told)
+    return _line("temperature", told)
 
 
 def _show_build(identity: Identity, name: str) -> Description | None:

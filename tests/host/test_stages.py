@@ -24,6 +24,7 @@ from host.cli.inference import infer_on_board
 from host.cli.stages import AT_POINT, NOMINAL
 from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import header, measure, scan
+from host.temperature_window import TemperatureWindow
 from host.tensor_memory import BoardMemory
 from profiles.errors import BoardError, CapacityError, EdenError, FitError, PlanError
 from profiles.geometry import Geometry
@@ -464,7 +465,8 @@ def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
         only = plan().model_copy(
             update={"patterns": (Pattern.parse(text),), "grid": (Grid(trcd_ps=14000, vdd_mv=(1350,)),), "rounds": 1}
         )
-        measure(opened, only, next(only.points()), Profile.create(tmp_path / text, header(opened, only)))
+        profile_of_it = Profile.create(tmp_path / text, header(opened, only))
+        measure(opened, only, next(only.points()), profile_of_it, TemperatureWindow(opened, None))
         opened.environment.begin_epoch(77)
         found.append(infer_on_board(opened, network, mapping, split, 1).flips)
     assert found[0] == found[1]

@@ -131,7 +131,7 @@ def supplies(tmp_path: Path) -> Iterator[tuple[list[ScpiStandIn], tuple[Path, ..
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.prove)])
 def test_stopped_together_the_rails_come_back_and_the_scans_go_on(
     number: int, supplies: tuple[list[ScpiStandIn], tuple[Path, ...]], tmp_path: Path
 ) -> None:
