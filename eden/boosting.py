@@ -6,13 +6,17 @@ rate rises from 0 in small steps. What the short schedule needs beyond the paper
 - the unboosted network teaches (most of the loss is its softened outputs), as accuracy is counted from it;
 - ranges are *tightened*: weights are kept within some standard deviations and IFMs within a quantile. For integers the
   largest value sets the scale of every error. Ranges are taken anew each epoch, as weights move;
-- the validation split decides which epoch is kept: the largest tolerance among those that keep the clean accuracy.
+- the validation split decides which epoch is kept: the largest tolerance among those that keep the clean accuracy,
+  however large it is. Probing stopped at 8 times the baseline's rate once: LeNet at int8, boosted or not, reached that
+  by the seventh of ten epochs, which was then kept, and the better ones after it were not (clean accuracy of a control
+  on Fashion-MNIST's validation split: 89.6 % of the epoch kept, 90.7 % of the last).
 
 A *control* goes through all of this without the errors, so that what retraining, teacher and ranges are worth alone is
 known. Bounding is on in both.
 
-What ablations showed, with one seed each (LeNet on Fashion-MNIST, validation images, errors drawn anew, 95 %; of FP32
-the curriculum ended at 5 times the baseline's rate, with a learning rate of 2e-3):
+What ablations showed, when probing still stopped at 8 times, with one seed each (LeNet on Fashion-MNIST, validation
+images, errors drawn anew, 95 %; of FP32 the curriculum ended at 5 times the baseline's rate, with a learning rate of
+2e-3):
 
 - int8: ending the curriculum at 8 times the baseline's rate instead of 6 does not help. One seed on MNIST gives 6.7
   times the baseline's tolerance with either, another (of the default run) 5.7 times with 6, and with 8 what its control
@@ -44,7 +48,8 @@ from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 
 CALIBRATION_IMAGES = 1000
-PROBES = (1.0, 2.0, 4.0, 8.0)  # multiples of the baseline's tolerated BER
+PROBE_STEP = 2.0  # from what the baseline tolerates up, until a rate misses the target
+HIGHEST_PROBE = 0.25
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Boosting:
     Attributes:
         training: epochs, learning rate and so on.
         highest: error rate at the curriculum's end, as a multiple of what the baseline tolerates.
-        ramp: share of the epochs over which the rate rises; it starts at 0 and then grows by a constant factor.
+        ramp: share of the epochs over which the rate rises; it starts at 0 and then grows by a constant factor. With 0
+            there is no curriculum: the rate is the highest from the first epoch on.
         weight_limit: standard deviations that a weight may reach.
         ifm_quantile: quantile of an IFM's values that its range holds.
         teacher: weight of the unboosted network's outputs in the loss; labels have the rest.
@@ -161,6 +167,8 @@ def curriculum(tolerated_ber: float, boosting: Boosting) -> list[float]:
         raise NetworkError(f"tolerated BER {tolerated_ber} gives no scale to start from; allow more accuracy loss")
     epochs = boosting.training.epochs
     top = boosting.highest * tolerated_ber
+    if not boosting.ramp:
+        return [top] * epochs
     start = min(top, tolerated_ber / 4)
     rising = max(1, round(boosting.ramp * epochs) - 1)
     rates = [start * (top / start) ** min(1.0, step / rising) for step in range(epochs - 1)]
@@ -236,7 +244,7 @@ class _Retraining:
         meter = AccuracyMeter(self.network, self.data.validation, Sampling(1, 50, derive_seed(self.seed, "probe")))
         estimated = self._estimate(meter) if meter.clean >= self.target and self._may_be_kept(epoch) else 0.0
         self.history.append(EpochRecord(epoch, self.rates[epoch], meter.clean, estimated))
-        if estimated > self._best:
+        if estimated and estimated >= self._best:  # of equals the later, at a lower learning rate
             self._best, self.kept_epoch = estimated, epoch
             self._kept = (_copy_state(self.network), dict(self.network.formats))
 
@@ -244,10 +252,11 @@ class _Retraining:
         return epoch >= len(self.rates) * self.settings.ramp - 1
 
     def _estimate(self, meter: AccuracyMeter) -> float:
-        points = [CurvePoint(0.0, meter.clean, meter.clean, meter.clean)]
-        for multiple in PROBES:
-            ber = multiple * self.tolerated_ber
+        """Rough tolerance. Probes go on until one misses: a highest one would make all good epochs look alike."""
+        points, ber = [CurvePoint(0.0, meter.clean, meter.clean, meter.clean)], self.tolerated_ber
+        while points[-1].accuracy >= self.target and ber <= HIGHEST_PROBE:
             points.append(meter.at(ber, self._memory_factory(ber)))
+            ber *= PROBE_STEP
         return crossing(points, self.target)
 
     def _memory_factory(self, ber: float) -> Callable[[int], ApproximateMemory]:

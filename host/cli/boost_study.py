@@ -1,19 +1,19 @@
 """`eden study boost`: how much more BER a boosted network tolerates, beside the same retraining without errors."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from matplotlib.figure import Figure
+from scipy import stats
 
 from eden.approximate import ApproximateNetwork
+from eden.boosting import FP32_BOOSTING, INTEGER_BOOSTING, Boosting
 from eden.boosting import boost as boost_network
-from eden.boosting import default_boosting
 from eden.datasets import Dataset, Split, fashion_mnist
-from eden.memory import ApproximateMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, MemoryAt, Sampling, coarse
@@ -26,15 +26,21 @@ from profiles.errors import PlanError
 FOLDER = Path("build/study")
 NETWORKS = ("lenet", "resnet8")
 SEEDS = (1, 2, 3)
-ARMS = ("baseline", "control", "boosted")
-MEMORIES = {"fresh maps": 2e-4, "the DIMM's own map": 2e-4}  # with the rate that the baseline's search starts from
+FRESH, OWN, A_MAP = "fresh maps", "the DIMM's own map", "a map for each epoch"
+ABLATED = ("lenet", Precision.INT8)
+START_BER = 2e-4  # where the search for a baseline's tolerance starts
 GOAL, BEST_GOAL = 5.0, 10.0
 TARGET_DROP = 0.01
 VENDOR = "B"
 TRAIN_IMAGES, TEST_IMAGES = 20_000, 5000
 DRAWS = 3  # of 5000 images: with fewer, half of the loss allowed goes to the bound's width
 RATIO = 1.15  # of the bracket that a tolerated rate is found in
-FLOAT_TRAINING, QUANTISED_TRAINING = Training(8, 4e-3, shift_pixels=1), Training(1, 5e-4, shift_pixels=1)
+FITTED_ROWS = 104  # of the module that the error model is fitted to
+BOOSTING = {
+    True: replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=12.0),
+    False: replace(FP32_BOOSTING, training=Training(10, 2e-3, batch=BATCH, shift_pixels=1), highest=6.0),
+}  # by whether the precision is an integer
+FLOAT_TRAINING, QUANTISED_TRAINING = Training(12, 4e-3, shift_pixels=1), Training(2, 5e-4, shift_pixels=1)
 
 
 def boost(
@@ -50,10 +56,12 @@ def boost(
     """Tolerable BER of boosted networks over that of the unboosted, on Fashion-MNIST, bounding on in both.
 
     Criterion: the lower 95 % bound of the accuracy is at most 1 % below the unboosted network's clean accuracy, on test
-    images that nothing was chosen with. Each seed is another network and another module of vendor B; boosting trains
-    with fresh maps of the Error Model 0 fitted to it. Tolerances are found on fresh maps of the model, and on the
-    module's own map as scanned at falling VDD. A control is retrained alike, without errors. Finished tasks are kept,
-    and boost.json holds what they say so far: stopped and started again, it goes on. Goals count as met or missed from
+    images that nothing was chosen with. Each seed is another network and another module of vendor B. On fresh maps of
+    the Error Model 0 fitted to the module, networks are boosted with such maps; on the module's own map, as scanned at
+    falling VDD, with that map, its reads drawn anew. A control is retrained alike, without errors. Ablations (LeNet at
+    int8) leave ranges as training makes them, with and without errors, start at the highest rate, or train on one map
+    for each epoch. Finished tasks are kept, and boost.json holds what they say so far: stopped and started again, it
+    goes on. Goals count as met or missed from
     three seeds on.
     """
     stages.use_one_thread()
@@ -64,6 +72,35 @@ def boost(
     console.print(str(out / "boost.json"))
 
 
+@dataclass(frozen=True)
+class Arm:
+    """How a network is retrained from the baseline.
+
+    Attributes:
+        errors: those it is trained with, as `Task._memory_at` names them, or None: it is a control.
+        memories: where its tolerance is measured.
+        settings: what differs from `BOOSTING`.
+    """
+
+    errors: str | None
+    memories: tuple[str, ...] = (FRESH,)
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    def boosting(self, precision: Precision) -> Boosting:
+        return replace(BOOSTING[precision.is_integer], **self.settings)  # type: ignore[arg-type]
+
+
+LEFT = {"weight_limit": math.inf, "ifm_quantile": 1.0}  # ranges as training makes them
+ARMS = {"control": Arm(None, (FRESH, OWN)), "boosted": Arm(FRESH), "boosted on its map": Arm(OWN, (OWN,))}
+ABLATIONS = {
+    "retrained, ranges left": Arm(None, settings=LEFT),
+    "boosted, ranges left": Arm(FRESH, settings=LEFT),
+    "boosted without curriculum": Arm(FRESH, settings={"ramp": 0.0}),
+    "boosted on a map for each epoch": Arm(A_MAP),
+}
+BOOSTED_FOR = {FRESH: "boosted", OWN: "boosted on its map"}
+
+
 def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: int) -> Iterator["Task"]:
     for network in networks:
         if network not in NETWORKS:
@@ -71,18 +108,20 @@ def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: i
     for seed in range(1, seeds + 1):
         for network in networks:
             for precision in precisions:
-                for arm in ARMS:
+                ablations = ABLATIONS if (network, precision) == ABLATED else ()
+                for arm in ("baseline", *ARMS, *ablations):
                     yield Task(out, network, precision, seed, arm)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One arm: a network of one precision and seed, its training, and what it tolerates in both kinds of memory.
+    """One arm: a network of one precision and seed, its training, and what it tolerates.
 
     Attributes:
         out: the study's folder.
         network, precision, seed: the seed is that of network, module and errors.
-        arm: one of `ARMS`. Retrained arms start from the baseline, which is trained if its task was not run.
+        arm: "baseline", or one of `ARMS` or `ABLATIONS`: those start from the baseline, which is trained if its task
+            was not run.
     """
 
     out: Path
@@ -108,14 +147,7 @@ class Task:
     def _measured(self) -> dict[str, Any]:
         network, test = self._trained(self.arm), study_data().test.first(TEST_IMAGES)
         clean = AccuracyMeter(self._trained("baseline"), test, Sampling(1, BATCH)).clean
-        trial = self._trial(network)
-        memories = dict(zip(MEMORIES, (self._fresh(), _plain(trial)), strict=True))
-        found = {
-            name: self._tolerated(network, memory_at, test, clean, MEMORIES[name], trial.maps.highest_ber)
-            for name, memory_at in memories.items()
-        }
-        own = list(MEMORIES)[1]
-        found[own] = trial.measured_ber(found[own], self.seed)
+        memories = (FRESH, OWN) if self.arm == "baseline" else _arm(self.arm).memories
         return {
             "network": self.network,
             "precision": self.precision.value,
@@ -123,7 +155,7 @@ class Task:
             "arm": self.arm,
             "baseline_accuracy": clean,
             "clean_accuracy": AccuracyMeter(network, test, Sampling(1, BATCH)).clean,
-            "ber": found,
+            "ber": {memory: self._tolerated(network, memory, test, clean) for memory in memories},
         }
 
     def _trained(self, arm: str) -> ApproximateNetwork:
@@ -142,22 +174,38 @@ class Task:
                 file, self.network
             )
             return {}
-        baseline, validation = self._trained("baseline"), data.validation
+        baseline, validation, how = self._trained("baseline"), data.validation, _arm(arm)
         clean = AccuracyMeter(baseline, validation, Sampling(1, BATCH)).clean
-        fresh = self._fresh()
-        tolerated = self._tolerated(baseline, fresh, validation, clean, 2e-4, 0.25)
-        criterion, settings = (tolerated, TARGET_DROP, clean, self.seed), default_boosting(self.precision)
-        found = boost_network(baseline, fresh, data, *criterion, settings, control=arm == "control")
+        tolerated = self._tolerated(baseline, OWN if how.errors == OWN else FRESH, validation, clean)
+        found = boost_network(
+            baseline,
+            self._memory_at(how.errors or FRESH, baseline),
+            data,
+            *(tolerated, TARGET_DROP, clean, self.seed),
+            how.boosting(self.precision),
+            control=how.errors is None,
+        )
         found.network.save(file, self.network)
         return {"baseline_ber": tolerated, "kept_epoch": found.kept_epoch, "history": [vars(e) for e in found.history]}
 
-    def _tolerated(
-        self, network: ApproximateNetwork, memory_at: MemoryAt, split: Split, clean: float, start: float, highest: float
-    ) -> float:
+    def _tolerated(self, network: ApproximateNetwork, memory: str, split: Split, clean: float) -> float:
+        """The bit error rate that the network tolerates; of a module, that of the rows it lies in."""
         sampling = Sampling(DRAWS, BATCH, derive_seed(self.seed, "boost study"))
-        return coarse(
-            network, memory_at, split, TARGET_DROP, clean, sampling, start_ber=start, highest_ber=highest, ratio=RATIO
+        trial = self._trial(network)
+        found = coarse(
+            *(network, self._memory_at(memory, network), split, TARGET_DROP, clean, sampling),
+            start_ber=START_BER,
+            highest_ber=trial.maps.highest_ber,
+            ratio=RATIO,
         ).ber
+        return trial.measured_ber(found, self.seed) if memory == OWN else found
+
+    def _memory_at(self, errors: str, network: ApproximateNetwork) -> MemoryAt:
+        """Memories of any rate with these errors: fresh maps, a map for each seed, or the module's rows as scanned."""
+        if errors == OWN:
+            trial = self._trial(network)
+            return lambda ber, seed: trial.memory("plain", ber, seed)
+        return stages.model_memory(self._module(FITTED_ROWS).fitted(0), fresh_map=errors == FRESH)
 
     def _trial(self, network: ApproximateNetwork) -> Trial:
         """The network in the rows of its module, stored as it comes."""
@@ -167,21 +215,18 @@ class Task:
     def _module(self, rows: int) -> ModuleMaps:
         return ModuleMaps(VENDOR, self.seed, self.folder / "scans" / f"{rows} rows", rows)
 
-    def _fresh(self) -> MemoryAt:
-        """Memories whose every read meets another map of the error model of this seed's module."""
-        return stages.model_memory(self._module(FITTED_ROWS).fitted(0), fresh_map=True)
-
     def _name(self, arm: str) -> str:
-        return f"{self.network}-{self.precision}-{self.seed}-{arm}"
+        return f"{self.network}-{self.precision}-{self.seed}-{arm}".replace(", ", "-").replace(" ", "-")
 
     def _key(self, arm: str) -> str:
         """All that an arm's network depends on, besides the code."""
         settings = (TARGET_DROP, VENDOR, TRAIN_IMAGES, DRAWS, BATCH, RATIO, FITTED_ROWS)
-        retraining = "" if arm == "baseline" else default_boosting(self.precision)
+        retraining = "" if arm == "baseline" else _arm(arm).boosting(self.precision)
         return f"{settings} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
 
 
-FITTED_ROWS = 104  # of the module that the error model is fitted to
+def _arm(name: str) -> Arm:
+    return (ARMS | ABLATIONS)[name]
 
 
 def study_data() -> Dataset:
@@ -189,47 +234,57 @@ def study_data() -> Dataset:
     return fashion_mnist(TRAIN_IMAGES)
 
 
-def _plain(trial: Trial) -> Callable[[float, int], ApproximateMemory]:
-    return lambda ber, seed: trial.memory("plain", ber, seed)
-
-
 # ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each network, precision and memory whose three arms are there, with the best of them marked last."""
+    """A row for each network, precision, memory and arm that boosts, the best of each memory again, then ablations."""
     groups: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for result in results:
         group = groups.setdefault((result["network"], result["precision"]), {})
         group.setdefault(result["seed"], {})[result["arm"]] = result
-    rows = []
+    rows, ablations = [], []
     for (network, precision), by_seed in groups.items():
-        whole = {seed: arms for seed, arms in by_seed.items() if len(arms) == len(ARMS)}
-        for memory in MEMORIES:
-            tolerant = {s: arms for s, arms in whole.items() if all(arms[arm]["ber"][memory] for arm in ARMS)}
-            if tolerant:  # else no rate that was tried is tolerated: no ratio
-                rows.append(_row(network, precision, memory, tolerant))
-    return rows + [_best(rows, memory) for memory in MEMORIES if any(row["memory"] == memory for row in rows)]
+        for memory, arm in BOOSTED_FOR.items():
+            rows += _row(network, precision, memory, arm, by_seed)
+        for arm in ABLATIONS:
+            ablations += _row(network, precision, FRESH, arm, by_seed)
+    best = [_best(rows, memory) for memory in BOOSTED_FOR if any(row["memory"] == memory for row in rows)]
+    return rows + best + [row | {"ablation": True, "goal": None, "met": None} for row in ablations]
 
 
-def _row(network: str, precision: str, memory: str, by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    bers = {arm: [arms[arm]["ber"][memory] for arms in by_seed.values()] for arm in ARMS}
-    figure, low, high = mean_ratio([a / b for a, b in zip(bers["boosted"], bers["baseline"], strict=True)])
-    control, *control_interval = mean_ratio([a / b for a, b in zip(bers["control"], bers["baseline"], strict=True)])
-    return {
-        "network": network,
-        "precision": precision,
-        "memory": memory,
-        "figure": figure,
-        "interval": [low, high],
-        "control": control,
-        "control_interval": control_interval,
-        "ber": bers,
-        "clean_accuracy": {arm: [arms[arm]["clean_accuracy"] for arms in by_seed.values()] for arm in ARMS},
-        "seeds": sorted(by_seed),
-        "goal": GOAL,
-        "met": None if len(by_seed) < len(SEEDS) else figure >= GOAL,
+def _row(
+    network: str, precision: str, memory: str, arm: str, by_seed: dict[int, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The row of an arm over the seeds that have it; none where no seed has, or no rate that was tried is tolerated."""
+    compared = ("baseline", "control", arm)
+    tolerant = {
+        seed: arms
+        for seed, arms in sorted(by_seed.items())
+        if all(name in arms and arms[name]["ber"][memory] for name in compared)
     }
+    if not tolerant:
+        return []
+    bers = {name: [arms[name]["ber"][memory] for arms in tolerant.values()] for name in compared}
+    figure, low, high = mean_ratio([a / b for a, b in zip(bers[arm], bers["baseline"], strict=True)])
+    control, *control_interval = mean_ratio([a / b for a, b in zip(bers["control"], bers["baseline"], strict=True)])
+    return [
+        {
+            "network": network,
+            "precision": precision,
+            "memory": memory,
+            "arm": arm,
+            "figure": figure,
+            "interval": [low, high],
+            "control": control,
+            "control_interval": control_interval,
+            "ber": bers,
+            "clean_accuracy": {name: [arms[name]["clean_accuracy"] for arms in tolerant.values()] for name in compared},
+            "seeds": list(tolerant),
+            "goal": GOAL,
+            "met": None if len(tolerant) < len(SEEDS) else figure >= GOAL,
+        }
+    ]
 
 
 def _best(rows: list[dict[str, Any]], memory: str) -> dict[str, Any]:
@@ -245,16 +300,20 @@ def _best(rows: list[dict[str, Any]], memory: str) -> dict[str, Any]:
 def _show(rows: list[dict[str, Any]]) -> None:
     shown = [
         [
-            f"{'best: ' if row.get('best') else ''}{row['network']}, {row['precision']}, {row['memory']}",
-            *(f"{np.mean(row['ber'][arm]):.1e}" for arm in ARMS),
+            f"{'best: ' if row.get('best') else ''}{_label(row)}",
+            *(f"{stats.gmean(row['ber'][arm]):.1e}" for arm in ("baseline", row["arm"])),
             *(f"{row['figure']:.1f}x", "{:.1f} .. {:.1f}".format(*row["interval"])),
-            f"{row['control']:.1f}x",
-            *(f"{row['goal']:g}x", {None: "", True: "yes", False: "NO"}[row["met"]]),
+            *(f"{row['control']:.1f}x", "{:.1f} .. {:.1f}".format(*row["control_interval"])),
+            *("" if row["goal"] is None else f"{row['goal']:g}x", {None: "", True: "yes", False: "NO"}[row["met"]]),
         ]
         for row in rows
     ]
-    columns = ["network, errors", *ARMS, "boosted / baseline", "95 %", "control / baseline", "goal", "met"]
+    columns = ["network, errors", "baseline", "boosted", "ratio", "95 %", "control", "95 %", "goal", "met"]
     table("tolerable BER", columns, shown)
+
+
+def _label(row: dict[str, Any]) -> str:
+    return f"{row['network']}, {row['precision']}, {row['arm'] if row.get('ablation') else row['memory']}"
 
 
 def _plot(rows: list[dict[str, Any]]) -> Figure:
@@ -272,7 +331,7 @@ def _plot(rows: list[dict[str, Any]]) -> Figure:
     axes.axvline(GOAL, color="#D55E00", lw=1, label="goal")
     axes.axvline(BEST_GOAL, color="#D55E00", lw=1, ls="--", label="goal for the best")
     axes.set(xscale="log", xlabel="tolerable BER over that of the unboosted network")
-    axes.set_yticks(range(len(shown)), [f"{row['network']}, {row['precision']}, {row['memory']}" for row in shown])
+    axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
     axes.invert_yaxis()
     axes.legend(frameon=False)
     return figure

@@ -31,6 +31,10 @@ def test_the_rate_starts_at_zero_and_rises_in_small_steps() -> None:
     assert all(1 <= later / earlier < 2 for earlier, later in itertools.pairwise(rates[1:]))
 
 
+def test_without_a_curriculum_the_rate_is_the_highest_from_the_start() -> None:
+    assert curriculum(1e-3, replace(INTEGER_BOOSTING, training=Training(3, 1e-3), highest=8.0, ramp=0.0)) == [8e-3] * 3
+
+
 def test_boosting_repeats_and_leaves_the_baseline_as_it_was(data: Dataset) -> None:
     baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(2, 3e-3), Training(1, 5e-4))
     before = {name: value.clone() for name, value in baseline.module.state_dict().items()}
@@ -62,6 +66,29 @@ def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Data
     assert result.kept_epoch == -1
     assert all(torch.equal(a, b) for a, b in zip(result.network.parameters(), baseline.parameters(), strict=True))
     assert result.network.formats == baseline.formats
+
+
+def test_epochs_that_tolerate_far_more_than_the_baseline_are_told_apart(data: Dataset) -> None:
+    """The baseline is said to tolerate next to nothing, so that every epoch tolerates hundreds of times more."""
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(10, 4e-3), Training(1, 5e-4))
+    asked: list[float] = []
+
+    def memory_at(ber: float, seed: int) -> ApproximateMemory:
+        asked.append(ber)
+        return BitErrorMemory(ber, seed)
+
+    result = boost(baseline, memory_at, data, 1e-6, 0.2, 0.5, 7, replace(SHORT, ramp=0.4))
+    estimates = [record.estimated_ber for record in result.history if record.estimated_ber]
+    assert len(set(estimates)) > 1
+    assert estimates[-1] > 64e-6
+    assert result.history[result.kept_epoch].estimated_ber == max(estimates)
+    assert max(asked) > max(estimates)
+
+
+def test_where_nothing_is_out_of_reach_the_last_epoch_is_kept(data: Dataset) -> None:
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
+    result = boost(baseline, BitErrorMemory, data, 0.1, 1.0, 1.0, 7, replace(SHORT, ramp=0.0))
+    assert result.kept_epoch == len(result.history) - 1
 
 
 def test_weights_and_ranges_are_tightened(data: Dataset) -> None:

@@ -16,6 +16,7 @@ from eden.precision import Precision
 from eden.training import Training, train_baseline
 from host.cli import boost_study, fine_study, models_study, placement_study, sweep_study
 from host.cli.main import app
+from host.cli.placement_study import BATCH
 from profiles.errors import PlanError
 
 
@@ -85,9 +86,11 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
         data = mnist5000()
         return Dataset("few", data.train.first(1500), data.validation.first(300), data.test)
 
-    short = replace(INTEGER_BOOSTING, training=Training(3, 2e-3, shift_pixels=0))
+    short = replace(INTEGER_BOOSTING, training=Training(3, 2e-3, batch=BATCH, shift_pixels=0))
+    ablation = "boosted without curriculum"
     monkeypatch.setattr(boost_study, "study_data", few_digits)
-    monkeypatch.setattr(boost_study, "default_boosting", lambda precision: short)
+    monkeypatch.setattr(boost_study, "BOOSTING", {True: short})
+    monkeypatch.setattr(boost_study, "ABLATIONS", {ablation: boost_study.ABLATIONS[ablation]})
     monkeypatch.setattr(boost_study, "TEST_IMAGES", 300)
     monkeypatch.setattr(boost_study, "RATIO", 2.0)
     monkeypatch.setattr(boost_study, "TARGET_DROP", 0.1)
@@ -96,18 +99,29 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "boost.json").read_text())["rows"]
-    assert [(row["memory"], row["goal"]) for row in rows] == [
-        ("fresh maps", 5),
-        ("the DIMM's own map", 5),
-        ("fresh maps", 10),
-        ("the DIMM's own map", 10),
+    assert [(row["memory"], row["arm"], row["goal"]) for row in rows] == [
+        ("fresh maps", "boosted", 5),
+        ("the DIMM's own map", "boosted on its map", 5),
+        ("fresh maps", "boosted", 10),
+        ("the DIMM's own map", "boosted on its map", 10),
+        ("fresh maps", ablation, None),
     ]
     for row in rows:
         assert (row["network"], row["precision"], row["seeds"], row["met"]) == ("lenet", "int8", [1, 2], None)
         assert row["interval"][0] <= row["figure"] <= row["interval"][1]
-        ratios = [after / before for after, before in zip(row["ber"]["boosted"], row["ber"]["baseline"], strict=True)]
+        ratios = [after / before for after, before in zip(row["ber"][row["arm"]], row["ber"]["baseline"], strict=True)]
         assert row["figure"] == pytest.approx(math.prod(ratios) ** 0.5)
     assert (tmp_path / "boost.png").stat().st_size > 1000
+    for arm, starts in (
+        ("control", [0, 0]),
+        ("boosted", [0]),
+        ("boosted-on-its-map", [0]),
+        ("boosted-without-curriculum", []),
+    ):
+        notes = json.loads((tmp_path / f"boost/lenet-int8-1-{arm}.training.json").read_text())["results"]
+        rates = [epoch["ber"] for epoch in notes["history"]]
+        assert rates[: len(starts)] == starts
+        assert (max(rates) == 0) == (arm == "control")
 
     (tmp_path / "boost/lenet-int8-2-boosted.json").write_text("{")  # damaged: its task alone runs again
     again: list[str] = []
