@@ -78,7 +78,7 @@ def test_placement_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypa
     assert "choose from" in str(refused.exception)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few digits and epochs: the figures are rough, what is trained, measured and kept is not."""
 
