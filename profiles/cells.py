@@ -30,7 +30,7 @@ class CellCounts:
                 f"columns differ in length: {self.cell.size}, {self.errors.size}, {self.stored.size}; "
                 "the file is damaged"
             )
-        if self.cell.size > 1 and not bool(np.all(np.diff(self.cell) > 0)):
+        if not bool(np.all(self.cell[1:] > self.cell[:-1])):
             raise ProfileError("cells are not ascending and unique; the file is damaged")
 
     @property

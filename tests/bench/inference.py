@@ -139,9 +139,9 @@ class _FarMock(EtherboneBus):
         """See `MockBoard.set_environment`."""
         self.environment = self._tell("set_environment", vdd_uv, temperature_c)
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, activations: int = 0) -> None:
         """See `MockBoard.begin_epoch`."""
-        self._tell("begin_epoch", epoch)
+        self._tell("begin_epoch", epoch, activations)
 
     def _tell(self, *order: Any) -> tuple[int, float]:
         self._pipe.send(order)

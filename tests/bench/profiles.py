@@ -7,6 +7,8 @@ counts. All times are of this process, files synced to disk, by wall clock; medi
 
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -287,6 +289,10 @@ def _loading(folder: Path) -> Iterator[dict[str, Any]]:
     read = _bytes_read(lambda: opened.cells(0, bank))
     share = _size(profile, 0) * sizes[bank] / sum(sizes)
     yield _figure("load_bank", seconds, "s", None, LOAD_S)
+    script = "import sys; from profiles.storage import Profile; Profile.open(sys.argv[1]).cells(0, int(sys.argv[2]))"
+    command = [sys.executable, "-c", script, str(profile.path), str(bank)]
+    seconds = statistics.median(_seconds(lambda: subprocess.run(command, check=True)) for _ in range(REPEATS))
+    yield _figure("load_bank_in_a_new_process", seconds, "s", None, None)  # Python, imports and compiled code included
     yield _figure("load_bank_bytes", read, "bytes", share, LOAD_SHARE)
     read = _bytes_read(lambda: opened.cells(0, bank, (30_000, 2048)))
     yield _figure("load_2048_rows_bytes", read, "bytes", share, LOAD_SHARE)
