@@ -33,7 +33,8 @@ from torch.nn.utils import parametrize
 from eden import attention
 from eden.bounding import Bounding, correct
 from eden.memory import ApproximateMemory, ReliableMemory
-from eden.precision import Precision, TensorFormat
+from eden.precision import Precision
+from eden.tensor_format import TensorFormat
 from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 

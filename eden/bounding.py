@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import torch
 
-from eden.precision import TensorFormat
+from eden.tensor_format import TensorFormat
 
 
 class Bounding(StrEnum):

@@ -37,6 +37,7 @@ from eden.mapping import DramMapping, Partition, made_mapping
 from eden.memory import ApproximateMemory, ReliableMemory, gathered
 from eden.placement import Piece, Placement
 from eden.precision import Precision
+from eden.tensor_format import STORED_TYPE
 from profiles.cells import WeakCells
 from profiles.errors import CapacityError, NetworkError
 from profiles.schema import OperatingPoint
@@ -160,7 +161,7 @@ def _stored_bytes(words: Words, precision: Precision) -> Bits:
 def _numbers(words: Words, precision: Precision) -> npt.NDArray[np.float32]:
     """What stored words stand for: codes, or values; float32 holds every one of them."""
     if not precision.is_integer:
-        return torch.from_numpy(words).view(precision.stored_type).to(torch.float32).numpy()
+        return torch.from_numpy(words).view(STORED_TYPE[precision]).to(torch.float32).numpy()
     if precision is Precision.INT4:
         return (words ^ 8).astype(np.float32) - np.float32(8)
     return words.view({8: np.int8, 16: np.int16}[precision.bits]).astype(np.float32)

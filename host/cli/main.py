@@ -7,27 +7,72 @@ from types import FrameType
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer gives them no other name
 
-import host.cli.board as board
-import host.cli.characterise as characterise
-import host.cli.cliffs as cliffs
-import host.cli.networks as networks
-import host.cli.rail as rail
-import host.cli.run as run
-import host.cli.serve as serve
-import host.cli.study as study
-import host.cli.temperature as temperature
-import host.cli.trace as trace
 from host.cli.console import complain
-from host.cli.stages import use_one_thread
+from host.cli.deferred import MARKUP, deferring
 from profiles.errors import EdenError
+
+COMMANDS = {
+    "scan": (
+        "host.cli.scan:scan",
+        "Sweep VDD x tRCD x pattern over a board, or find each bank's cliffs, and write an error profile.",
+    ),
+    "fit": (
+        "host.cli.fit:fit",
+        "Fit Error Models 0-3, and wordlines, bitlines and data together (4), to one operating point, and choose.",
+    ),
+    "train": ("host.cli.networks:train", "Train a baseline network on reliable memory."),
+    "boost": (
+        "host.cli.networks:boost",
+        "Raise a network's error tolerance by curricular retraining against an error model (EDEN, section 1).",
+    ),
+    "tolerance": (
+        "host.cli.networks:tolerance",
+        "The bit error rates that a network tolerates, with a certificate (EDEN, section 2).",
+    ),
+    "map": (
+        "host.cli.networks:map_",
+        "Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).",
+    ),
+    "infer": (
+        "host.cli.networks:infer",
+        "Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM.",
+    ),
+    "report": ("host.cli.run:report", "Write report.html again from a finished run's report.json and profile."),
+    "run": ("host.cli.run:run", "All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report."),
+    "serve": (
+        "host.cli.serve:serve",
+        "Show a page with the scans that run, their heat maps as they fill in, profiles and reports.",
+    ),
+    "board": ("host.cli.board:board_app", "A board, the link to it, and its DRAM."),
+    "profile": ("host.cli.profile:profile_app", "Look at an error profile, and hand it over."),
+    "rail": ("host.cli.rail:rail_app", "The supply of a board's DRAM: look at it, move it, bring it back."),
+    "study": (
+        "host.cli.study:study_app",
+        "Studies of the method and of what it saves: figures with their uncertainty and goals.",
+    ),
+    "temperature": (
+        "host.cli.temperature:temperature_app",
+        "The temperature of a board's DRAM: its controller, set and waited for, and left safe.",
+    ),
+    "trace": (
+        "host.cli.trace:trace_app",
+        "What a network reads and writes in DRAM on a platform, burst by burst.",
+    ),
+}
 
 app = typer.Typer(
     name="eden",
+    cls=deferring(COMMANDS),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="""Characterise approximate DRAM, and run neural networks from it.
+    rich_markup_mode=MARKUP,
+)
+
+
+@app.callback()
+def eden() -> None:
+    """Characterise approximate DRAM, and run neural networks from it.
 
     The stages, in order: **scan** a board into an error profile, look at it with **profile**, **fit** error models
     to it, **train** a network, **boost** its error tolerance, measure that **tolerance**, **map** its tensors to DRAM,
@@ -35,21 +80,7 @@ app = typer.Typer(
     **study** says what all of it saves, **trace** replays a network's DRAM traffic, **board** what is at the other end
     of a link, **rail** what feeds the DRAM, **temperature** what heats it; **serve** shows scans while they run,
     on a page.
-    """,
-)
-app.add_typer(board.board_app, name="board")
-characterise.profile_app.command()(cliffs.cliffs)
-app.add_typer(characterise.profile_app, name="profile")
-app.add_typer(rail.rail_app, name="rail")
-app.add_typer(study.study_app, name="study")
-app.add_typer(temperature.temperature_app, name="temperature")
-app.add_typer(trace.trace_app, name="trace")
-for command in (
-    *(characterise.scan, characterise.fit),
-    *(networks.train, networks.boost, networks.tolerance, networks.map_, networks.infer),
-    *(run.report, run.run, serve.serve),
-):
-    app.command(name=command.__name__.rstrip("_"))(command)
+    """
 
 
 STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
@@ -65,7 +96,6 @@ def main() -> None:
     for stopping in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(stopping) is not signal.SIG_IGN:
             signal.signal(stopping, _stop)
-    use_one_thread()
     try:
         typer.main.get_command(app).main(standalone_mode=False)
     except NoArgsIsHelpError as error:

@@ -20,10 +20,10 @@ from eden.seeds import derive_seed
 from eden.tolerance import CoarseTolerance, MemoryAt, Sampling, coarse, fine
 from eden.training import train_baseline
 from host.cli import stages
-from host.cli.characterise import ProfilePath
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import Fallback, Inference, infer_on_board
 from host.cli.opening import open_shown
+from host.cli.profile import ProfilePath
 from host.cli.rail import RecordOption, SupplyOption
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError, PlanError
@@ -53,6 +53,7 @@ def train(
     seed: Seed = 1,
 ) -> None:
     """Train a baseline network on reliable memory."""
+    stages.use_one_thread()
     if network not in NETWORKS:
         raise NetworkError(f"'{network}' is no network; use one of: {', '.join(NETWORKS)}")
     with progress_bar("train") as progress:
@@ -74,6 +75,7 @@ def boost(
     seed: Seed = 1,
 ) -> None:
     """Raise a network's error tolerance by curricular retraining against an error model (EDEN, section 1)."""
+    stages.use_one_thread()
     before = stages.load_network(network)
     name = stages.network_name(network)
     fitted, data = load_error_model(model), stages.dataset(name)
@@ -116,6 +118,7 @@ def tolerance(
     The certificate supposes that the network was not chosen by validation images. Boosting chooses its epoch by them;
     of a boosted network the check on test images is what holds strictly.
     """
+    stages.use_one_thread()
     loaded, data = stages.load_network(network), stages.network_data(network)
     reference, fitted = stages.load_network(baseline) if baseline else loaded, load_error_model(model)
     memory_at, drop, images = stages.model_memory(fitted), target_drop / 100, data.train.first(SEARCH_IMAGES)
@@ -179,6 +182,7 @@ def map_(
 
     Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second.
     """
+    stages.use_one_thread()
     tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
     split, target = stages.network_data(network).validation, tolerated.target_accuracy + margin / 100
     module = measured.header.module
@@ -245,6 +249,7 @@ def infer(
     operating point of the profile, in the same cells, and the batches since the last 20 begun run again. At most one
     run in 1000 does so by chance.
     """
+    stages.use_one_thread()
     loaded, places = stages.load_network(network), DramMapping.load(mapping)
     test = stages.network_data(network).test
     test = test if images is None else test.first(images)

@@ -1,13 +1,17 @@
 """The plan of a whole run, as TOML: board, scan and network."""
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from pydantic import BaseModel, ConfigDict, Field
 
 from eden.precision import Precision
 from host.plan import ScanPlan
 from host.toml_file import load_toml
 from profiles.errors import PlanError
+
+PlanPath = Annotated[Path, typer.Argument(help="Plan (TOML), e.g. plans/default.toml.")]
 
 
 class NetworkPlan(BaseModel):

@@ -23,11 +23,11 @@ from eden.seeds import derive_seed
 from eden.tolerance import Sampling
 from host.board import Board
 from host.cli import stages
-from host.cli.characterise import PlanPath, show_fit
 from host.cli.console import console, progress_bar, table
+from host.cli.fit import show_fit
 from host.cli.inference import infer_on_board
 from host.cli.opening import open_shown
-from host.cli.plan import RunPlan, load_plan, named_board
+from host.cli.plan import PlanPath, RunPlan, load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
 from host.cli.rail_power import rail_power
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
@@ -56,6 +56,7 @@ def run(
 
     Ends in a table and the path of the report. Stop it at any time; the same command goes on where it was.
     """
+    stages.use_one_thread()
     settings = load_plan(plan)
     named = named_board(board, settings)
     settings = settings.model_copy(update={"board": named, "output": out or settings.output})

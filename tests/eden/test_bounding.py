@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from eden.bounding import Bounding, correct
-from eden.precision import Precision, TensorFormat
+from eden.precision import Precision
+from eden.tensor_format import STORED_TYPE, TensorFormat
 
 ON = [Bounding.ZERO, Bounding.SATURATE]
 
@@ -38,6 +39,6 @@ def test_implausible_codes_become_zero_or_the_bound() -> None:
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
 def test_implausible_floats_become_zero_or_the_bound(precision: Precision) -> None:
     tensor_format = TensorFormat(precision, 1.0, -1.0, 2.0)
-    read = torch.tensor([float("nan"), float("inf"), float("-inf"), 2.5, 2.0]).to(precision.stored_type)
+    read = torch.tensor([float("nan"), float("inf"), float("-inf"), 2.5, 2.0]).to(STORED_TYPE[precision])
     assert correct(read, tensor_format, Bounding.ZERO).tolist() == [0, 0, 0, 0, 2]
     assert correct(read, tensor_format, Bounding.SATURATE).tolist() == [0, 2, -1, 2, 2]

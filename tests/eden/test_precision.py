@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eden.precision import Precision, TensorFormat, pack, unpack
+from eden.precision import Precision
+from eden.tensor_format import STORED_TYPE, TensorFormat, pack, unpack
 from profiles.errors import NetworkError
 
 INTEGERS = [Precision.INT4, Precision.INT8, Precision.INT16]
@@ -53,7 +54,7 @@ def test_half_precisions_are_stored_as_their_little_endian_words(precision: Prec
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
 def test_half_precisions_round_to_even_and_saturate_at_the_largest_finite_number(precision: Precision) -> None:
-    largest, spacing = torch.finfo(precision.stored_type).max, torch.finfo(precision.stored_type).eps
+    largest, spacing = torch.finfo(STORED_TYPE[precision]).max, torch.finfo(STORED_TYPE[precision]).eps
     tensor_format = TensorFormat.for_range(precision, -3.4028234663852886e38, 3.4028234663852886e38)
     assert (tensor_format.low, tensor_format.high) == (-largest, largest)
     ties = torch.tensor([1 + spacing / 2, 1 + 3 * spacing / 2, 3.4028234663852886e38, float("-inf")])

@@ -15,7 +15,7 @@ from eden.bounding import Bounding, correct
 from eden.mapping import Partition, RowRates
 from eden.memory import ProfileMemory, ReliableMemory
 from eden.placement import Placement
-from eden.precision import Precision, TensorFormat
+from eden.precision import Precision
 from eden.significance import (
     CHOICE_BITS,
     CHOICES,
@@ -33,6 +33,7 @@ from eden.significance import (
     stored_weights,
     to_words,
 )
+from eden.tensor_format import TensorFormat
 from profiles.cells import WeakCells
 from profiles.errors import CapacityError, NetworkError
 from profiles.schema import OperatingPoint

@@ -1,4 +1,4 @@
-"""`eden scan`, `eden profile …` and `eden fit`: from a board to an error profile and its error models."""
+"""`eden profile …`: look at an error profile, and hand it over."""
 
 import json
 from enum import StrEnum
@@ -8,19 +8,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from host.cli.cliffs import show_cliffs
 from host.cli.console import console, table
-from host.cli.dry_run import dry_run as show_dry_run
-from host.cli.opening import open_shown
-from host.cli.plan import load_plan, named_board
-from host.cli.rail import RecordOption
-from host.cli.scan_view import scan_view
-from host.cli.together import scan_together
-from host.scan import scan as run_scan
-from profiles import exchange, plots, statistics
-from profiles.errors import FitError, PlanError
-from profiles.fit import FitReport
-from profiles.fit import fit as fit_models
+from host.cli.deferred import deferring
+from profiles import exchange, statistics
+from profiles.errors import PlanError
 from profiles.geometry import Geometry
 from profiles.latency_study import import_latency_study
 from profiles.schema import OperatingPoint, PointRecord, WriteCondition, json_schema
@@ -28,80 +19,24 @@ from profiles.storage import Profile
 from profiles.surface import BerSurface
 
 ProfilePath = Annotated[Path, typer.Argument(help="Profile folder, as `eden scan` writes it.")]
-PlanPath = Annotated[Path, typer.Argument(help="Plan (TOML), e.g. plans/default.toml.")]
 
-profile_app = typer.Typer(no_args_is_help=True, help="Look at an error profile, and hand it over.")
-
-
-def scan(
-    plan: PlanPath,
-    board: Annotated[
-        list[str] | None,
-        typer.Option(help="Board, e.g. mock:C:7; instead of the plan's. More than one: all at once."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Profile folder; instead of OUTPUT/profile of the plan. Of several boards: of a profile folder each."
-        ),
-    ] = None,
-    supply: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="File that names what feeds the DRAM; a mock or simulated board brings its own supply. Of several "
-            "boards: once for each, in the same order."
-        ),
-    ] = None,
-    record: RecordOption = None,
-    extend: Annotated[
-        bool,
-        typer.Option(
-            "--extend",
-            help="Go on with a finished or unfinished profile under a larger plan: more rounds, or grid and cliff "
-            "tables after those that are there. Nothing is tested again.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Check the plan against the board, its limits and the profile, and say what would be done, how long "
-            "it would take and how large the profile would be. DRAM and supply are left alone.",
-        ),
-    ] = False,
-) -> None:
-    """Sweep VDD x tRCD x pattern over a board, or find each bank's cliffs, and write an error profile.
-
-    The plan's grid tables name operating points; its cliff tables name an error rate, one tRCD and steps of VDD (or one
-    VDD and steps of tRCD), of which bisection tests those that tell where each bank passes it. Each finished point is
-    on disk before the next begins: to pause, stop it at any time, and give the same command to go on.
-
-    With --board given more than once each board is scanned in a process of its own, into OUT/BOARD (mock:C:7 into
-    OUT/mock-C-7), as it would be alone. One that fails does not stop the others; Ctrl-C stops all.
-    """
-    settings = load_plan(plan)
-    boards, supplies = board or [named_board(None, settings)], supply or []
-    if len(boards) > 1:
-        if record is not None or dry_run:
-            raise PlanError("--record and --dry-run are for one board; give --board once with them")
-        scan_together(plan, boards, out or settings.output, supplies, extend)
-        return
-    if len(supplies) > 1:
-        raise PlanError(f"one board and {len(supplies)} supplies; give --supply once")
-    path = out or settings.output / "profile"
-    file = supplies[0] if supplies else None
-    if dry_run:
-        show_dry_run(boards[0], file, settings.scan, path, extend)
-        return
-    opened = open_shown(boards[0], file, record)
-    try:
-        with scan_view(settings.scan) as watch:
-            profile = run_scan(opened, settings.scan, path, watch, waiting=watch.waiting, extend=extend)
-    finally:
-        opened.close()
-    console.print(f"{len(profile.points)} points, {sum(p.errors for p in profile.points)} errors: {path}")
-    if settings.scan.cliff:
-        show_cliffs(profile, [])
+profile_app = typer.Typer(
+    cls=deferring(
+        {
+            "plot": (
+                "host.cli.profile_plots:plot",
+                "Draw BER over VDD and tRCD, where the errors lie (bank, row, bitline, DQ lane), and error models "
+                "against them.",
+            ),
+            "cliffs": (
+                "host.cli.cliffs:cliffs",
+                "Between which steps of VDD, or of tRCD, each bank's bit error rate passes a target.",
+            ),
+        }
+    ),
+    no_args_is_help=True,
+    help="Look at an error profile, and hand it over.",
+)
 
 
 class By(StrEnum):
@@ -136,7 +71,7 @@ def show(
     """
     opened = Profile.open(profile)
     if by is not None:
-        _show_groups(opened, by, _chosen(opened, vdd_mv, trcd_ps, every=by is By.OPERATING_POINT))
+        _show_groups(opened, by, points_at(opened, vdd_mv, trcd_ps, every=by is By.OPERATING_POINT))
         return
     header, module = opened.header, opened.header.module
     console.print(f"{module.manufacturer} {module.part_number} {module.serial_number}, {module.dram_type}")
@@ -190,7 +125,7 @@ def _show_path_errors(profile: Profile) -> None:
             )
 
 
-def _chosen(profile: Profile, vdd_mv: int | None, trcd_ps: int | None, every: bool = False) -> list[PointRecord]:
+def points_at(profile: Profile, vdd_mv: int | None, trcd_ps: int | None, every: bool = False) -> list[PointRecord]:
     """Points of the one operating point that was asked for: of those that fit, the one with most errors."""
     records = [
         record
@@ -301,54 +236,6 @@ def surface(
 
 
 @profile_app.command()
-def plot(
-    profile: ProfilePath,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures (PNG).")] = Path("build/plots"),
-    vdd_mv: Annotated[int | None, typer.Option(help="VDD of the maps; default: the point with most errors.")] = None,
-    trcd_ps: Annotated[int | None, typer.Option(help="tRCD of the maps.")] = None,
-    bank: Annotated[int | None, typer.Option(help="Bank to look into, row by bitline.")] = None,
-    rows: Annotated[str | None, typer.Option(help="Rows of that bank, FIRST:END.")] = None,
-    bitlines: Annotated[str | None, typer.Option(help="Bitlines, column x DQ width + DQ, FIRST:END.")] = None,
-) -> None:
-    """Draw BER over VDD and tRCD, where the errors lie (bank, row, bitline, DQ lane), and error models against them."""
-    if bank is None and (rows or bitlines):
-        raise PlanError("--rows and --bitlines look into one bank; give --bank too")
-    opened = Profile.open(profile)
-    records = _chosen(opened, vdd_mv, trcd_ps)
-    out.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "ber.png": plots.plot_ber_surface(opened),
-        "map.png": plots.plot_ber_map(opened),
-        "where.png": plots.plot_spatial(opened, records),
-    }
-    if bank is not None:
-        spans = (_span("--rows", rows), _span("--bitlines", bitlines))
-        figures["zoom.png"] = plots.plot_zoom(opened, records, bank, *spans)
-    conditions = sorted({record.write_condition for record in records})
-    for condition in conditions:
-        try:
-            figures[f"models_{condition.value}.png"] = plots.plot_model(
-                fit_models(opened, records[0].point, condition), opened
-            )
-        except FitError as error:
-            console.print(f"no picture of models, {condition.value.replace('_', ' ')} writes: {error}")
-    for name, figure in figures.items():
-        figure.savefig(out / name, dpi=120)
-        console.print(str(out / name))
-
-
-def _span(option: str, text: str | None) -> tuple[int, int] | None:
-    """FIRST:END as numbers; None stays None. Raises PlanError."""
-    if text is None:
-        return None
-    try:
-        first, end = (int(part) for part in text.split(":"))
-    except ValueError as error:
-        raise PlanError(f"{option} is '{text}'; give two numbers as FIRST:END, e.g. 0:64") from error
-    return first, end
-
-
-@profile_app.command()
 def export(
     profile: ProfilePath,
     file: Annotated[
@@ -384,63 +271,3 @@ def import_(
 def schema() -> None:
     """Print the JSON Schema of a profile's header and of the record of a point."""
     print(json.dumps(json_schema(), indent=2))
-
-
-def fit(
-    profile: ProfilePath,
-    vdd_mv: Annotated[int, typer.Option(min=1, max=3000, help="VDD of the operating point, mV.")],
-    trcd_ps: Annotated[int, typer.Option(min=1, max=200_000, help="tRCD of the operating point, ps.")],
-    write: Annotated[WriteCondition, typer.Option(help="Where the data were written.")] = WriteCondition.NOMINAL,
-    out: Annotated[Path | None, typer.Option(help="File for the chosen model (Parquet).")] = None,
-    anywhere: Annotated[
-        bool,
-        typer.Option(
-            "--anywhere",
-            help="Write the best of the models that are the same at every address (0 and 3): what a network is trained "
-            "with before it is mapped, and far quicker to draw from.",
-        ),
-    ] = False,
-) -> None:
-    """Fit Error Models 0-3, and wordlines, bitlines and data together (4), to one operating point, and choose.
-
-    Needs a point with errors: `eden profile show` lists them.
-    """
-    point = OperatingPoint(vdd_mv=vdd_mv, trcd_ps=trcd_ps)
-    report = fit_models(Profile.open(profile), point, write)
-    show_fit(report, f"{point}, written at: {write.value.replace('_', ' ')}")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        model = report.anywhere if anywhere else report.model
-        model.save(out)
-        console.print(f"Model {model.number}: {out}")
-
-
-def show_fit(report: FitReport, title: str) -> None:
-    """Print the table of likelihoods, the choice marked."""
-    rows = [
-        [
-            f"{'→' if number == report.chosen else ' '} Model {number}",
-            f"{entry.log_likelihood:.1f}",
-            f"{entry.parameters}",
-            f"{entry.bic:.1f}",
-            f"{entry.model.ber():.3e}",
-            f"{entry.p_value:.2g}",
-        ]
-        for number, entry in sorted(report.fits.items())
-    ]
-    table(title, ["error model", "log likelihood", "parameters", "BIC", "BER", "p of fit"], rows)
-    for number, reason in report.unavailable.items():
-        console.print(f"  Model {number}: {reason}")
-    if report.near_tie:
-        console.print("  Model 0 is within a near tie of the best, and the cheapest to inject.")
-    if report.tied:
-        others = ", ".join(str(number) for number in report.tied)
-        console.print(
-            f"  These data cannot tell Model {report.chosen} from {others}; scan more rows, rounds or patterns."
-        )
-    for name, test in report.best.tests.items():
-        if test.p_value < 0.001:
-            console.print(
-                f"  Model {report.chosen} does not describe the {name}: chi-square {test.dispersion:.3g} times what it "
-                "expects."
-            )

@@ -1,0 +1,175 @@
+"""Number formats of tensors, to the bit: how a tensor's values become the bytes that lie in DRAM, and back.
+
+Integers are symmetric and linear with one scale a tensor, as EDEN studies them, or, as an option for weights, one for
+each output channel: a value is ``code * scale``, with codes
+from ``-(2 ** (bits - 1) - 1)`` to ``2 ** (bits - 1) - 1`` in two's complement. Floating point is stored as it is: FP32
+and FP16 of IEEE 754, and bf16, the upper half of FP32; values are rounded to the nearest, ties to even, and saturate at
+the largest finite number. All are little endian; int4 puts two codes in a byte, the first in the low nibble. An error
+may also turn a code into ``-2 ** (bits - 1)``, which no network stores.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from eden.precision import Precision
+from profiles.errors import NetworkError
+
+STORED_TYPE = {
+    Precision.INT4: torch.int8,  # in arithmetic
+    Precision.INT8: torch.int8,
+    Precision.INT16: torch.int16,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP16: torch.float16,
+    Precision.FP32: torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """How one tensor is stored, and what it can hold when it is read without errors.
+
+    Everything is stored *saturated* to ``low .. high``, the range that the reliable network was seen to use. This makes
+    the range a property of the reliable network itself: whatever it stores lies inside, on any input, so that a value
+    read outside is proof of an error, and correcting it can never touch a clean result (see `eden.bounding`).
+
+    Attributes:
+        precision: number format.
+        scale: value of code 1; 1.0 for floating point. One for each channel, or one for all.
+        low, high: range of the stored domain: integer codes for integers, else values, themselves numbers that the
+            precision has.
+        axis: dimension of the channels, where each has a scale.
+    """
+
+    precision: Precision
+    scale: float | tuple[float, ...]
+    low: float
+    high: float
+    axis: int = 0
+
+    @classmethod
+    def for_range(cls, precision: Precision, smallest: float, largest: float) -> "TensorFormat":
+        """The format for values from ``smallest`` to ``largest``: the scale comes from the larger magnitude.
+
+        Raises:
+            NetworkError: the range is empty or not finite.
+        """
+        if not (math.isfinite(smallest) and math.isfinite(largest) and smallest <= largest):
+            raise NetworkError(
+                f"values range from {smallest} to {largest}; a finite range is needed: "
+                "check the network's inputs and weights"
+            )
+        if not precision.is_integer:
+            return cls(precision, 1.0, _nearest(smallest, precision), _nearest(largest, precision))
+        scale = _scale(max(abs(smallest), abs(largest)), precision)
+        return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
+
+    @classmethod
+    def for_channels(cls, precision: Precision, values: torch.Tensor, axis: int) -> "TensorFormat":
+        """The format with a scale for each index along ``axis`` of ``values``; its range is that of all their codes.
+
+        Raises:
+            NetworkError: floating point, which has no scales, or values that are not finite.
+        """
+        if not precision.is_integer:
+            raise NetworkError(f"{precision} has no scales, of a channel or a tensor; ask for int4, int8 or int16")
+        largest = values.detach().abs().transpose(0, axis).flatten(1).amax(dim=1)
+        if not bool(largest.isfinite().all()):
+            raise NetworkError("values are not all finite; check the network's inputs and weights")
+        scales = tuple(_scale(each, precision) for each in largest.tolist())
+        whole = cls(precision, scales, -precision.largest_code, precision.largest_code, axis)
+        smallest, largest = torch.aminmax(whole._codes(values))
+        return cls(precision, scales, float(smallest), float(largest), axis)
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, and the range."""
+        scales = (len(self.scale) if isinstance(self.scale, tuple) else 1) if self.precision.is_integer else 0
+        return 32 * scales + 2 * self.precision.bits
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """The bytes as stored (uint8, flat) of float32 ``values`` of any shape; always a new buffer.
+
+        Values saturate at ``low`` and ``high``; a NaN is stored as ``low``.
+        """
+        if not self.precision.is_integer:
+            flat = values.detach().reshape(-1)
+            return _saturate(flat, self.low, self.high).to(STORED_TYPE[self.precision]).view(torch.uint8)
+        return pack(self._codes(values).to(STORED_TYPE[self.precision]), self.precision)
+
+    def _codes(self, values: torch.Tensor) -> torch.Tensor:
+        """Codes of ``values``, float32 and flat."""
+        scaled = values.detach() / self._scale_along(values.dim())
+        return _saturate(scaled.reshape(-1), self.low, self.high).round_()
+
+    def _scale_along(self, dimensions: int) -> float | torch.Tensor:
+        """The scale as a factor of a tensor with so many dimensions."""
+        if not isinstance(self.scale, tuple):
+            return self.scale
+        shape = [1] * dimensions
+        shape[self.axis] = len(self.scale)
+        return torch.tensor(self.scale).view(shape)
+
+    def stored_elements(self, data: torch.Tensor, elements: int) -> torch.Tensor:
+        """The ``elements`` stored numbers in ``data``, of the precision's `STORED_TYPE`. May share its memory.
+
+        Raises:
+            NetworkError: ``data`` has another length than ``elements`` values take.
+        """
+        return unpack(data, elements, self.precision)
+
+    def values(self, stored: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Float32 values of stored numbers."""
+        if not self.precision.is_integer:
+            return stored.to(torch.float32).view(shape)
+        return stored.to(torch.float32).view(shape) * self._scale_along(len(shape))
+
+    def decode(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Float32 values of stored bytes, uncorrected. Raises NetworkError where the length does not fit ``shape``."""
+        return self.values(self.stored_elements(data, shape.numel()), shape)
+
+
+def _scale(magnitude: float, precision: Precision) -> float:
+    """The scale at which ``magnitude`` has the largest code."""
+    scale = magnitude / precision.largest_code
+    return scale if scale >= torch.finfo(torch.float32).tiny else 1.0  # below, values are zero at this precision
+
+
+def _nearest(value: float, precision: Precision) -> float:
+    """The number of a floating-point ``precision`` nearest to ``value``, and never an infinity."""
+    largest = torch.finfo(STORED_TYPE[precision]).max
+    return float(torch.tensor(max(-largest, min(largest, value))).to(STORED_TYPE[precision]))
+
+
+def _saturate(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """``values`` limited to ``low .. high`` in a new tensor; a NaN becomes ``low``."""
+    return values.nan_to_num(low, high, low).clamp_(low, high)
+
+
+def pack(codes: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Flat numbers of the precision's `STORED_TYPE` to stored bytes (uint8). Shares memory except for int4."""
+    if precision is not Precision.INT4:
+        return codes.contiguous().view(torch.uint8)
+    nibbles = codes.view(torch.uint8).bitwise_and(0x0F)
+    if nibbles.numel() % 2:
+        nibbles = torch.cat([nibbles, nibbles.new_zeros(1)])
+    return nibbles[0::2] | (nibbles[1::2] << 4)
+
+
+def unpack(data: torch.Tensor, elements: int, precision: Precision) -> torch.Tensor:
+    """Stored bytes to ``elements`` numbers of the precision's `STORED_TYPE`. Shares memory except for int4.
+
+    Raises:
+        NetworkError: ``data`` has another length than ``elements`` values take.
+    """
+    if data.numel() != precision.stored_bytes(elements):
+        raise NetworkError(
+            f"{elements} {precision} values take {precision.stored_bytes(elements)} bytes, not {data.numel()}; "
+            "the memory returned a different tensor than was stored"
+        )
+    if precision is not Precision.INT4:
+        return data.view(STORED_TYPE[precision])
+    low = (data << 4).view(torch.int8) >> 4
+    high = data.view(torch.int8) >> 4
+    return torch.stack([low, high], dim=1).reshape(-1)[:elements]
