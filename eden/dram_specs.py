@@ -6,8 +6,9 @@ in DRAM clocks at ``tck_ps``. ``uncertain`` says which figures are not the datas
 
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from profiles.errors import ModelError
 
@@ -16,6 +17,15 @@ _FOLDER = Path(__file__).parent / "dram"
 
 class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _power_of_two(value: int) -> int:
+    if value < 1 or value & (value - 1):
+        raise ValueError(f"{value} is no power of two, as DRAM addresses have it")
+    return value
+
+
+PowerOfTwo = Annotated[int, AfterValidator(_power_of_two)]
 
 
 class Clocks(_Data):
@@ -76,15 +86,22 @@ class DramSpec(_Data):
     uncertain: str
     devices: int
     width: int
-    banks: int
-    bank_groups: int
+    banks: PowerOfTwo
+    bank_groups: PowerOfTwo
     burst_beats: int
-    row_bursts: int
+    row_bursts: PowerOfTwo
     tck_ps: int
     trcd_ps: int
     clocks: Clocks
     rails: tuple[Rail, ...]
     io: Io
+
+    @property
+    def address_bits(self) -> tuple[int, int, int]:
+        """Bits of a burst's number that choose bank group, burst of the row, and bank of the group, from the lowest."""
+        sizes = self.bank_groups, self.row_bursts, self.banks // self.bank_groups
+        group, burst, bank = (size.bit_length() - 1 for size in sizes)
+        return group, burst, bank
 
     @property
     def burst_bytes(self) -> int:

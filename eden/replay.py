@@ -129,24 +129,22 @@ def place(bursts: I64, spec: DramSpec, write: Bools, arrival: I64) -> Bursts:
         np.empty(bursts.size, np.int32),
         np.empty(bursts.size, np.int32),
     )
-    _place(bursts, spec.bank_groups, spec.row_bursts, spec.banks // spec.bank_groups, bank, row, column)
+    _place(bursts, *spec.address_bits, bank, row, column)
     return Bursts(bank, row, column, write, arrival)
 
 
 @njit(cache=True, error_model="numpy")
-def _place(bursts: I64, groups: int, row_bursts: int, in_group: int, bank: U8, row: I32, column: I32) -> None:
+def _place(bursts: I64, group_bits: int, burst_bits: int, bank_bits: int, bank: U8, row: I32, column: I32) -> None:
     for i in range(bursts.size):
-        bank[i], row[i], column[i] = place_one(bursts[i], groups, row_bursts, in_group)
+        bank[i], row[i], column[i] = place_one(bursts[i], group_bits, burst_bits, bank_bits)
 
 
 @njit(cache=True, error_model="numpy")
-def place_one(number: int, groups: int, row_bursts: int, in_group: int) -> tuple[int, int, int]:
-    """Bank, row and column of one burst, as `place` says; for compiled code."""
-    by_groups, by_bursts, by_banks = np.uint32(groups), np.uint32(row_bursts), np.uint32(in_group)
-    rest = np.uint32(number)  # 32 bits are divided sooner than 64
-    group, rest = rest % by_groups, rest // by_groups
-    column, rest = rest % by_bursts, rest // by_bursts
-    return int(group * by_banks + rest % by_banks), int(rest // by_banks), int(column)
+def place_one(number: int, group_bits: int, burst_bits: int, bank_bits: int) -> tuple[int, int, int]:
+    """Bank, row and column of one burst, as `place` says, by `DramSpec.address_bits`; for compiled code."""
+    group, rest = number & ((1 << group_bits) - 1), number >> group_bits
+    column, rest = rest & ((1 << burst_bits) - 1), rest >> burst_bits
+    return group << bank_bits | rest & ((1 << bank_bits) - 1), rest >> bank_bits, column
 
 
 def replay(
@@ -238,14 +236,17 @@ _LONG_AGO = -(1 << 40)
 _RING = 1 << 12  # clocks of the command bus, and bursts, that are remembered
 
 
-@njit(cache=True, error_model="numpy")
+# Arrays are passed to compiled functions whole, many words each: what is called for every command is inlined.
+
+
+@njit(cache=True, error_model="numpy", inline="always")
 def _earliest(memory: I64, rules: I64, begin: int, end: int, at: I64, clock: int) -> int:
     for k in range(begin, end):
         clock = max(clock, memory[rules[k, 0] + at[rules[k, 1]]] + rules[k, 2])
     return clock
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", inline="always")
 def _remember(memory: I64, banks: int, command: int, at: I64, clock: int) -> None:
     memory[command * banks + at[_BANK]] = clock
     group = (_KINDS + command) * banks + at[_GROUP]
@@ -257,7 +258,7 @@ def _remember(memory: I64, banks: int, command: int, at: I64, clock: int) -> Non
         at[_FOURTH] = (at[_FOURTH] + 1) & 3
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", inline="always")
 def _free(bus: I64, clock: int, shift: int, phase: int) -> int:
     """The first clock from ``clock`` on, at ``phase`` (-1: any), with the command bus free, which it then takes.
 
@@ -273,7 +274,7 @@ def _free(bus: I64, clock: int, shift: int, phase: int) -> int:
         clock = (turn + 1) << shift
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", inline="always")
 def _insert(
     clocks: I64, commands: U8, banks: U8, addresses: I32, used: int, clock: int, command: int, bank: int, address: int
 ) -> int:

@@ -280,7 +280,7 @@ def _bursts_of(
         np.int32 if end < 1 << 30 else np.int64
     )  # half as large, a cache's lines stay in this computer's cache
     caught = (np.full((sets, behind.ways), -1, entry), np.zeros(sets, entry), np.zeros(end, np.bool_))
-    organisation = (channels, spec.bank_groups, spec.row_bursts, spec.banks // spec.bank_groups)
+    organisation = (channels, *spec.address_bits)
     counts = np.zeros(3, np.int64)
     columns = (out.bank, out.row, out.column, out.write, out.arrival)
     compute = _stream(passes, chunk, behind.prefetched, *caught, organisation, columns, counts)
@@ -330,7 +330,10 @@ def _stream(
     return begun
 
 
-@njit(cache=True, error_model="numpy")
+# Arrays are passed to compiled functions whole, many words each: what is called for every line is inlined.
+
+
+@njit(cache=True, error_model="numpy", inline="always")
 def _reach(
     line: int, write: bool, clock: int, prefetched: int, held: Entries, heads: Entries, there: Bools, organisation: Any,
     out: Any, counts: I64,
@@ -373,14 +376,14 @@ def _flush(clock: int, held: Entries, heads: Entries, organisation: Any, out: An
                 _send(entry >> 1, True, clock, organisation, out, counts)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", inline="always")
 def _send(line: int, write: bool, clock: int, organisation: Any, out: Any, counts: I64) -> None:
     """A burst to DRAM. ``counts`` are those of the first channel in ``out``, and of all read and written."""
-    channels, groups, row_bursts, in_group = organisation
+    channels, group_bits, burst_bits, bank_bits = organisation
     counts[2 if write else 1] += 1
     number = np.uint32(line) // np.uint32(channels)
     if number * np.uint32(channels) == np.uint32(line):
         k = counts[0]
-        out[0][k], out[1][k], out[2][k] = place_one(int(number), groups, row_bursts, in_group)
+        out[0][k], out[1][k], out[2][k] = place_one(int(number), group_bits, burst_bits, bank_bits)
         out[3][k], out[4][k] = write, clock
         counts[0] += 1
