@@ -27,7 +27,6 @@ from profiles.errors import ModelError
 PAPER_SAVING = {"CPU": 0.21, "GPU": 0.37, "Eyeriss, DDR4": 0.31, "TPU, DDR4": 0.32}
 PAPER_SPEED_UP = {"CPU": (0.08, 0.17), "GPU": (0.027, 0.055)}  # average, largest; of latency-bound networks
 DEFAULT_LAW = VddLaw(CoreLaw.DYNAMIC_SQUARE, io_scaled=False)
-DEFAULT_STALL = 0.5
 STALLS = (0.25, 0.75)  # band of the share of time that a system waits for DRAM
 PRECISIONS = (Precision.FP32, Precision.INT8)
 DRAM_OF_FAMILY = {
@@ -79,6 +78,9 @@ class Cell:
         energy_saved: share, by law, by how the cut of VDD is read ("share" of nominal, or "volts"), and by pace
             ("computing": the platform's own; "back to back": as fast as the DRAM goes).
         time_ratios: DRAM time of the trace at reduced tRCD over nominal, by row policy and outstanding bursts.
+        stall_share: of its time that the platform waits for DRAM at nominal, by its own model: what its trace takes
+            longer than computing does alone, each burst asked for when computing comes to it.
+        paced_ratio: time of the trace at reduced tRCD over nominal, so paced.
         joules: at nominal, paced by computing, by part, all channels.
         read_bytes, written_bytes: of one inference, all channels.
         dram_seconds: at nominal, as fast as the DRAM goes.
@@ -90,6 +92,8 @@ class Cell:
     point: OperatingPoint
     energy_saved: dict[tuple[VddLaw, str, str], float]
     time_ratios: dict[tuple[RowPolicy, int], float]
+    stall_share: float
+    paced_ratio: float
     joules: dict[str, float]
     read_bytes: int
     written_bytes: int
@@ -135,8 +139,10 @@ def evaluate(name: str, layers: Sequence[Layer], platform: Platform, precision: 
             ratios[policy, outstanding] = after / before
     joules = {part: value * platform.channels for part, value in energy(paces["computing"][0], spec).parts().items()}
     seconds = nominal.length * spec.tck_ps * 1e-12
+    paced, sooner = (each.length for each in paces["computing"])
+    waiting = 1 - moved.compute_clocks / paced, sooner / paced
     transferred = moved.read_bytes, moved.written_bytes
-    return Cell(name, platform, precision, point, saved, ratios, joules, *transferred, seconds)
+    return Cell(name, platform, precision, point, saved, ratios, *waiting, joules, *transferred, seconds)
 
 
 def _both(
@@ -179,10 +185,14 @@ def needed_stall(gain: float, time_ratio: float) -> float | None:
     return share if share <= 1 else None
 
 
-def row(cell: Cell, law: VddLaw = DEFAULT_LAW, stall: float = DEFAULT_STALL) -> dict[str, Any]:
-    """A cell for `headline.json`: what is saved by ``law``, the band of all laws, and what else was assumed."""
+def row(cell: Cell, law: VddLaw = DEFAULT_LAW, stall: float | None = None) -> dict[str, Any]:
+    """A cell for `headline.json`: what is saved by ``law``, the band of all laws, and what else was assumed.
+
+    ``stall``: share of its time that the system waits for DRAM; None is the platform's own (`Cell.stall_share`).
+    """
     band = [value for (_, reading, pace), value in cell.energy_saved.items() if (reading, pace) == _DEFAULT]
-    gains = [speed_up(share, ratio) for share in STALLS for ratio in cell.time_ratios.values()]
+    share = cell.stall_share if stall is None else stall
+    gains = [speed_up(each, ratio) for each in (share, *STALLS) for ratio in cell.time_ratios.values()]
     return {
         "network": cell.network,
         "platform": cell.platform.name,
@@ -207,8 +217,10 @@ def row(cell: Cell, law: VddLaw = DEFAULT_LAW, stall: float = DEFAULT_STALL) -> 
             f"rows {policy}; {outstanding} outstanding": ratio
             for (policy, outstanding), ratio in cell.time_ratios.items()
         },
-        "stall_share": stall,
-        "speed_up": speed_up(stall, cell.time_ratio),
+        "stall_share": share,
+        "stall_share_from": "the platform's model" if stall is None else "the user",
+        "speed_up": speed_up(share, cell.time_ratio),
+        "speed_up_paced_by_computing": 1 / cell.paced_ratio - 1,
         "speed_up_low": min(gains),
         "speed_up_high": max(gains),
         "sentence": cell.platform.note,
@@ -218,9 +230,7 @@ def row(cell: Cell, law: VddLaw = DEFAULT_LAW, stall: float = DEFAULT_STALL) -> 
 _DEFAULT = ("share", "computing")
 
 
-def averages(
-    cells: Sequence[Cell], law: VddLaw = DEFAULT_LAW, stall: float = DEFAULT_STALL
-) -> Iterator[dict[str, Any]]:
+def averages(cells: Sequence[Cell], law: VddLaw = DEFAULT_LAW, stall: float | None = None) -> Iterator[dict[str, Any]]:
     """A row a platform and precision: the mean over networks with a point of the paper's, beside its figure."""
     for platform in PLATFORMS.values():
         for precision in PRECISIONS:
@@ -234,11 +244,12 @@ def averages(
 
 
 def _average(
-    cells: Sequence[Cell], platform: Platform, precision: Precision, law: VddLaw, stall: float
+    cells: Sequence[Cell], platform: Platform, precision: Precision, law: VddLaw, stall: float | None
 ) -> dict[str, Any]:
     by_assumption = {key: fmean(cell.energy_saved[key] for cell in cells) for key in cells[0].energy_saved}
     laws = {each: by_assumption[each, *_DEFAULT] for each in LAWS}
-    gains = [speed_up(stall, cell.time_ratio) for cell in cells]
+    shares = [cell.stall_share if stall is None else stall for cell in cells]
+    gains = [speed_up(share, cell.time_ratio) for share, cell in zip(shares, cells, strict=True)]
     paper = PAPER_SAVING.get(platform.name)
     paper_gain = PAPER_SPEED_UP.get(platform.name)
     fastest = min(cell.fastest for cell in cells)
@@ -256,7 +267,7 @@ def _average(
         "paper_energy_saved": paper,
         "speed_up": fmean(gains),
         "speed_up_most": max(gains),
-        "stall_share": stall,
+        "stall_share": fmean(shares),
         "paper_speed_up": paper_gain and paper_gain[0],
         "paper_speed_up_most": paper_gain and paper_gain[1],
         "sentence": _sentence(by_assumption, paper, paper_gain, fastest, platform),

@@ -26,19 +26,20 @@ def headline(
     ),
     io_scaled: Annotated[bool, typer.Option(help="Whether the pins' supply is lowered too.")] = False,
     stall: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Share of its time that a system waits for DRAM; the band 25 to 75 % is given too. To measure yours: "
+            help="Share of its time that a system waits for DRAM; by default what each platform's model waits for each "
+            "network. The band 25 to 75 % is given too. To measure yours: "
             "`perf stat -e cycles,cycle_activity.stalls_l3_miss COMMAND`, the second over the first (Intel's names; "
             "see `perf list`), or the top-down metric tma_dram_bound."
         ),
-    ] = saving.DEFAULT_STALL,
+    ] = None,
 ) -> None:
     """Energy and time that EDEN's operating points save, networks x platforms x precisions, beside the paper's.
 
     The paper's figures depend on what it does not state; what that decides is in the table's bands and sentences.
     """
-    saving.speed_up(stall, 1.0)
+    saving.speed_up(stall or 0.0, 1.0)
     chosen = VddLaw(law, io_scaled)
     with progress_bar("study") as progress:
         cells = list(saving.headline(network or list(NETWORKS), platform or list(PLATFORMS), progress))
@@ -50,12 +51,13 @@ def headline(
     console.print(f"written to {out}")
 
 
-def _show(rows: list[dict[str, Any]], averages: list[dict[str, Any]], law: VddLaw, stall: float) -> None:
+def _show(rows: list[dict[str, Any]], averages: list[dict[str, Any]], law: VddLaw, stall: float | None) -> None:
+    share = "at the stall share of the platform's model" if stall is None else f"at a stall share of {stall:.0%}"
     title = (
-        f"DRAM energy saved by {law}, and over all laws; speed-up at a stall share of {stall:.0%}, and over 25 to 75 % "
-        "with any row policy and dependence. * assumed operating point"
+        f"DRAM energy saved by {law}, and over all laws; speed-up {share}, and over 25 to 75 % with any row policy and "
+        "dependence. * assumed operating point"
     )
-    columns = ["network", "platform", "precision", "energy", "laws", "DRAM time", "speed-up", "stalls"]
+    columns = ["network", "platform", "precision", "energy", "laws", "DRAM time", "stalls", "speed-up", "band"]
     table(title, columns, [_row(row) for row in rows])
     columns = ["mean over the paper's networks", "precision", "energy", "laws", "anything", "paper"]
     table("Against the paper", [*columns, "speed-up, most", "paper"], [_average(row) for row in averages])
@@ -69,6 +71,7 @@ def _row(row: dict[str, Any]) -> list[str]:
         *(row["platform"], row["precision"], _percent(row["energy_saved"])),
         _band(row["energy_saved_low"], row["energy_saved_high"]),
         f"-{_percent(1 - row['dram_time_ratio'])}",
+        _percent(row["stall_share"]),
         *(_percent(row["speed_up"]), _band(row["speed_up_low"], row["speed_up_high"])),
     ]
 

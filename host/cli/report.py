@@ -135,12 +135,13 @@ def _section(precision: str, r: dict[str, Any]) -> str:
         ],
     )
     savings = _table(
-        ["platform", "DRAM energy saved", "by any law", "DRAM time", "speed-up", "waiting 25 to 75 % of its time"],
+        ["platform", "DRAM energy saved", "by any law", "DRAM time", "waits for DRAM", "speed-up", "by any share"],
         [
             [
                 *(s["platform"], percent(s["energy_saved"])),
                 f"{percent(s['energy_saved_low'])} … {percent(s['energy_saved_high'])}",
                 f"-{percent(1 - s['dram_time_ratio'])}",
+                percent(s["stall_share"]),
                 *(percent(s["speed_up"]), f"{percent(s['speed_up_low'])} … {percent(s['speed_up_high'])}"),
             ]
             for s in r["savings"]

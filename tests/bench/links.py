@@ -9,6 +9,8 @@ Serial: SerialBus through a pseudo-terminal into the UART of the simulated board
 baud / 10 bytes a second. How long the host and a USB adapter take is not in it; while the host lets the line rest,
 time stands still. The line has `SERIAL_CLOCKS` clocks a bit, fewer than any real one, so that the gateware's own clocks
 weigh most.
+
+What the host adds to a scan is in `tests.bench.scan_host`; bytes of the log are in the gateware's own benchmark.
 """
 
 import logging
@@ -41,6 +43,7 @@ from host.etherbone_bus import EtherboneBus
 from host.serial_bus import SerialBus
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K
+from tests.bench import scan_host
 from tests.gateware.etherboned import EtherbonedMemory
 from tests.host.etherbone_peer import EtherboneServer, Memory
 from tests.host.serial_peer import SerialLine
@@ -62,6 +65,7 @@ def figures() -> Iterator[dict[str, Any]]:
     yield from _etherbone_host()
     yield from _etherbone_gateware()
     yield from _serial()
+    yield from scan_host.figures()
 
 
 def _figure(

@@ -1,6 +1,7 @@
 """Layers against published sizes, cuts against all others, caches against a dictionary, and what a study says."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 
@@ -213,7 +214,22 @@ def test_a_cell_says_what_it_assumed() -> None:
     assert 0 < row["energy_saved_low"] < row["energy_saved"] < row["energy_saved_high"] < 1 - (1100 / 1350) ** 2 + 0.01
     assert len(row["energy_saved_by_assumptions"]) == 6 * 2 * 2
     assert row["speed_up_low"] <= row["speed_up"] <= row["speed_up_high"]
+    assert row["stall_share"] == cell.stall_share
+    assert saving.row(cell, stall=1.0)["speed_up"] == pytest.approx(1 / cell.time_ratio - 1)
     assert list(saving.averages([cell])) == []  # no figure of the paper's to stand beside
+
+
+def test_a_platform_waits_for_dram_as_much_longer_as_it_takes_than_computing_alone() -> None:
+    """Computing infinitely fast, all of its time; infinitely slowly, none of it."""
+    layers, points = NETWORKS["LeNet"](), saving.Points.load()
+    for multiplications, share in ((1e20, 1.0), (1e6, 0.0)):
+        platform = replace(PLATFORMS["CPU"], multiplications=multiplications)
+        cell = saving.evaluate("LeNet", layers, platform, Precision.FP32, points)
+        assert cell.stall_share == pytest.approx(share, abs=1e-3)
+        assert saving.row(cell)["speed_up"] == pytest.approx(share * (1 / cell.time_ratio - 1), abs=1e-3)
+    between = saving.evaluate("LeNet", layers, PLATFORMS["CPU"], Precision.FP32, points)
+    assert 0.05 < between.stall_share < 0.95
+    assert between.fastest < between.paced_ratio < 1
 
 
 def test_averages_stand_beside_the_papers_figures() -> None:

@@ -76,6 +76,7 @@ def test_a_network_of_words_goes_from_training_to_dram(
     printed = run_eden(*infer, "--board", "mock:B:1", "--record", tmp_path / "recording")
     assert "of 150 images" in printed
     assert printed.count("agrees within the joint uncertainty") >= 1
+    assert "of 30 images" in run_eden(*infer, "--board", "mock:B:1", "--images", "30")
     replayed = run_eden(*infer, "--board", f"replay:{tmp_path / 'recording'}")
     assert untimed(replayed) == untimed(printed)
 
