@@ -35,7 +35,8 @@ check: $(INSTALLED)    ## format, lint, types, import rule
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check sim        ## check, then every test that CI runs
+test: $(INSTALLED)     ## check, then every test that CI runs
+	$(MAKE) --jobs=2 --output-sync check sim
 	$(BIN)/pytest -n 2 --dist worksteal
 
 prove: $(INSTALLED)    ## what takes longer: thousands of injected faults, hundreds of planted models

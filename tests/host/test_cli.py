@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from host.cli.plan import load_plan
 from host.pmbus import WATCHDOG_MS
 from host.supply_file import load_supply
 from profiles.storage import Profile
+from tests.host.command import alone, begin, points_in, until, write_plan
 from tests.host.etherbone_peer import EtherboneServer
 from tests.host.pmbus_stand_in import (
     DISARMED,
@@ -35,26 +35,7 @@ from tests.host.pmbus_stand_in import (
     raw,
 )
 from tests.host.scpi_stand_in import ScpiStandIn
-
-PLAN = """
-board = "mock:B:1"
-output = "{output}"
-[scan]
-banks = [0, 1]
-rows = {{ start = 0, count = 4 }}
-patterns = ["0x00", "0xFF"]
-rounds = 3
-write = ["nominal", "operating_point"]
-[[scan.grid]]
-trcd_ps = 10000
-vdd_mv = {vdd}
-"""
-
-
-def write_plan(folder: Path, vdd: str = "[1100, 1040]") -> Path:
-    plan = folder / "plan.toml"
-    plan.write_text(PLAN.format(output=folder / "run", vdd=vdd))
-    return plan
+from tests.host.test_scan import assert_same
 
 
 @pytest.fixture
@@ -78,9 +59,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    command = [sys.executable, "-m", "host.cli.main", "scan", str(write_plan(folder))]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "run" / "profile"
+    return alone(write_plan(folder), "mock:B:1", folder / "run" / "profile").path
 
 
 def assert_one_line(status: int, err: str, *words: str) -> None:
@@ -287,54 +266,38 @@ def test_foreign_network_and_missing_files_are_refused(run, profile: Path, tmp_p
     assert_one_line(*_without_output(run("report", tmp_path)), "report.json")
 
 
-def heed_interrupts() -> None:
-    """A shell starts background jobs with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+MANY = "{ from = 1100, to = 1042, step = 2 }"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    folder = tmp_path_factory.mktemp("whole")
+    return alone(write_plan(folder, MANY), "mock:B:1", folder / "profile")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_stopped_scan_goes_on_to_the_same_profile(tmp_path: Path, signal_number: int) -> None:
-    plan = write_plan(tmp_path, "{ from = 1100, to = 1042, step = 2 }")
-    command = [sys.executable, "-m", "host.cli.main", "scan", str(plan), "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    points = tmp_path / "stopped" / "points"
-    stopped = subprocess.Popen(
-        [*command, str(tmp_path / "stopped")], stderr=subprocess.PIPE, preexec_fn=heed_interrupts
-    )
-    while stopped.poll() is None and len(list(points.glob("*.parquet"))) < 10:
-        time.sleep(0.002)
-    stopped.send_signal(signal_number)
-    stopped.communicate()
-    assert stopped.returncode != 0
-    done = len(list(points.glob("*.parquet")))
-    assert 10 <= done < 120
-    subprocess.run([*command, str(tmp_path / "stopped")], check=True, capture_output=True)
-    whole, resumed = Profile.open(tmp_path / "whole"), Profile.open(tmp_path / "stopped")
-    assert len(whole.points) == len(resumed.points) == 120
-    for expected, found in zip(whole.points, resumed.points, strict=True):
-        times = {"started": expected.started, "duration_s": expected.duration_s}
-        assert found.model_copy(update=times) == expected
-        for column in ("cell", "errors", "stored"):
-            ours = getattr(resumed.cells(found.index), column)
-            assert (ours == getattr(whole.cells(expected.index), column)).all()
-
-
-@pytest.mark.slow
-def test_ctrl_c_is_no_success(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+        (signal.SIGTERM, 143, "eden: terminated; what was finished is kept: run the same command again to go on\n"),
+        (signal.SIGINT, 130, "eden: interrupted; what was finished is kept: run the same command again to go on\n"),
+    ],
+    ids=["SIGKILL", "SIGTERM", "SIGINT"],
+)
+def test_a_stopped_scan_is_no_success_and_goes_on_to_the_same_profile(
+    run, whole: Profile, tmp_path: Path, number: int, status: int, says: str
+) -> None:
     """A script that goes on after `eden scan && ...` must not take half a profile for a whole one."""
-    plan = write_plan(tmp_path, "{ from = 1100, to = 1042, step = 1 }")
-    command = [sys.executable, "-m", "host.cli.main", "scan", str(plan)]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
-    while child.poll() is None and not list((tmp_path / "run" / "profile").glob("points/*.parquet")):
-        time.sleep(0.002)
-    child.send_signal(signal.SIGINT)
-    _, error = child.communicate()
-    assert child.returncode == 130
-    assert error.startswith("eden: interrupted")
-    assert error.count("\n") == 1
+    plan, folder = write_plan(tmp_path, MANY), tmp_path / "run" / "profile"
+    child = begin("scan", plan)
+    until(lambda: points_in(folder) >= 10, child)
+    child.send_signal(number)
+    _, err = child.communicate()
+    assert (child.returncode, err) == (status, says)
+    assert 10 <= points_in(folder) < len(whole.points)
+    assert run("scan", plan)[0] == 0
+    assert_same(Profile.open(folder), whole)
 
 
 @pytest.mark.parametrize("command", ["scan", "run", "show", "plot", "export", "import", "compare", "fit", "report"])
@@ -639,13 +602,12 @@ def test_a_scan_follows_a_pmbus_regulator(run, regulators: RailStandIn, tmp_path
 def test_ctrl_c_ends_eden_rail_set_at_nominal(tmp_path: Path) -> None:
     with ScpiStandIn() as supply:
         supply.file(tmp_path / "eden.toml")
-        command = [sys.executable, "-m", "host.cli.main", "rail", "set", "1200", "--yes"]
-        child = subprocess.Popen([*command, "--supply", str(tmp_path / "eden.toml")], stdout=subprocess.PIPE)
-        supply.wait_for(1200, 60)
+        child = begin("rail", "set", "1200", "--yes", "--supply", tmp_path / "eden.toml")
+        until(lambda: supply.out_mv() == 1200, child)
         child.send_signal(signal.SIGINT)
         out, _ = child.communicate()
         assert child.returncode == 130
-        assert b"back at nominal, 1350 mV" in out
+        assert "back at nominal, 1350 mV" in out
         assert supply.out_mv() == 1350
 
 
@@ -653,14 +615,11 @@ def test_ctrl_c_ends_eden_rail_set_at_nominal(tmp_path: Path) -> None:
 def test_ctrl_c_ends_eden_rail_set_at_nominal_over_pmbus(regulators: RailStandIn, tmp_path: Path) -> None:
     with board_with_regulators(tmp_path, DramRail(1500, 1140, "PMBus"), regulators) as server:
         pmbus_file(server)
-        command = [sys.executable, "-m", "host.cli.main", "rail", "set", "1200", "--yes"]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        while regulators.regulator.out_mv > 1201:
-            assert child.poll() is None
-            time.sleep(0.01)
+        child = begin("rail", "set", "1200", "--yes")
+        until(lambda: regulators.regulator.out_mv <= 1201, child)
         child.send_signal(signal.SIGINT)
         out, _ = child.communicate()
         assert child.returncode == 130
-        assert b"back at nominal, 1500 mV" in out
+        assert "back at nominal, 1500 mV" in out
         assert regulators.regulator.out_mv == 1500
         assert regulators.state == DISARMED

@@ -4,10 +4,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from profiles.bank_map import bank_map
 from profiles.schema import OperatingPoint, WriteCondition
 from profiles.statistics import ber
 from profiles.storage import Profile, appending
+from tests.host.command import begin
 from tests.host.served import (
     ALL,
     GEOMETRY,
@@ -318,13 +318,8 @@ def views_of(profile: Profile) -> dict[str, Any]:
     return _live(profile)
 
 
-def run_serve(*arguments: str | Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "host.cli.main", "serve", *map(str, arguments)]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
 def test_the_command_serves_until_it_is_told_to_end(lab: Path) -> None:
-    child = run_serve(lab, "--port", "0")
+    child = begin("serve", lab, "--port", "0")
     assert child.stdout is not None
     line = child.stdout.readline()
     found = re.search(r"http://127\.0\.0\.1:\d+/", line)
@@ -341,18 +336,22 @@ def test_the_command_serves_until_it_is_told_to_end(lab: Path) -> None:
     assert (child.returncode, out, err) == (0, "ended\n", "")
 
 
-def test_listening_elsewhere_is_warned_of_and_bad_places_are_one_line(lab: Path) -> None:
-    child = run_serve(lab, "--host", "0.0.0.0", "--port", "0")
+def test_listening_elsewhere_is_warned_of_and_bad_places_are_one_line(
+    lab: Path, run_eden: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = begin("serve", lab, "--host", "0.0.0.0", "--port", "0")
     assert child.stdout is not None
     port = int(child.stdout.readline().split("localhost:")[1].split("/")[0])
-    taken = run_serve(lab, "--host", "0.0.0.0", "--port", str(port))
-    _, err = taken.communicate()
-    assert taken.returncode == 1
-    assert err.startswith(f"eden: cannot listen at 0.0.0.0, port {port}: Address already in use")
+    for arguments, says in (
+        ((lab, "--host", "0.0.0.0", "--port", port), f"cannot listen at 0.0.0.0, port {port}: Address already in use"),
+        ((lab / "nowhere",), f"{lab / 'nowhere'} is no folder"),
+    ):
+        with pytest.raises(SystemExit):
+            run_eden("serve", *arguments)
+        err = capsys.readouterr().err
+        assert err.startswith(f"eden: {says}")
+        assert err.count("\n") == 1
     child.terminate()
     _, err = child.communicate()
     assert err.startswith("eden: listening at 0.0.0.0: everyone who can reach this computer can see")
     assert err.count("\n") == 1
-    _, err = run_serve(lab / "nowhere").communicate()
-    assert err.startswith("eden: ")
-    assert "nowhere is no folder" in err

@@ -490,3 +490,16 @@ def test_tensors_are_placed_where_every_point_knows_cells(
         assert truth.rows is not None
         for key, rates in part.rows.ber.items():
             assert np.array_equal(rates, truth.rows.ber[key][2:10])
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", '{"hello": "world"}', '{"made_from": "a key", "results": 3}'])
+def test_results_are_kept_under_their_key_and_made_anew_where_they_are_damaged(tmp_path: Path, damaged: str) -> None:
+    file = tmp_path / "results.json"
+    assert stages.kept_results(file, "a key") is None
+    stages.keep_results(file, "a key", {"figure": 0.5})
+    assert stages.kept_results(file, "a key") == {"figure": 0.5}
+    assert stages.kept_results(file, "another key") is None
+    whole = file.read_text()
+    for text in (damaged, whole[: len(whole) // 2]):
+        file.write_text(text)
+        assert stages.kept_results(file, "a key") is None

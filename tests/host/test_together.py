@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,66 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from host.boards import open_board
-from host.cli.plan import load_plan
 from host.cli.together import BoardScan, board_scans, picture
-from host.scan import scan
 from host.scan_status import ScanStatus
 from profiles.errors import PlanError
 from profiles.storage import Profile, appending, is_growing
+from tests.host.command import alone, begin, points_in, until, write_plan
 from tests.host.scpi_stand_in import ScpiStandIn
 
 BOARDS = ("mock:B:1", "mock:C:2")
 FOLDERS = ("mock-B-1", "mock-C-2")
-PLAN = """
-output = "{output}"
-[scan]
-banks = [0, 1]
-rows = {{ start = 0, count = 4 }}
-patterns = ["0x00", "0xFF"]
-rounds = 3
-write = ["nominal", "operating_point"]
-[[scan.grid]]
-trcd_ps = 10000
-vdd_mv = {vdd}
-"""
 
 
-def write_plan(folder: Path, vdd: str = "[1100, 1040]") -> Path:
-    plan = folder / "plan.toml"
-    plan.write_text(PLAN.format(output=folder / "lab", vdd=vdd))
-    return plan
-
-
-def heed_interrupts() -> None:
-    """A shell starts background jobs with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def begin(plan: Path, *boards: str, supplies: tuple[Path, ...] = ()) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "host.cli.main", "scan", str(plan)]
-    command += [word for board in boards for word in ("--board", board)]
-    command += [word for supply in supplies for word in ("--supply", str(supply))]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, preexec_fn=heed_interrupts, **pipes)  # type: ignore[call-overload,no-any-return]
-
-
-def until(condition: Callable[[], bool], child: "subprocess.Popen[str]") -> None:
-    while not condition():
-        assert child.poll() is None, child.communicate()
-        time.sleep(0.01)
-
-
-def done_in(folder: Path) -> int:
-    return len(list(folder.glob("points/?????.parquet")))
-
-
-def alone(plan: Path, board: str, folder: Path) -> Profile:
-    opened = open_board(board)
-    try:
-        return scan(opened, load_plan(plan).scan, folder)
-    finally:
-        opened.close()
+def scan_of(plan: Path, *boards: str, supplies: tuple[Path, ...] = ()) -> "subprocess.Popen[str]":
+    named = (word for board in boards for word in ("--board", board))
+    fed = (word for supply in supplies for word in ("--supply", supply))
+    return begin("scan", plan, *named, *fed)
 
 
 def assert_same(expected: Profile, found: Profile) -> None:
@@ -87,24 +41,24 @@ def assert_same(expected: Profile, found: Profile) -> None:
 @pytest.mark.slow
 def test_each_board_gives_what_it_gives_alone(tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
-    child = begin(plan, *BOARDS)
+    child = scan_of(plan, *BOARDS)
     out, err = child.communicate()
     assert (child.returncode, err) == (0, "")
     for board, folder in zip(BOARDS, FOLDERS, strict=True):
         assert f"\n{board}  [8/8] 1040 mV, 10 ns, 0xFF" in out
-        assert_same(alone(plan, board, tmp_path / folder), Profile.open(tmp_path / "lab" / folder))
+        assert_same(alone(plan, board, tmp_path / folder), Profile.open(tmp_path / "run" / folder))
     assert "2 boards" in out
     assert out.count(" done") == 2
 
 
 @pytest.mark.slow
 def test_one_boards_failure_is_its_own(tmp_path: Path) -> None:
-    plan, broken = write_plan(tmp_path), tmp_path / "lab" / FOLDERS[0]
+    plan, broken = write_plan(tmp_path), tmp_path / "run" / FOLDERS[0]
     broken.parent.mkdir()
     alone(write_plan(broken.parent, "[1090]"), BOARDS[0], broken)  # another plan's profile is where this one's would go
-    held = tmp_path / "lab" / "mock-A-3"
+    held = tmp_path / "run" / "mock-A-3"
     with appending(held):
-        child = begin(plan, BOARDS[0], BOARDS[1], "mock:A:3", "mock:Z")
+        child = scan_of(plan, BOARDS[0], BOARDS[1], "mock:A:3", "mock:Z")
         out, err = child.communicate()
     assert child.returncode == 1
     assert err.count("\n") == 1
@@ -116,7 +70,7 @@ def test_one_boards_failure_is_its_own(tmp_path: Path) -> None:
     ):
         assert says in err
     assert len(Profile.open(broken).points) == 4
-    assert_same(alone(plan, BOARDS[1], tmp_path / "alone"), Profile.open(tmp_path / "lab" / FOLDERS[1]))
+    assert_same(alone(plan, BOARDS[1], tmp_path / "alone"), Profile.open(tmp_path / "run" / FOLDERS[1]))
     assert out.count(" done") == 1
 
 
@@ -136,10 +90,10 @@ def test_stopped_together_the_rails_come_back_and_the_scans_go_on(
     number: int, supplies: tuple[list[ScpiStandIn], tuple[Path, ...]], tmp_path: Path
 ) -> None:
     stand_ins, files = supplies
-    plan = write_plan(tmp_path, "{ from = 1100, to = 1070, step = 5 }")
-    folders = [tmp_path / "lab" / folder for folder in FOLDERS]
-    child = begin(plan, *BOARDS, supplies=files)
-    until(lambda: all(done_in(folder) >= 4 for folder in folders), child)
+    plan = write_plan(tmp_path, "{ from = 1100, to = 1080, step = 10 }")
+    folders = [tmp_path / "run" / folder for folder in FOLDERS]
+    child = scan_of(plan, *BOARDS, supplies=files)
+    until(lambda: all(points_in(folder) >= 2 for folder in folders), child)
     assert all(is_growing(folder) for folder in folders)
     child.send_signal(number)
     _, err = child.communicate()
@@ -153,8 +107,8 @@ def test_stopped_together_the_rails_come_back_and_the_scans_go_on(
             time.sleep(0.01)
         stand_in.wait_for(1350, 60)
         assert stand_in.settings_sent()[-1] == 1350
-        assert done_in(folder) < 28
-    child = begin(plan, *BOARDS, supplies=files)
+        assert points_in(folder) < 12
+    child = scan_of(plan, *BOARDS, supplies=files)
     assert child.wait() == 0, child.communicate()
     child.communicate()
     for board, folder in zip(BOARDS, folders, strict=True):
@@ -164,18 +118,18 @@ def test_stopped_together_the_rails_come_back_and_the_scans_go_on(
 @pytest.mark.slow
 def test_a_killed_scan_is_named_and_the_others_end(tmp_path: Path) -> None:
     plan = write_plan(tmp_path, "{ from = 1100, to = 1070, step = 2 }")
-    child = begin(plan, *BOARDS)
-    until(lambda: done_in(tmp_path / "lab" / FOLDERS[0]) > 2, child)
+    child = scan_of(plan, *BOARDS)
+    until(lambda: points_in(tmp_path / "run" / FOLDERS[0]) > 2, child)
     (victim,) = [
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdecimal() and _is_scan_of(entry, BOARDS[0], tmp_path / "lab" / FOLDERS[0])
+        if entry.name.isdecimal() and _is_scan_of(entry, BOARDS[0], tmp_path / "run" / FOLDERS[0])
     ]
     os.kill(victim, signal.SIGKILL)
     _, err = child.communicate()
     assert child.returncode == 1
     assert f"1 of 2 boards were not scanned to the end: {BOARDS[0]}: killed by SIGKILL" in err
-    assert Profile.open(tmp_path / "lab" / FOLDERS[1]).complete
+    assert Profile.open(tmp_path / "run" / FOLDERS[1]).complete
 
 
 def _is_scan_of(process: Path, board: str, folder: Path) -> bool:
@@ -234,7 +188,7 @@ def test_bad_plans_and_options_are_one_line_before_anything_begins(
     for arguments in (("--record", tmp_path / "r"), ("--supply", tmp_path / "none.toml")):
         with pytest.raises(SystemExit):
             run_eden("scan", plan, "--board", BOARDS[0], "--board", BOARDS[1], *arguments)
-    assert not (tmp_path / "lab").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_live_table_shows_each_board(tmp_path: Path) -> None:
