@@ -21,6 +21,7 @@ from eden.training import Training, train_baseline
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio
+from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
 from profiles.errors import PlanError
 
 FOLDER = Path("build/study")
@@ -52,6 +53,8 @@ def boost(
         list[Precision] | None, typer.Option(help="Only this one; may be repeated. Default: int8 and fp32.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Networks and modules to repeat all with.")] = len(SEEDS),
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Tolerable BER of boosted networks over that of the unboosted, on Fashion-MNIST, bounding on in both.
 
@@ -61,12 +64,11 @@ def boost(
     falling VDD, with that map, its reads drawn anew. A control is retrained alike, without errors. Ablations (LeNet at
     int8) leave ranges as training makes them, with and without errors, start at the highest rate, or train on one map
     for each epoch. Finished tasks are kept, and boost.json holds what they say so far: stopped and started again, it
-    goes on. Goals count as met or missed from
-    three seeds on.
+    goes on. Goals count as met or missed from three seeds on.
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, network or list(NETWORKS), precision or [Precision.INT8, Precision.FP32], seeds))
-    rows = stages.rows_of_tasks("boost", tasks, _rows, out, target_drop=TARGET_DROP)
+    rows = rows_of_tasks("boost", tasks, _rows, out, workers, scheduler, target_drop=TARGET_DROP)
     _plot(rows).savefig(out / "boost.png", dpi=110)
     _show(rows)
     console.print(str(out / "boost.json"))
@@ -134,17 +136,18 @@ class Task:
     def folder(self) -> Path:
         return self.out / "boost"
 
-    def result(self) -> dict[str, Any]:
-        """Kept, or measured now."""
-        file = self.folder / f"{self._name(self.arm)}.json"
-        key = f"{self._key(self.arm)} {TEST_IMAGES}"
-        kept = stages.kept_results(file, key)
-        if kept is None:
-            kept = self._measured()
-            stages.keep_results(file, key, kept)
-        return kept
+    @property
+    def file(self) -> Path:
+        """See `host.cli.tasks.Task`."""
+        return self.folder / f"{self._name(self.arm)}.json"
 
-    def _measured(self) -> dict[str, Any]:
+    @property
+    def key(self) -> str:
+        """See `host.cli.tasks.Task`."""
+        return f"{self._key(self.arm)} {TEST_IMAGES}"
+
+    def measured(self) -> dict[str, Any]:
+        """Rates that the arm's network tolerates, by where they are measured."""
         network, test = self._trained(self.arm), study_data().test.first(TEST_IMAGES)
         clean = AccuracyMeter(self._trained("baseline"), test, Sampling(1, BATCH)).clean
         memories = (FRESH, OWN) if self.arm == "baseline" else _arm(self.arm).memories
@@ -161,19 +164,13 @@ class Task:
     def _trained(self, arm: str) -> ApproximateNetwork:
         """The network of an arm: as kept, or trained now."""
         file = self.folder / f"{self._name(arm)}.safetensors"
-        notes, key = file.with_suffix(".training.json"), self._key(arm)
-        if stages.kept_results(notes, key) is None or not file.exists():
-            stages.keep_results(notes, key, self._train(arm, file))
-        return stages.load_network(file)
+        return kept_network(file, self.network, self._key(arm), lambda: self._train(arm))
 
-    def _train(self, arm: str, file: Path) -> dict[str, Any]:
-        """Train the network of an arm and save it; what was chosen on the validation split, and how it went."""
+    def _train(self, arm: str) -> ApproximateNetwork:
+        """The network of an arm; what was chosen on the validation split, and how it went, is kept beside it."""
         data = study_data()
         if arm == "baseline":
-            train_baseline(self.network, self.precision, data, self.seed, FLOAT_TRAINING, QUANTISED_TRAINING).save(
-                file, self.network
-            )
-            return {}
+            return train_baseline(self.network, self.precision, data, self.seed, FLOAT_TRAINING, QUANTISED_TRAINING)
         baseline, validation, how = self._trained("baseline"), data.validation, _arm(arm)
         clean = AccuracyMeter(baseline, validation, Sampling(1, BATCH)).clean
         tolerated = self._tolerated(baseline, OWN if how.errors == OWN else FRESH, validation, clean)
@@ -185,8 +182,10 @@ class Task:
             how.boosting(self.precision),
             control=how.errors is None,
         )
-        found.network.save(file, self.network)
-        return {"baseline_ber": tolerated, "kept_epoch": found.kept_epoch, "history": [vars(e) for e in found.history]}
+        course = {"kept_epoch": found.kept_epoch, "history": [vars(epoch) for epoch in found.history]}
+        notes = self.folder / f"{self._name(arm)}.training.json"
+        stages.keep_results(notes, self._key(arm), {"baseline_ber": tolerated, **course})
+        return found.network
 
     def _tolerated(self, network: ApproximateNetwork, memory: str, split: Split, clean: float) -> float:
         """The bit error rate that the network tolerates; of a module, that of the rows it lies in."""

@@ -1,11 +1,11 @@
 """The stages from a profile to an accuracy on DRAM, as functions; `eden run` and the single commands share them."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.significance import SignificancePlan, plan_significance, stored_weights
 from eden.training import recipe
-from host.cli.console import progress_bar
 from host.plan import Cells, Rows, ScanPlan
 from profiles import statistics
 from profiles.cells import WeakCells
@@ -82,32 +81,6 @@ def kept_results(file: Path, key: str) -> dict[str, Any] | None:
         return dict(kept["results"]) if kept["made_from"] == key else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None  # not there, or damaged: it is made again
-
-
-class StudyTask(Protocol):
-    """A piece of a study that keeps its own result."""
-
-    def result(self) -> dict[str, Any]:
-        """Kept, or measured now."""
-
-
-def rows_of_tasks(
-    study: str,
-    tasks: Sequence[StudyTask],
-    rows_of: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
-    out: Path,
-    **about: Any,
-) -> list[dict[str, Any]]:
-    """Do the tasks of a study one after another; after each, STUDY.json in ``out`` holds the rows so far."""
-    results, rows = [], list[dict[str, Any]]()
-    with progress_bar(study) as progress:
-        for done, task in enumerate(tasks):
-            progress(done, len(tasks))
-            results.append(task.result())
-            rows = rows_of(results)
-            save_json(out / f"{study}.json", {"study": study, **about, "rows": rows})
-        progress(len(tasks), len(tasks))
-    return rows
 
 
 def load_network(path: Path) -> ApproximateNetwork:

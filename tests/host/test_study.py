@@ -96,6 +96,7 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(boost_study, "TARGET_DROP", 0.1)
     monkeypatch.setattr(boost_study, "FLOAT_TRAINING", Training(3, 4e-3, shift_pixels=0))
     arguments = ["study", "boost", "--out", str(tmp_path), "--network", "lenet", "--precision", "int8", "--seeds", "2"]
+    arguments += ["--workers", "1"]  # what is patched is patched in this process
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "boost.json").read_text())["rows"]
@@ -130,8 +131,8 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
         again.append(f"{task.seed} {task.arm}")
         return measure(task)
 
-    measure = boost_study.Task._measured
-    monkeypatch.setattr(boost_study.Task, "_measured", measured)
+    measure = boost_study.Task.measured
+    monkeypatch.setattr(boost_study.Task, "measured", measured)
     monkeypatch.setattr(boost_study.Task, "_train", lambda *_: pytest.fail("trained again"))
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert again == ["2 boosted"]
