@@ -19,11 +19,11 @@ from eden.networks import NETWORKS
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import Sampling, coarse
-from eden.training import recipe, train_baseline
+from eden.training import recipe
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.placement_study import mean_ratio
-from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
+from host.cli.tasks import Baseline, Scheduler, Workers, rows_of_tasks
 from profiles.errors import NetworkError, PlanError
 
 FOLDER = Path("build/study")
@@ -107,16 +107,16 @@ class Task:
     @property
     def file(self) -> Path:
         """See `host.cli.tasks.Task`."""
-        return self.out / "networks" / f"{self._name}-{self.bounding}.json"
+        return self.out / "networks" / f"{self._baseline.name}-{self.bounding}.json"
 
     @property
     def key(self) -> str:
         """See `host.cli.tasks.Task`."""
-        return f"{self._training} {SEARCH} {SEARCH_IMAGES} {RATIO} {SHARES} {CERTIFICATE} {TARGET_DROP}"
+        return f"{self._baseline.key} {SEARCH} {SEARCH_IMAGES} {RATIO} {SHARES} {CERTIFICATE} {TARGET_DROP}"
 
     def measured(self) -> dict[str, Any]:
         """Accuracy on test images, and the BER tolerated."""
-        network, data = self._trained(), stages.dataset(self.network)
+        network, data = self._baseline.trained(self.out / "networks"), stages.dataset(self.network)
         network.bounding = self.bounding
         test = evaluate(network, data.test.images, data.test.labels)
         ber, certified = self._tolerated(network, data)
@@ -151,22 +151,9 @@ class Task:
         )
         return certificate.certified.ber if certificate.certified else 0.0, True
 
-    def _trained(self) -> ApproximateNetwork:
-        return kept_network(
-            self.out / "networks" / f"{self._name}.safetensors",
-            self.network,
-            self._training,
-            lambda: train_baseline(self.network, self.precision, stages.dataset(self.network), self.seed),
-        )
-
     @property
-    def _training(self) -> str:
-        how = recipe(self.network)
-        return f"{how.float_training} {how.quantised_training}"
-
-    @property
-    def _name(self) -> str:
-        return f"{self.network}-{self.precision}-{self.seed}"
+    def _baseline(self) -> Baseline:
+        return Baseline(self.network, self.precision, self.seed)
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------

@@ -8,17 +8,15 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
-from eden.approximate import ApproximateNetwork
 from eden.memory import BitErrorMemory
 from eden.networks import NETWORKS
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, Sampling
-from eden.training import recipe, train_baseline
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.intervals import mean_interval
-from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
+from host.cli.tasks import Baseline, Scheduler, Workers, rows_of_tasks
 from profiles.errors import PlanError
 
 FOLDER = Path("build/study")
@@ -87,17 +85,18 @@ class Point:
     @property
     def file(self) -> Path:
         """See `host.cli.tasks.Task`."""
-        return self.out / "sweep" / f"{self._name}-{self.ber:g}.json"
+        return self.out / "sweep" / f"{self._baseline.name}-{self.ber:g}.json"
 
     @property
     def key(self) -> str:
         """See `host.cli.tasks.Task`."""
-        return f"{self._training} {IMAGES} {DRAWS} {BATCH}"
+        return f"{self._baseline.key} {IMAGES} {DRAWS} {BATCH}"
 
     def measured(self) -> dict[str, Any]:
         """Clean accuracy, and that at the rate, as means over draws of errors."""
         split = stages.dataset(self.network).validation.first(IMAGES)
-        meter = AccuracyMeter(self._trained(), split, Sampling(DRAWS, BATCH, derive_seed(self.seed, "sweep")))
+        network, seed = self._baseline.trained(self.out / "sweep"), derive_seed(self.seed, "sweep")
+        meter = AccuracyMeter(network, split, Sampling(DRAWS, BATCH, seed))
         found = meter.at(self.ber, lambda seed: BitErrorMemory(self.ber, seed)).accuracy if self.ber else meter.clean
         return {
             "network": self.network,
@@ -108,22 +107,9 @@ class Point:
             "accuracy": found,
         }
 
-    def _trained(self) -> ApproximateNetwork:
-        return kept_network(
-            self.out / "sweep" / f"{self._name}.safetensors",
-            self.network,
-            self._training,
-            lambda: train_baseline(self.network, self.precision, stages.dataset(self.network), self.seed),
-        )
-
     @property
-    def _training(self) -> str:
-        how = recipe(self.network)
-        return f"{how.float_training} {how.quantised_training}"
-
-    @property
-    def _name(self) -> str:
-        return f"{self.network}-{self.precision}-{self.seed}"
+    def _baseline(self) -> Baseline:
+        return Baseline(self.network, self.precision, self.seed)
 
 
 def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

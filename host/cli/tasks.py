@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Annotated, Any, Protocol, cast
@@ -24,6 +25,8 @@ from typing import Annotated, Any, Protocol, cast
 import typer
 
 from eden.approximate import ApproximateNetwork
+from eden.precision import Precision
+from eden.training import recipe, train_baseline
 from host.cli import stages
 from host.cli.console import console, progress_bar
 from profiles.errors import SweepError
@@ -124,6 +127,35 @@ def kept_network(file: Path, name: str, key: str, make: Callable[[], Approximate
             make().save(file, name)
             stages.keep_results(notes, key, {})
         return stages.load_network(file)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A network of `eden.networks` that its recipe trains: in one precision, from one seed."""
+
+    network: str
+    precision: Precision
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.network}-{self.precision}-{self.seed}"
+
+    @property
+    def key(self) -> str:
+        """All that it depends on besides its name and the code."""
+        how = recipe(self.network)
+        return f"{how.float_training} {how.quantised_training}"
+
+    def trained(self, folder: Path) -> ApproximateNetwork:
+        """As it is kept in ``folder``, or trained now."""
+        return kept_network(
+            folder / f"{self.name}.safetensors",
+            self.network,
+            self.key,
+            lambda: train_baseline(self.network, self.precision, stages.dataset(self.network), self.seed),
+        )
 
 
 # ---- where tasks run -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from eden.boosting import INTEGER_BOOSTING
 from eden.datasets import Dataset, mnist5000
 from eden.precision import Precision
 from eden.training import Training, train_baseline
-from host.cli import boost_study, fine_study, models_study, placement_study, sweep_study
+from host.cli import boost_study, fine_study, models_study, placement_study, sweep_study, tasks
 from host.cli.main import app
 from host.cli.placement_study import BATCH
 from profiles.errors import PlanError
@@ -149,7 +149,7 @@ def test_sweep_measures_each_point_once_and_adds_what_is_asked_besides(
     def quickly(*arguments: Any) -> ApproximateNetwork:
         return train_baseline(*arguments, Training(2, 4e-3), Training(1, 5e-4))
 
-    monkeypatch.setattr(sweep_study, "train_baseline", quickly)
+    monkeypatch.setattr(tasks, "train_baseline", quickly)
     monkeypatch.setattr(sweep_study, "IMAGES", 200)
 
     def rows(*more: str) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def test_sweep_measures_each_point_once_and_adds_what_is_asked_besides(
     assert ruined["seeds"] == [1, 2]
     assert ruined["interval"][0] <= ruined["figure"] <= ruined["interval"][1]
     assert (tmp_path / "sweep.png").stat().st_size > 1000
-    monkeypatch.setattr(sweep_study, "train_baseline", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(tasks, "train_baseline", lambda *_: pytest.fail("trained again"))
     assert [row["ber"] for row in rows("--ber", "0.01")] == [0, 0.01, 0.2]
     refused = CliRunner().invoke(app, ["study", "sweep", "--network", "vgg"])
     assert isinstance(refused.exception, PlanError)
