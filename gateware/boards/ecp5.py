@@ -14,7 +14,7 @@ from migen.genlib.resetsync import AsyncResetSynchronizer
 from gateware.etherbone import IP_ADDRESS, MAC_ADDRESS, add_etherbone
 from gateware.soc import EdenSoC
 
-_STACK_FREQUENCY = 40e6
+STACK_FREQUENCY = 40_000_000  # hertz, of Ethernet's network stack
 
 
 class Ecp5Clocks(LiteXModule):
@@ -104,11 +104,11 @@ def add_ethernet(soc: EdenSoC, rx_clock_buffer: str | None = None) -> None:
         clock_pads = _with_rx_clock_buffer(soc, clock_pads, rx_clock_buffer)
     soc.ethphy = LiteEthPHYRGMII(clock_pads, soc.platform.request("eth"), rx_delay=0)
     soc.cd_ethcore = ClockDomain("ethcore")
-    soc.crg.pll.create_clkout(soc.cd_ethcore, _STACK_FREQUENCY)
-    core = LiteEthUDPIPCore(soc.ethphy, MAC_ADDRESS, IP_ADDRESS, _STACK_FREQUENCY, dw=32, with_sys_datapath=True)
+    soc.crg.pll.create_clkout(soc.cd_ethcore, STACK_FREQUENCY)
+    core = LiteEthUDPIPCore(soc.ethphy, MAC_ADDRESS, IP_ADDRESS, STACK_FREQUENCY, dw=32, with_sys_datapath=True)
     core.autocsr_exclude = {"mac"}  # registers would be read across clocks
     soc.ethcore = ClockDomainsRenamer({"sys": "ethcore"})(core)
-    add_etherbone(soc, core, registered=True)
+    add_etherbone(soc, core)
 
 
 def _with_rx_clock_buffer(soc: EdenSoC, clock_pads: Record, bel: str) -> SimpleNamespace:

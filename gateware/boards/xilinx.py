@@ -86,7 +86,7 @@ def add_ethernet(soc: EdenSoC, phy_clocks: Module) -> None:
     core = LiteEthUDPIPCore(soc.ethphy, MAC_ADDRESS, IP_ADDRESS, soc.sys_clk_freq, dw=8)
     core.autocsr_exclude = {"mac"}  # registers would be read across clocks
     soc.ethcore = ClockDomainsRenamer({"sys": "eth_rx"})(core)
-    add_etherbone(soc, core, registered=False)
+    add_etherbone(soc, core)
     receive, send = phy_clocks.cd_eth_rx.clk, phy_clocks.cd_eth_tx.clk
     soc.platform.add_period_constraint(receive, 1e9 / soc.ethphy.rx_clk_freq)
     if send is not receive:

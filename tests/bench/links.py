@@ -3,7 +3,7 @@
 Etherbone: the host's side, over UDP on loopback, to the least that answers like LiteEth's core, in a process of its
 own; beside it datagrams of the same size and number that are only sent there and back. Both processes share what
 processors there are; bytes a second of the host's own CPU time say what it would do on one of its own. The gateware's
-side: LiteEth's own stack under Verilator, in clocks.
+side: LiteEth's own stack and our master under Verilator, with the clocks that each board is built with, in clocks.
 
 Serial: SerialBus through a pseudo-terminal into the UART of the simulated board, in simulated time, against the line's
 baud / 10 bytes a second. How long the host and a USB adapter take is not in it; while the host lets the line rest,
@@ -44,7 +44,7 @@ from host.serial_bus import SerialBus
 from host.simulation import SimulatedBoard
 from host.timings import DDR3_1600K
 from tests.bench import scan_host
-from tests.gateware.etherboned import EtherbonedMemory
+from tests.gateware.etherboned import WIRE_HZ, EtherbonedMemory
 from tests.host.etherbone_peer import EtherboneServer, Memory
 from tests.host.serial_peer import SerialLine
 from tests.host.simulated_line import SimulatedPeer
@@ -54,8 +54,9 @@ WORDS = 1 << 20  # of memory behind Etherbone, all of it moved each time
 SERIAL_WORDS = 1 << 12
 ETHERBONE_BYTES_PER_S, OF_WIRE, OF_BAUD = 20e6, 0.8, 0.9
 WINDOW_CLOCKS = 2  # that the engine's memory windows wait before the clock in which they answer
+ETHERBONE_BOARDS = ("kc705", "ecpix5", "butterstick")
 # of data on 1 Gbit/s, beside the longest request's own words, preamble, Ethernet, IP, UDP, FCS and gap
-WIRE_BYTES_PER_S = 125e6 * 4 * MAX_WORDS / (4 * PACKET_WORDS + 8 + 14 + 20 + 8 + 4 + 12)
+WIRE_BYTES_PER_S = WIRE_HZ * 4 * MAX_WORDS / (4 * PACKET_WORDS + 8 + 14 + 20 + 8 + 4 + 12)
 SIMULATED = ("kc705", DDR3_1600K)
 
 
@@ -182,21 +183,24 @@ def _seconds(bus: EtherboneBus, address: int) -> float:
 
 
 def _etherbone_gateware() -> Iterator[dict[str, Any]]:
-    """System clocks a word of an engine's memory, requests as close together as a wire of a byte a clock has them.
+    """An engine's memory through a wire of 1 Gbit/s, requests as close together as it has them.
 
-    That is 1 Gbit/s at the KC705's 125 MHz. An ECP5 board's 75 MHz make a wire slower than its 1 Gbit/s of it, but one
-    that the core does not keep up with either: what is measured is the core.
+    Each board with the clocks that it is built with: the system clock as a figure, what a word takes of it, and the
+    bytes a second that these make.
     """
-    for board_name, data_width, sys_clk_hz in (("kc705", 8, 125e6), ("ecp5", 32, 75e6)):
-        board = EtherbonedMemory(data_width, WINDOW_CLOCKS)
+    for name in ETHERBONE_BOARDS:
+        board = EtherbonedMemory(name)
+        board.clocks = WINDOW_CLOCKS
         board.send([read_requests(0, 1, 1)[0].tobytes()])
-        for name, packets in (
+        yield _figure(f"etherbone_{name}_sys_clk", board.sys_clk_hz / 1e6, "MHz", None, None, False)
+        for way, packets in (
             ("read", read_requests(0, RECEIVE_PACKETS, MAX_WORDS)),
             ("write", write_requests(0, np.ones((RECEIVE_PACKETS, MAX_WORDS), np.uint32))),
         ):
             two, whole = (board.clocks_for([each.tobytes() for each in packets[:k]]) for k in (2, RECEIVE_PACKETS))
-            rate = 4 * MAX_WORDS * (RECEIVE_PACKETS - 2) * sys_clk_hz / (whole - two)
-            yield _figure(f"etherbone_{board_name}_{name}", rate, "bytes/s", WIRE_BYTES_PER_S, OF_WIRE, True)
+            word_s = (whole - two) / WIRE_HZ / MAX_WORDS / (RECEIVE_PACKETS - 2)
+            yield _figure(f"etherbone_{name}_{way}_word", word_s * board.sys_clk_hz, "clocks", None, None, False)
+            yield _figure(f"etherbone_{name}_{way}", 4 / word_s, "bytes/s", WIRE_BYTES_PER_S, OF_WIRE, True)
 
 
 # ---- serial ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Etherbone from the Ethernet PHY to a memory on the bus, under Verilator: LiteEth's own stack, and frames by hand."""
+"""Etherbone from the Ethernet PHY to a memory on the bus, under Verilator: LiteEth's own stack, and frames by hand.
+
+The wire is 1 Gbit/s: a byte in each of its clocks, 125 MHz. Stack and bus have the clocks that they have on a board.
+"""
 
 import struct
 from collections.abc import Sequence
@@ -10,6 +13,8 @@ from liteeth.core import LiteEthUDPIPCore
 from litex.soc.interconnect import stream, wishbone
 from migen import ClockDomainsRenamer, If, Memory, Module, Signal
 
+from gateware.boards import BOARDS
+from gateware.boards.ecp5 import STACK_FREQUENCY
 from gateware.etherbone import IP_ADDRESS, MAC_ADDRESS, EtherboneBridge
 from gateware.etherbone_protocol import PORT
 from gateware.registers import BUS_ERRORS
@@ -17,6 +22,8 @@ from tests.gateware.verilated import Verilated
 
 WORDS = 4096  # of memory, from address 0
 TIMEOUT = 50  # clocks after which the bus answers where nobody else does
+WIRE_HZ = 125_000_000
+_ECP5 = ("ecpix5", "butterstick")  # their stack: 32 bits, a clock of its own; others': 8 bits, the wire's clock
 _HOST_MAC, _HOST_IP = bytes.fromhex("020000000001"), bytes([192, 168, 1, 100])
 _BOARD_MAC, _BOARD_IP = MAC_ADDRESS.to_bytes(6, "big"), bytes(map(int, IP_ADDRESS.split(".")))
 _PREAMBLE = b"\x55" * 7 + b"\xd5"
@@ -32,9 +39,10 @@ class _Phy(Module):
 
 
 class _Slave(Module):
-    """A memory that takes ``clocks`` for a word, and the bus's time-out with its count, as LiteX makes them."""
+    """A memory that waits ``clocks`` before it answers, and the bus's time-out with its count, as LiteX makes them."""
 
-    def __init__(self, bus: wishbone.Interface, clocks: int) -> None:
+    def __init__(self, bus: wishbone.Interface) -> None:
+        self.clocks = Signal(8)
         memory = Memory(32, WORDS)
         port = memory.get_port(write_capable=True)
         self.specials += memory, port
@@ -45,7 +53,7 @@ class _Slave(Module):
             port.adr.eq(bus.adr),
             port.dat_w.eq(bus.dat_w),
             nobody.eq(~there & ~counts & (waited == TIMEOUT)),
-            bus.ack.eq(((there | counts) & (waited == clocks)) | nobody),
+            bus.ack.eq(((there | counts) & (waited == self.clocks)) | nobody),
             port.we.eq(bus.ack & there & bus.we),
             bus.dat_r.eq(port.dat_r),
             If(counts, bus.dat_r.eq(errors)),
@@ -55,49 +63,63 @@ class _Slave(Module):
             If(bus.cyc & bus.stb & ~bus.ack, waited.eq(waited + 1)).Else(waited.eq(0)),
             If(nobody, errors.eq(errors + 1)),
         ]
-        self.written = port.we
+        self.writes, self.address, self.word = Signal(32), Signal(32), Signal(32)  # how many, and the last one
+        self.sync += If(port.we, self.writes.eq(self.writes + 1), self.address.eq(bus.adr), self.word.eq(bus.dat_w))
 
 
 class _Board(Module):
-    def __init__(self, data_width: int, clocks: int) -> None:
+    def __init__(self, name: str) -> None:
         self.submodules.phy = phy = _Phy()
-        whole_word = data_width == 32
-        core = LiteEthUDPIPCore(phy, MAC_ADDRESS, IP_ADDRESS, 1e6, dw=data_width, with_sys_datapath=whole_word)
-        self.submodules.core = ClockDomainsRenamer(dict.fromkeys(("eth_rx", "eth_tx", "bus"), "sys"))(core)
-        self.submodules.bridge = EtherboneBridge(core, cd="bus", registered=whole_word)
-        self.submodules.slave = _Slave(self.bridge.bus, clocks)
+        ecp5 = name in _ECP5
+        core = LiteEthUDPIPCore(phy, MAC_ADDRESS, IP_ADDRESS, 1e6, dw=32 if ecp5 else 8, with_sys_datapath=ecp5)
+        domains = {"sys": "stack" if ecp5 else "wire", "eth_rx": "wire", "eth_tx": "wire", "bus": "sys"}
+        self.submodules.core = ClockDomainsRenamer(domains)(core)
+        self.submodules.bridge = EtherboneBridge(core, cd="bus")
+        self.submodules.slave = _Slave(self.bridge.bus)
 
 
 class EtherbonedMemory:
     """Give it datagrams, get the datagrams that it answers.
 
     Args:
-        data_width: of the network stack: 8 bits, as on Xilinx boards, or 32 and a registered bus, as on ECP5 boards.
-        clocks: that the memory takes for a word.
+        name: of the board whose stack and clocks it has, of `gateware.boards.BOARDS`.
 
     Attributes:
-        written: (address, word) of every write on the bus, in order.
-        dropped: packets that the guard has dropped.
-        answered_at: clocks of the last call in which a byte was answered.
+        sys_clk_hz: of the bus.
+        clocks: that the memory waits before it answers, at least 1; may be changed.
+        line_clocks: clocks of the wire that a byte of an answer takes; more for a slower wire.
+        written: (address, word) of every write on the bus, in order, since `forget`.
+        dropped: packets that the guard has dropped since `forget`.
+        answered_at: clocks of the wire in the last call in which a byte was answered.
     """
 
-    def __init__(self, data_width: int, clocks: int = 1) -> None:
-        board = _Board(data_width, clocks)
-        phy, bus = board.phy, board.bridge.bus
+    def __init__(self, name: str) -> None:
+        board = _Board(name)
+        phy, slave = board.phy, board.slave
+        self.sys_clk_hz = round(BOARDS[name].sys_clk_freq)
+        domains = {"wire": WIRE_HZ, "sys": self.sys_clk_hz} | ({"stack": STACK_FREQUENCY} if name in _ECP5 else {})
         self._dut = Verilated(
             board,
             {"valid": phy.source.valid, "last": phy.source.last, "last_be": phy.source.last_be}
-            | {"data": phy.source.data, "ready": phy.sink.ready},
+            | {"data": phy.source.data, "ready": phy.sink.ready, "patience": slave.clocks},
             {"answers": phy.sink.valid, "answer": phy.sink.data, "ends": phy.sink.last}
-            | {"writes": board.slave.written, "address": bus.adr, "word": bus.dat_w}
+            | {"writes": slave.writes, "address": slave.address, "word": slave.word}
             | {"dropped": board.bridge.guard._dropped.status},
+            domains,
         )
+        self.clocks = self.line_clocks = 1
+        self._writes = self._dropped = 0
         self.written: list[tuple[int, int]] = []
         self.dropped, self.answered_at = 0, np.zeros(0, np.int64)
         self._pending = b""
 
+    def forget(self) -> None:
+        """Let `written` and `dropped` begin anew."""
+        self.written.clear()
+        self.dropped = 0
+
     def send(self, datagrams: Sequence[bytes], afterwards: int = 6000) -> list[bytes]:
-        """Datagrams as fast as the wire takes them, then ``afterwards`` clocks; returns what is answered meanwhile."""
+        """Datagrams as fast as the wire takes them, then ``afterwards`` of its clocks; returns what is answered."""
         return self.send_frames([frame(_IPV4, ipv4(datagram)) for datagram in datagrams], afterwards)
 
     def send_frames(self, frames: Sequence[bytes], afterwards: int = 6000) -> list[bytes]:
@@ -115,7 +137,7 @@ class EtherbonedMemory:
         return answers
 
     def clocks_for(self, datagrams: Sequence[bytes], afterwards: int = 40_000) -> int:
-        """Clocks from the first byte of the first datagram to the last byte of the last answer."""
+        """The wire's clocks from the first byte of the first datagram to the last byte of the last answer."""
         answers = self.send(datagrams, afterwards)
         assert len(answers) == len(datagrams)
         return int(self.answered_at[-1]) + 1
@@ -138,11 +160,17 @@ class EtherbonedMemory:
             valid[at : at + len(each)] = 1
             last[at + len(each) - 1] = 1
             at += len(each) + len(_GAP)
-        seen = self._dut.clock(clocks, valid=valid, last=last, last_be=last, data=data, ready=1)
-        self.dropped = int(seen["dropped"][-1])
-        writes = np.flatnonzero(seen["writes"])
+        ready = np.arange(clocks) % self.line_clocks == 0
+        seen = self._dut.clock(
+            clocks, valid=valid, last=last, last_be=last, data=data, ready=ready, patience=self.clocks
+        )
+        self.dropped += int(seen["dropped"][-1]) - self._dropped
+        self._dropped = int(seen["dropped"][-1])
+        counts = seen["writes"].astype(np.int64)
+        writes = np.flatnonzero(np.diff(counts, prepend=self._writes))
+        self._writes = int(counts[-1])
         self.written += zip((4 * seen["address"][writes]).tolist(), seen["word"][writes].tolist(), strict=True)
-        sent = np.flatnonzero(seen["answers"])
+        sent = np.flatnonzero(seen["answers"].astype(bool) & ready)
         self.answered_at = sent
         out = self._pending + seen["answer"][sent].astype(np.uint8).tobytes()
         ends = np.flatnonzero(seen["ends"][sent]) + 1 + len(self._pending)

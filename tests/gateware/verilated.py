@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -31,17 +32,19 @@ def _words(width: int) -> int:
 def _access(name: str, width: int, at: int, drive: bool) -> str:
     """C++ that moves a port to or from 32-bit words ``at`` and up of ``row``."""
     if width > 64:
-        parts = [(f"top->port_{name}[{k}]", f"row[{at + k}]") for k in range(_words(width))]
+        parts = [(f"top.port_{name}[{k}]", f"row[{at + k}]") for k in range(_words(width))]
         return "".join(f"{port} = {word};" if drive else f"{word} = {port};" for port, word in parts)
     if drive:
         high = f" | (uint64_t)row[{at + 1}] << 32" if width > 32 else ""
-        return f"top->port_{name} = row[{at}]{high};"
-    high = f"row[{at + 1}] = (uint64_t)top->port_{name} >> 32;" if width > 32 else ""
-    return f"row[{at}] = top->port_{name};{high}"
+        return f"top.port_{name} = row[{at}]{high};"
+    high = f"row[{at + 1}] = (uint64_t)top.port_{name} >> 32;" if width > 32 else ""
+    return f"row[{at}] = top.port_{name};{high}"
 
 
-def _wrapper(inputs: dict[str, int], outputs: dict[str, int]) -> str:
+def _wrapper(inputs: dict[str, int], outputs: dict[str, int], domains: Sequence[str]) -> str:
     """C++ source of a library that clocks the module with one row of input words after another."""
+    low = "".join(f"top.{name}_clk = 0; " for name in domains)
+    rise = "".join(f"if (dut->rises({k})) top.{name}_clk = 1; " for k, name in enumerate(domains))
     code, at = {True: "", False: ""}, {True: 0, False: 0}
     for drive, ports in ((True, inputs), (False, outputs)):
         for name, width in ports.items():
@@ -49,15 +52,25 @@ def _wrapper(inputs: dict[str, int], outputs: dict[str, int]) -> str:
             at[drive] += _words(width)
     return f"""
 #include "V{_TOP}.h"
-using Top = V{_TOP};
-extern "C" Top* create() {{ auto top = new Top; top->eval(); return top; }}
-extern "C" void destroy(Top* top) {{ delete top; }}
-extern "C" void run(Top* top, int64_t clocks, const uint32_t* given, int64_t drives, uint32_t* seen, int64_t sees) {{
+struct Dut {{
+    V{_TOP} top;
+    int64_t hz[{len(domains)}], phase[{len(domains)}] = {{}};
+    bool rises(int k) {{ phase[k] += hz[k]; bool now = phase[k] >= hz[0]; if (now) phase[k] -= hz[0]; return now; }}
+}};
+extern "C" Dut* create(const int64_t* hz) {{
+    auto dut = new Dut;
+    for (int k = 0; k < {len(domains)}; ++k) dut->hz[k] = hz[k];
+    dut->top.eval();
+    return dut;
+}}
+extern "C" void destroy(Dut* dut) {{ delete dut; }}
+extern "C" void run(Dut* dut, int64_t clocks, const uint32_t* given, int64_t drives, uint32_t* seen, int64_t sees) {{
+    auto& top = dut->top;
     for (int64_t t = 0; t < clocks; ++t) {{
         {{ const uint32_t* row = given + t * drives; {code[True]} }}
-        top->sys_clk = 0; top->eval();
+        {low}top.eval();
         {{ uint32_t* row = seen + t * sees; {code[False]} }}
-        top->sys_clk = 1; top->eval();
+        {rise}top.eval();
     }}
 }}
 """
@@ -118,24 +131,38 @@ class Verilated:
     """A module clocked from Python. ``inputs`` and ``outputs`` name the signals that are to be driven and seen.
 
     A clock drives the inputs, then the outputs are seen, then comes the rising edge.
+
+    Args:
+        clocks: the module's clock domains and their frequencies, hertz. The first is the one that inputs and outputs go
+            by, and none is faster: of its edges each has an evenly spread share.
     """
 
-    def __init__(self, module: Module, inputs: Mapping[str, Signal], outputs: Mapping[str, Signal]) -> None:
-        module.clock_domains.cd_sys = clock = ClockDomain()
+    def __init__(
+        self,
+        module: Module,
+        inputs: Mapping[str, Signal],
+        outputs: Mapping[str, Signal],
+        clocks: Mapping[str, int] = MappingProxyType({"sys": 1}),
+    ) -> None:
+        domains = {name: ClockDomain(name) for name in clocks}
+        for name, domain in domains.items():
+            setattr(module.clock_domains, f"cd_{name}", domain)
         ports = {**inputs, **outputs}
         for name, signal in ports.items():
             signal.name_override = f"port_{name}"  # a name of its own may be a word of Verilog's
-        made = verilog.convert(module, {*ports.values(), clock.clk, clock.rst}, _TOP, GenericPlatform("", []))
+        driven = {signal for domain in domains.values() for signal in (domain.clk, domain.rst)}
+        made = verilog.convert(module, {*ports.values(), *driven}, _TOP, GenericPlatform("", []))
         lines = made.main_source.splitlines(keepends=True)
         source = "".join(line for line in lines if not line.startswith("//"))  # comments name the date
         self._inputs = {name: len(signal) for name, signal in inputs.items()}
         self._outputs = {name: len(signal) for name, signal in outputs.items()}
-        self._library = ctypes.CDLL(str(_build(source, _wrapper(self._inputs, self._outputs))))
+        self._library = ctypes.CDLL(str(_build(source, _wrapper(self._inputs, self._outputs, tuple(clocks)))))
         self._library.create.restype = ctypes.c_void_p
+        self._library.create.argtypes = [ctypes.c_void_p]
         self._library.destroy.argtypes = [ctypes.c_void_p]
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._library.run.argtypes = [pointer, count, pointer, count, pointer, count]
-        self._top = self._library.create()
+        self._top = self._library.create(np.array(list(clocks.values()), np.int64).ctypes.data)
 
     def __del__(self) -> None:
         self._library.destroy(self._top)
