@@ -151,6 +151,28 @@ def _bits(
 
 
 @njit(cache=True)
+def _random_bits(
+    parameter: int, invert: int, cells: npt.NDArray[np.int64], rows: int, row_bits: int
+) -> npt.NDArray[np.uint8]:
+    """`_bits` of RANDOM data; a row's hash is kept while cells lie in it. Every size is a power of two."""
+    row_shift, rows_shift = 0, 0
+    while 1 << row_shift < row_bits:
+        row_shift += 1
+    while 1 << rows_shift < rows:
+        rows_shift += 1
+    out = np.empty(cells.size, np.uint8)
+    last, base, flip = -1, 0, 0
+    for i in range(cells.size):
+        wordline, offset = cells[i] >> row_shift, cells[i] & (row_bits - 1)
+        if wordline != last:
+            last, row = wordline, wordline & (rows - 1)
+            base = mix32(parameter ^ (row << 8) ^ (wordline >> rows_shift))
+            flip = MASK32 if invert and row & 1 else 0
+        out[i] = ((mix32(base + (offset >> 5)) ^ flip) >> (offset & 31)) & 1
+    return out
+
+
+@njit(cache=True)
 def _tiled(
     tile: npt.NDArray[np.uint8],
     cells: npt.NDArray[np.int64],
@@ -284,7 +306,7 @@ def stored_bits(pattern: Pattern, geometry: Geometry, cells: CellArray) -> npt.N
     shape = (g.rows, g.columns, g.data_width, g.burst_length)
     code = (int(pattern.kind), pattern.parameter, int(pattern.invert_odd_rows))
     if pattern.kind == PatternKind.RANDOM:
-        bits: npt.NDArray[np.uint8] = _bits(*code, cells, *shape)
+        bits: npt.NDArray[np.uint8] = _random_bits(*code[1:], cells, g.rows, g.row_bits)
         return bits
     rows, columns = min(PERIOD, g.rows), min(PERIOD, g.columns)
     corner = (np.arange(rows)[:, None] * g.columns + np.arange(columns)) * g.data_width

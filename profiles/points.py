@@ -184,11 +184,19 @@ def _checksum(*columns: npt.NDArray[Any]) -> int:
     return crc
 
 
-@lru_cache(maxsize=64)
 def _ones(pattern: Pattern, geometry: Geometry, bank: int, region: Region) -> dict[str, Integers]:
     """Cells that store a 1 on each line of a bank's tested rows, by kind of line."""
+    # What repeats is soon counted again; random data, counted row by row, would take most of the time of statistics.
+    count = _kept_ones if pattern.kind == PatternKind.RANDOM else _counted_ones
+    return count(pattern, geometry, bank, region)
+
+
+def _counted_ones(pattern: Pattern, geometry: Geometry, bank: int, region: Region) -> dict[str, Integers]:
     rows, bitlines = ones_by_line(pattern, geometry, bank, region.row_start, region.row_count)
     return {"rows": rows, "bitlines": bitlines, "lanes": bitlines.reshape(-1, geometry.data_width).sum(axis=0)}
+
+
+_kept_ones = lru_cache(maxsize=64)(_counted_ones)
 
 
 def line_trials(pattern: Pattern, geometry: Geometry, region: Region, rounds: int, bank: int) -> dict[str, Integers]:
