@@ -151,15 +151,20 @@ def _bits(
 
 
 @njit(cache=True)
+def _shift(size: int) -> int:
+    """Bits by which an address is shifted to divide it by ``size``, a power of two."""
+    shift = 0
+    while 1 << shift < size:
+        shift += 1
+    return shift
+
+
+@njit(cache=True)
 def _random_bits(
     parameter: int, invert: int, cells: npt.NDArray[np.int64], rows: int, row_bits: int
 ) -> npt.NDArray[np.uint8]:
     """`_bits` of RANDOM data; a row's hash is kept while cells lie in it. Every size is a power of two."""
-    row_shift, rows_shift = 0, 0
-    while 1 << row_shift < row_bits:
-        row_shift += 1
-    while 1 << rows_shift < rows:
-        rows_shift += 1
+    row_shift, rows_shift = _shift(row_bits), _shift(rows)
     out = np.empty(cells.size, np.uint8)
     last, base, flip = -1, 0, 0
     for i in range(cells.size):
@@ -182,11 +187,7 @@ def _tiled(
     row_bits: int,
 ) -> npt.NDArray[np.uint8]:
     """Look up periodic bits; every size is a power of two."""
-    column_shift, row_shift = 0, 0
-    while 1 << column_shift < data_width:
-        column_shift += 1
-    while 1 << row_shift < row_bits:
-        row_shift += 1
+    column_shift, row_shift = _shift(data_width), _shift(row_bits)
     out = np.empty(cells.size, np.uint8)
     for i in range(cells.size):
         row, column = (cells[i] >> row_shift) & (rows - 1), (cells[i] >> column_shift) & (columns - 1)
