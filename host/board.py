@@ -5,7 +5,7 @@ import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -86,6 +86,31 @@ class Thermometer:
         self._looked = now
         if (celsius := self._environment.temperature_c()) is not None:
             self.readings.append(celsius)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the engine says of itself: the registers of these names (`gateware.registers`).
+
+    They are read in one access, as each costs a way to the board and back, a millisecond or more over USB. A state is
+    read before what was logged by then, for so they lie.
+    """
+
+    starts: int
+    state: State
+    fault: int
+    fault_pc: int
+    clocks: int
+    reads_compared: int
+    refreshes: int
+    log_produced: int
+    captured: int
+    capture_check: int
+
+
+_STATUS = tuple(field.name for field in fields(Status))
+_NAMES = tuple(register.name for register in registers.REGISTERS)
+_STATUS_REGISTERS = _NAMES[_NAMES.index(_STATUS[0]) : _NAMES.index(_STATUS[-1]) + 1]
 
 
 @dataclass(frozen=True)
@@ -303,15 +328,14 @@ class Board:
             RailError: the supply did not hold meanwhile.
         """
         image = program if isinstance(program, Image) else Image.of(program)
-        self._start(image, buffer)
+        status = self._start(image, buffer)
         consumed, logged = 0, 0
         clocks, since = -1, time.monotonic()
         chunks, loaded_at = iter(following), -1
         while True:
-            state = self._state()
             self.rail.watch()
             self.thermometer.watch()
-            produced = self.register("log_produced")
+            produced = status.log_produced
             for blocks in self._blocks(consumed, produced):
                 reads, bits = errorlog.unpack(blocks, self.geometry.burst_bits)
                 logged += reads.size
@@ -319,25 +343,27 @@ class Board:
             if produced != consumed:
                 consumed = produced
                 self.set_register("log_consumed", consumed & 0xFFFFFFFF)
-            if state == State.DONE and self._state() == State.DONE:
-                break
-            if state == State.CHUNK and (at := self.register("clocks")) != loaded_at:  # else the RESUME was lost
+            if status.state == State.DONE:
+                errors, again = self._bank_errors(), self._status()
+                if again == status:
+                    break
+            elif status.state == State.CHUNK and status.clocks != loaded_at:  # else the RESUME was lost
                 if (chunk := next(chunks, None)) is None:
                     raise ProgramError("the last chunk says that more follow; end it with END alone")
                 self._load(Image.of(chunk))
-                loaded_at = at
-            if state in (State.HALTED, State.CHUNK):
+                loaded_at = status.clocks
+            if status.state in (State.HALTED, State.CHUNK):
                 with suppress(UnacknowledgedError):  # the next look at its state tells
                     self.set_register("control", RESUME)
-            elif state != State.RUNNING:
-                self._raise_fault(state)
-            if (now := self.register("clocks")) != clocks:
-                clocks, since = now, time.monotonic()
+            elif status.state not in (State.RUNNING, State.DONE):
+                self._raise_fault(status)
+            if status.clocks != clocks:
+                clocks, since = status.clocks, time.monotonic()
             elif time.monotonic() - since > SILENCE_S:
                 raise LinkError(f"the engine stands at clock {clocks} for {SILENCE_S:g} s; reset the board")
-        result = self.result()
-        self.usage.programs, self.usage.clocks = self.usage.programs + 1, self.usage.clocks + result.clocks
-        counted = int(result.errors.sum())
+            status = self._status()
+        self.usage.programs, self.usage.clocks = self.usage.programs + 1, self.usage.clocks + status.clocks
+        result, counted = self._result(status, errors), int(errors.sum())
         if image.logs and logged != counted:
             raise LinkError(
                 f"the log holds {logged} failing bits, the counters {counted}; the measurement is void, run it again"
@@ -350,17 +376,18 @@ class Board:
         Raises:
             LinkError: it was started again since.
         """
+        errors = self._bank_errors()
+        return self._result(self._status(), errors)
+
+    def _result(self, status: Status, errors: npt.NDArray[np.int64]) -> RunResult:
+        """Totals from ``errors``, and a status that was read after them."""
+        self._check_starts(status)
+        return RunResult(status.reads_compared, errors, status.clocks, status.refreshes)
+
+    def _bank_errors(self) -> npt.NDArray[np.int64]:
         banks = self.geometry.banks
         words = self.memory("bank_errors", 0, 4 * banks).astype(np.int64).reshape(banks, 2, 2)
-        totals = self._registers("clocks", "reads_compared", "refreshes")
-        result = RunResult(
-            reads=totals["reads_compared"],
-            errors=words[:, :, 0] | words[:, :, 1] << 32,
-            clocks=totals["clocks"],
-            refreshes=totals["refreshes"],
-        )
-        self._check_starts()
-        return result
+        return words[:, :, 0] | words[:, :, 1] << 32
 
     def failing_cells(self, program: Sequence[Instruction], traversal: Traversal) -> Iterator[CellArray]:
         """Run a test of ``traversal`` and yield the failing cells, in the order they were read.
@@ -419,13 +446,13 @@ class Board:
 
     def _captured(self, count: int) -> Words:
         """The ``count`` bursts that the program which ran last captured, flat."""
-        told = self._registers("captured", "capture_check")
-        if told["captured"] != count:
-            raise LinkError(f"{told['captured']} bursts were captured of {count}; run it again")
         words = self.memory("capture", 0, count * self._burst_words)
-        if zlib.crc32(words.tobytes()) != told["capture_check"]:
+        status = self._status()
+        self._check_starts(status)
+        if status.captured != count:
+            raise LinkError(f"{status.captured} bursts were captured of {count}; run it again")
+        if zlib.crc32(words.tobytes()) != status.capture_check:
             raise LinkError(f"{count} captured bursts fail their CRC; run it again, and check the link")
-        self._check_starts()
         return words
 
     def _programs_of(self, stretches: Sequence[Stretch]) -> Iterator[tuple[tuple[Stretch, ...], int, int]]:
@@ -448,19 +475,26 @@ class Board:
         walks = [walk for first, count in stretches for walk in programs.pieces(self.geometry, first, count)]
         return Image.of(programs.transfer(self.build, walks, write, trcd))
 
-    def _start(self, image: Image, buffer: Words | None) -> None:
+    def _start(self, image: Image, buffer: Words | None) -> Status:
+        """Load a program and start it; returns what the engine says of itself then."""
         self._load(image, *((0,) if buffer is None else (buffer.shape[0], zlib.crc32(buffer.tobytes()))))
-        self._starts = self.register("starts") + 1 & 0xFFFFFFFF
+        before = self.register("starts") if self._starts is None else self._starts
+        self._starts = None
         for _ in range(START_ATTEMPTS):
             acknowledged = False
             with suppress(UnacknowledgedError):
                 self.set_register("control", START)
                 acknowledged = True
-            if self.register("starts") == self._starts:
-                return
-            if acknowledged:
+            status = self._status()
+            if status.starts == before + 1 & 0xFFFFFFFF:
+                self._starts = status.starts
+                return status
+            if acknowledged or status.starts != before:
                 break
-        raise LinkError("the board did not start the program; run it again, and check the link")
+        raise LinkError(
+            f"the board counts {status.starts} started programs, {before} before this one: it did not start it, was "
+            "reset, or is used by others; run it again, and check the link"
+        )
 
     def _load(self, image: Image, *checked: int) -> None:
         """Put a program, or a chunk of one, where the next start or resume takes it from.
@@ -475,12 +509,13 @@ class Board:
         self.bus.write(self._bases["program"], image.words)
         self._set_registers("program_length", image.length, image.check, *checked)
 
-    def _check_starts(self) -> None:
-        """What was read since the last program ended is that program's."""
-        if self._starts is not None and (starts := self.register("starts")) != self._starts:
+    def _check_starts(self, status: Status) -> None:
+        """What was read before ``status`` and since the last program ended is that program's."""
+        if self._starts is not None and status.starts != self._starts:
+            started, self._starts = self._starts, None
             raise LinkError(
-                f"the board counts {starts} started programs, {self._starts} were: it was reset, or started by others; "
-                "the measurement is void, run it again"
+                f"the board counts {status.starts} started programs, {started} were: it was reset, or started by "
+                "others; the measurement is void, run it again"
             )
 
     def _blocks(self, consumed: int, produced: int) -> Iterator[Words]:
@@ -494,20 +529,21 @@ class Board:
             yield blocks
             consumed += count
 
-    def _raise_fault(self, state: State) -> None:
-        if state != State.FAULT:
-            raise LinkError(f"the engine is in state {state.name} in mid-program; someone else is using the board")
-        fault = self.register("fault")
-        if fault == Fault.BAD_CHECK:
+    def _raise_fault(self, status: Status) -> None:
+        if status.state != State.FAULT:
+            raise LinkError(f"the engine is in state {status.state.name} in mid-program; someone else uses the board")
+        if status.fault == Fault.BAD_CHECK:
             raise LinkError("program or data did not reach the board whole; run it again, and check the link")
-        name = Fault(fault).name if fault in list(Fault) else f"fault {fault}"
-        raise ProgramError(f"the engine stopped at instruction {self.register('fault_pc')}: {name}")
+        name = Fault(status.fault).name if status.fault in list(Fault) else f"fault {status.fault}"
+        raise ProgramError(f"the engine stopped at instruction {status.fault_pc}: {name}")
 
-    def _state(self) -> State:
-        value = self.register("state")
-        if value not in list(State):
-            raise LinkError(f"the engine reports state {value:#x}, which does not exist; check the link")
-        return State(value)
+    def _status(self) -> Status:
+        told = self._registers(*_STATUS_REGISTERS)
+        values = {name: told[name] for name in _STATUS}
+        state = values.pop("state")
+        if state not in list(State):
+            raise LinkError(f"the engine reports state {state:#x}, which does not exist; check the link")
+        return Status(state=State(state), **values)
 
     def close(self) -> None:
         """Supply back to nominal, controller of its temperature safe, link released."""
