@@ -37,7 +37,7 @@ class ErrorCounters(Module):
         layout = [("place", (places - 1).bit_length()), ("amount_0", amount_bits), ("amount_1", amount_bits)]
         self.submodules.queue = queue = Queue(layout, _QUEUE_DEPTH)
         self.addition, self.put, self.room = queue.tail, queue.put, queue.room
-        self.window = WindowPort(places * 2 * width // 32)
+        self.window = WindowPort(places * 2 * width // 32, follows=False)
         self.busy = Signal()
 
         # # #

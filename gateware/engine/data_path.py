@@ -180,7 +180,7 @@ class DataPath(Module):
         lane_bits = words.bit_length() - 1
         self.captured = Signal(max=p.buffer_bursts + 1)
         self.capture_address, self.capture_word = Signal(max=p.buffer_bursts * words), Signal(32)
-        self.capture_window = window = WindowPort(p.buffer_bursts * words)
+        self.capture_window = window = WindowPort(p.buffer_bursts * words, follows=True)
         store, lane, host_lane = Signal(), Signal(max=words), Signal(max=words)
         self.comb += store.eq(self._back & self.burst.capture)
         self.sync += [

@@ -111,7 +111,7 @@ class _Ring(Module):
         self.put, self.covered, self.data = Signal(), Signal(), Signal(WORD_BITS)
         self.position, self.block = Signal(_POSITION_BITS), Signal(max=log_blocks)
         self.crc, self.busy = Signal(WORD_BITS, reset=INITIAL), Signal()
-        self.window = WindowPort(log_blocks * BLOCK_WORDS)
+        self.window = WindowPort(log_blocks * BLOCK_WORDS, follows=True)
 
         # # #
 

@@ -19,7 +19,7 @@ class LaneMemory(Module):
     """
 
     def __init__(self, lanes: int, lines: int) -> None:
-        self.window = WindowPort(lanes * lines)
+        self.window = WindowPort(lanes * lines, follows=True)
         self.write, self.write_data = Signal(), Signal(32)
         self.line, self.read, self.data = Signal(max=max(2, lines)), Signal(), Signal(32 * lanes)
 
@@ -47,7 +47,10 @@ class LaneMemory(Module):
 
 
 class BusWindow(Module):
-    """A Wishbone slave in front of a `WindowPort`; three clocks an access. Beyond its end it answers with an error.
+    """A Wishbone slave in front of a `WindowPort`; beyond its end it answers with an error.
+
+    An access takes three clocks; where the window follows its address, and the access is to the word after that of the
+    last one, two: that word is looked at ahead.
 
     Args:
         window: what it shows.
@@ -59,24 +62,34 @@ class BusWindow(Module):
 
         # # #
 
-        asked, answering, valid, good = Signal(), Signal(), Signal(), Signal()
+        new, asked, answering, valid, good = Signal(), Signal(), Signal(), Signal(), Signal()
         address, data, writes = Signal(22), Signal(32), Signal()  # the windows are 2^24 bytes apart
+        expected, exists, met, quick = Signal(22), Signal(), Signal(), Signal()
+        may_write = write is not None
         self.comb += [
+            new.eq(bus.cyc & bus.stb & ~asked & ~answering),
             window.address.eq(address),
             window.read.eq(asked & ~writes),
-            valid.eq((address < window.words) & ((write is not None) | ~writes)),
+            valid.eq((address < window.words) & (may_write | ~writes)),
             bus.dat_r.eq(window.data),
             bus.ack.eq(answering & good & bus.cyc & bus.stb),
             bus.err.eq(answering & ~good & bus.cyc & bus.stb),
         ]
+        if window.follows:
+            self.comb += [
+                met.eq(new & exists & (bus.adr[:22] == expected) & (may_write | ~bus.we)),
+                If(~asked & ~quick, window.address.eq(expected)),
+            ]
         self.sync += [  # the bus comes late in its clock, and an answer has far to go
-            asked.eq(bus.cyc & bus.stb & ~asked & ~answering),
+            asked.eq(new & ~met),
+            quick.eq(met),
             *[address.eq(bus.adr), data.eq(bus.dat_w), writes.eq(bus.we)],
-            answering.eq(asked),
-            good.eq(valid),
+            answering.eq(asked | met),
+            good.eq(valid | met),
+            If(asked | quick, expected.eq(address + 1), exists.eq(address < window.words - 1)),
         ]
-        if write is not None:
-            self.comb += [write.eq(asked & writes & valid), write_data.eq(data)]
+        if may_write:
+            self.comb += [write.eq((asked & valid | quick) & writes), write_data.eq(data)]
 
 
 class Checker(Module):

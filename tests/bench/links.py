@@ -53,7 +53,7 @@ REPEATS = 5
 WORDS = 1 << 20  # of memory behind Etherbone, all of it moved each time
 SERIAL_WORDS = 1 << 12
 ETHERBONE_BYTES_PER_S, OF_WIRE, OF_BAUD = 20e6, 0.8, 0.9
-WINDOW_CLOCKS = 2  # that the engine's memory windows wait before the clock in which they answer
+WINDOW_CLOCKS = 1  # that the engine's memory windows wait, word after word, before the clock in which they answer
 ETHERBONE_BOARDS = ("kc705", "ecpix5", "butterstick")
 # of data on 1 Gbit/s, beside the longest request's own words, preamble, Ethernet, IP, UDP, FCS and gap
 WIRE_BYTES_PER_S = WIRE_HZ * 4 * MAX_WORDS / (4 * PACKET_WORDS + 8 + 14 + 20 + 8 + 4 + 12)

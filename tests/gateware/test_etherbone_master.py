@@ -35,15 +35,16 @@ class Access(NamedTuple):
 
 
 def records(random: Random, number: int, words: int) -> list[Access]:
-    """Accesses of records with writes, reads or both, at random addresses below ``words``."""
-    accesses = []
+    """Accesses of records with writes, reads or both, below ``words``, often to the word after that of the last one."""
+    accesses, addr = list[Access](), 0
     for _ in range(number):
         tag, be = random.getrandbits(32), random.choice((0b1111, 0b1111, 0b0110))
         for we in random.choice(((1,), (0,), (1, 0))):
             count = random.choice((1, 1, 2, 3, 7, 40))
             for k in range(count):
                 data = random.getrandbits(32) if we else 0
-                accesses.append(Access(random.randrange(words), data, we, be, 0 if we else tag, count, k == count - 1))
+                addr = (addr + 1) % words if random.random() < 0.7 else random.randrange(words)
+                accesses.append(Access(addr, data, we, be, 0 if we else tag, count, k == count - 1))
     return accesses
 
 
@@ -168,13 +169,46 @@ def test_every_access_is_done_once_in_order_and_every_read_answered(seed: int) -
 
 @pytest.mark.slow
 def test_accesses_follow_each_other_without_a_gap_until_the_turn_is_over() -> None:
-    """A slave that takes three clocks, as the engine's windows do, is all that there is to wait for."""
+    """A slave that takes three clocks, as the engine's counters do, is all that there is to wait for."""
     reads = [Access(k, 0, 0, 0b1111, 7, 250, k == 249) for k in range(250)]
     run = _Run(reads, 1, 2, 1, 2000)
     asking = run.asking[run.acked[0] : run.acked[-1]]
     steps = np.diff(run.acked)
     assert set(steps.tolist()) == {3, 4}
     assert np.count_nonzero(~asking) == np.count_nonzero(steps == 4) == 250 * 3 // (TURN_CLOCKS + 2)
+
+
+class _Window(Module):
+    """A master before a window that looks ahead."""
+
+    def __init__(self) -> None:
+        self.submodules.master = master = EtherboneMaster()
+        self.submodules.offer = _Offer(master)
+        self.submodules.memory = memory = LaneMemory(2, _WINDOW_WORDS // 2)
+        self.submodules.window = window = BusWindow(memory.window, memory.write, memory.write_data)
+        self.comb += master.bus.connect(window.bus)
+
+
+@pytest.mark.slow
+def test_a_window_takes_two_clocks_for_the_word_after_the_last_one() -> None:
+    """Three for the first, and for one elsewhere; and what is read was written last."""
+    ahead, back = list(range(_WINDOW_WORDS)), [0, 1, 2, 2, 1, 2, 3]
+    writes = [Access(k, 1000 + k, 1, 0b1111, 0, 128, k == ahead[-1]) for k in ahead]
+    reads = [Access(k, 0, 0, 0b1111, 7, 128, k == ahead[-1]) for k in ahead]
+    again = [Access(k, 2000 + n, n % 2, 0b1111, 7, 1, 1) for n, k in enumerate(back)]
+    dut = _Window()
+    bus, source = dut.master.bus, dut.master.source
+    inputs = dut.offer.inputs | {"takes": source.ready}
+    simulation = Verilated(dut, inputs, {"ack": bus.ack, "valid": source.valid, "answer": source.data})
+    seen, later = (
+        simulation.clock(1000, **_offered(accesses, 1000), offer=1, takes=1) for accesses in (writes + reads, again)
+    )
+    steps = np.diff(np.flatnonzero(seen["ack"]))
+    assert steps.min() == 2
+    assert np.count_nonzero(steps > 2) <= 2 * _WINDOW_WORDS // (TURN_CLOCKS // 2) + 1  # turns, and the first read
+    assert np.diff(np.flatnonzero(later["ack"])).tolist() == [2, 2, 3, 3, 2, 2]
+    answered = [each["answer"][each["valid"].astype(bool)].tolist() for each in (seen, later)]
+    assert answered == [[1000 + k for k in ahead], [1000, 1002, 2001, 1003]]
 
 
 class _Shared(Module):
