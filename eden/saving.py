@@ -7,8 +7,8 @@ waits for DRAM are not stated there, and each moves the result. Every row names 
 
 import itertools
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import numpy as np
 from eden.commands import Activity, activity
 from eden.dram_specs import DramSpec, load
 from eden.energy import LAWS, CoreLaw, VddLaw, energy, savings
-from eden.layers import NETWORKS, Layer
+from eden.layers import Layer
 from eden.precision import Precision
 from eden.replay import SERIAL, Bursts, RowPolicy, replay
 from eden.traffic import PLATFORMS, Platform, traffic
@@ -108,6 +108,31 @@ class Cell:
     def fastest(self) -> float:
         """The least time ratio of any."""
         return min(self.time_ratios.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it, for `from_json`; of a platform of `PLATFORMS`."""
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "platform": self.platform.name,
+            "point": asdict(self.point),
+            "energy_saved": [(str(law), *others, saved) for (law, *others), saved in self.energy_saved.items()],
+            "time_ratios": [(*case, ratio) for case, ratio in self.time_ratios.items()],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Cell":
+        laws = {str(law): law for law in LAWS}
+        saved, ratios = content["energy_saved"], content["time_ratios"]
+        return cls(
+            **{
+                **content,
+                "platform": PLATFORMS[content["platform"]],
+                "precision": Precision(content["precision"]),
+                "point": OperatingPoint(**content["point"]),
+                "energy_saved": {(laws[law], reading, pace): share for law, reading, pace, share in saved},
+                "time_ratios": {(RowPolicy(policy), outstanding): ratio for policy, outstanding, ratio in ratios},
+            }
+        )
 
 
 def evaluate(name: str, layers: Sequence[Layer], platform: Platform, precision: Precision, points: Points) -> Cell:
@@ -323,20 +348,3 @@ def of_run(
             seen.add(kind)
             own = replace(platform, name=f"{kind}, {dram}", dram=DRAM_OF_FAMILY[dram])
             yield evaluate(name, layers, own, precision, points)
-
-
-def headline(networks: Sequence[str], platforms: Sequence[str], progress: Callable[[int, int], None]) -> Iterator[Cell]:
-    """Every cell of the study.
-
-    Raises:
-        ModelError: no such network or platform.
-    """
-    for kind, asked, known in (("network", networks, list(NETWORKS)), ("platform", platforms, list(PLATFORMS))):
-        for name in asked:
-            if name not in known:
-                raise ModelError(f"no {kind} {name!r}; choose from {', '.join(known)}")
-    points = Points.load()
-    cells = [(n, p, precision) for n in networks for p in platforms for precision in PRECISIONS]
-    for done, (network, platform, precision) in enumerate(cells):
-        yield evaluate(network, NETWORKS[network](), PLATFORMS[platform], precision, points)
-        progress(done + 1, len(cells))

@@ -1,6 +1,7 @@
 """`eden study headline`: what inference on approximate memory saves."""
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +10,19 @@ import typer
 from eden import saving
 from eden.energy import CoreLaw, VddLaw
 from eden.layers import NETWORKS
+from eden.precision import Precision
+from eden.saving import Cell, Points
 from eden.traffic import PLATFORMS
-from host.cli.console import console, progress_bar, table
+from host.cli import stages
+from host.cli.console import console, table
+from host.cli.tasks import Result, Rows, Scheduler, Workers, rows_of_tasks
+from profiles.errors import ModelError
+
+FOLDER = Path("build/study")
 
 
 def headline(
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("build/study/headline.json"),
+    out: Annotated[Path, typer.Option(help="Folder for headline.json and what is kept.")] = FOLDER,
     network: Annotated[
         list[str] | None, typer.Option(help=f"Only this one; may be repeated: {', '.join(NETWORKS)}.")
     ] = None,
@@ -34,21 +42,62 @@ def headline(
             "see `perf list`), or the top-down metric tma_dram_bound."
         ),
     ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Energy and time that EDEN's operating points save, networks x platforms x precisions, beside the paper's.
 
     The paper's figures depend on what it does not state; what that decides is in the table's bands and sentences.
+    Finished cells are kept, whatever law or stall share they are shown with: stopped and started again, it goes on.
     """
     saving.speed_up(stall or 0.0, 1.0)
     chosen = VddLaw(law, io_scaled)
-    with progress_bar("study") as progress:
-        cells = list(saving.headline(network or list(NETWORKS), platform or list(PLATFORMS), progress))
-    rows = [saving.row(cell, chosen, stall) for cell in cells]
+    tasks, cells = _tasks(out, network or list(NETWORKS), platform or list(PLATFORMS)), list[Cell]()
+
+    def rows_of(results: list[Result]) -> Rows:
+        cells[:] = [Cell.from_json(result) for result in results]
+        return [saving.row(cell, chosen, stall) for cell in cells]
+
+    rows = rows_of_tasks("headline", tasks, rows_of, out, workers, scheduler)
     averages = list(saving.averages(cells, chosen, stall))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"rows": rows, "averages": averages}, indent=1), encoding="utf-8")
+    file = out / "headline.json"
+    stages.save_json(file, {"study": "headline", "rows": rows, "averages": averages})
     _show(rows, averages, chosen, stall)
-    console.print(f"written to {out}")
+    console.print(f"written to {file}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network on one platform at one precision."""
+
+    out: Path
+    network: str
+    platform: str
+    precision: Precision
+
+    @property
+    def file(self) -> Path:
+        """See `host.cli.tasks.Task`."""
+        name = f"{self.network} {self.platform} {self.precision}".replace(",", "").replace(" ", "-")
+        return self.out / "headline" / f"{name}.json"
+
+    @property
+    def key(self) -> str:
+        """See `host.cli.tasks.Task`."""
+        return f"{PLATFORMS[self.platform]} {Points.load().at(self.network, self.precision)}"
+
+    def measured(self) -> Result:
+        """The cell (`eden.saving.Cell`)."""
+        layers, platform = NETWORKS[self.network](), PLATFORMS[self.platform]
+        return saving.evaluate(self.network, layers, platform, self.precision, Points.load()).to_json()
+
+
+def _tasks(out: Path, networks: Sequence[str], platforms: Sequence[str]) -> list[Task]:
+    for kind, asked, known in (("network", networks, list(NETWORKS)), ("platform", platforms, list(PLATFORMS))):
+        for name in asked:
+            if name not in known:
+                raise ModelError(f"no {kind} {name!r}; choose from {', '.join(known)}")
+    return [Task(out, n, p, precision) for n in networks for p in platforms for precision in saving.PRECISIONS]
 
 
 def _show(rows: list[dict[str, Any]], averages: list[dict[str, Any]], law: VddLaw, stall: float | None) -> None:

@@ -1,5 +1,6 @@
 """Layers against published sizes, cuts against all others, caches against a dictionary, and what a study says."""
 
+import json
 from collections import OrderedDict
 from dataclasses import replace
 from fractions import Fraction
@@ -242,6 +243,6 @@ def test_averages_stand_beside_the_papers_figures() -> None:
     assert "The paper's 37% of energy lies outside the" in average["sentence"]
 
 
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ModelError, match="no platform 'FPGA'; choose from CPU"):
-        list(saving.headline(["LeNet"], ["FPGA"], lambda done, total: None))
+def test_a_cell_is_the_same_after_json() -> None:
+    cell = saving.evaluate("LeNet", NETWORKS["LeNet"](), PLATFORMS["CPU"], Precision.INT8, saving.Points.load())
+    assert saving.Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell

@@ -14,18 +14,18 @@ from eden.boosting import INTEGER_BOOSTING
 from eden.datasets import Dataset, mnist5000
 from eden.precision import Precision
 from eden.training import Training, train_baseline
-from host.cli import boost_study, fine_study, models_study, placement_study, sweep_study, tasks
+from host.cli import boost_study, fine_study, headline_study, models_study, placement_study, sweep_study, tasks
 from host.cli.main import app
 from host.cli.placement_study import BATCH
-from profiles.errors import PlanError
+from profiles.errors import ModelError, PlanError
 
 
-def test_headline_prints_and_writes(tmp_path: Path) -> None:
-    out = tmp_path / "study/headline.json"
-    chosen = ["--network", "SqueezeNet1.1", "--platform", "GPU", "--law", "linear"]
-    result = CliRunner().invoke(app, ["study", "headline", "--out", str(out), *chosen])
+def test_headline_prints_and_writes_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["study", "headline", "--out", str(tmp_path), "--network", "SqueezeNet1.1", "--workers", "1"]
+    chosen = [*arguments, "--platform", "GPU", "--law", "linear"]
+    result = CliRunner().invoke(app, chosen)
     assert result.exit_code == 0, result.output
-    written = json.loads(out.read_text())
+    written = json.loads((tmp_path / "headline.json").read_text())
     assert [(row["network"], row["platform"], row["precision"]) for row in written["rows"]] == [
         ("SqueezeNet1.1", "GPU", "fp32"),
         ("SqueezeNet1.1", "GPU", "int8"),
@@ -33,6 +33,13 @@ def test_headline_prints_and_writes(tmp_path: Path) -> None:
     assert all(row["law"] == "linear, I/O unscaled" for row in written["rows"])
     assert "37.0 %" in result.output
     assert "GDDR5" in result.output
+
+    monkeypatch.setattr(headline_study.Task, "measured", lambda task: pytest.fail("measured again"))
+    assert CliRunner().invoke(app, chosen).exit_code == 0
+    assert json.loads((tmp_path / "headline.json").read_text()) == written
+    refused = CliRunner().invoke(app, [*arguments, "--platform", "FPGA"])
+    assert isinstance(refused.exception, ModelError)
+    assert "no platform 'FPGA'; choose from CPU" in str(refused.exception)
 
 
 @pytest.mark.slow
