@@ -8,6 +8,9 @@ are reliable (EDEN, section 1).
 What stays reliable: buffers (running statistics of batch norm), integer inputs (indices of an embedding), what a
 recurrent layer holds between its time steps, and what attention holds between its projections and its products.
 
+The module may compute on a GPU. Its tensors become stored bits there; memories hold and corrupt them on the CPU, where
+the same seed flips the same bits.
+
 Reads are operators of their own (`_read_weights`, `_pass_ifm`), so that ``torch.compile`` and ``torch.export`` keep
 them, every one. An exported program reads the memory of the network it was made from, while that is in use.
 """
@@ -110,7 +113,7 @@ class ApproximateNetwork(nn.Module):
     and plausible range from their reliable values, and loaded on every forward pass.
 
     Args:
-        module: the network, float32 on the CPU; it is not modified, and training this network trains it.
+        module: the network, float32, on a CPU or a GPU; it is not modified, and training this network trains it.
         precision: stored number format of all its tensors.
         memory: where they live.
         bounding: what becomes of values read outside their plausible range.
@@ -152,6 +155,11 @@ class ApproximateNetwork(nn.Module):
                 _see_attention(weakref.ref(self), path, layer)
             else:
                 layer.register_forward_pre_hook(_input_hook(weakref.ref(self), path), with_kwargs=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes: that of its parameters. `calibrate` brings its batches there itself."""
+        return next(self.module.parameters()).device
 
     @property
     def memory(self) -> ApproximateMemory:
@@ -204,7 +212,7 @@ class ApproximateNetwork(nn.Module):
                 all_batches = list(batches)
                 for done, batch in enumerate(all_batches):
                     observer.images = max(1, batch.shape[0])
-                    self.module(batch)
+                    self.module(batch.to(self.device))
                     progress(done + 1, len(all_batches))
         finally:
             self.module.train(was_training)
@@ -326,7 +334,7 @@ class ApproximateNetwork(nn.Module):
             version = (value.data_ptr(), value._version)
             if self._stored_versions.get(name) != version:
                 self.formats[name] = self._weight_format(name, value.detach())
-                self._memory.store(name, self.formats[name].encode(value))
+                self._store(name, value)
                 self._stored_versions[name] = version
 
     def _weight_format(self, name: str, value: torch.Tensor) -> TensorFormat:
@@ -339,18 +347,22 @@ class ApproximateNetwork(nn.Module):
         self._store_changed(weights)
         names = [name for name, _ in self.module.named_parameters()]
         loaded = self._memory.load_all(names)
-        return [self._values(*each) for each in zip(names, loaded, (value.shape for value in weights), strict=True)]
+        return [self._values(*each) for each in zip(names, loaded, weights, strict=True)]
 
     def _ifm_read(self, tensor: str, values: torch.Tensor) -> torch.Tensor:
         if tensor not in self.formats:
             raise NetworkError(f"{tensor} was not seen in calibration; calibrate with inputs that reach it")
-        self._memory.store(tensor, self.formats[tensor].encode(values))
-        return self._values(tensor, self._memory.load(tensor), values.shape)
+        self._store(tensor, values)
+        return self._values(tensor, self._memory.load(tensor), values)
 
-    def _values(self, tensor: str, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    def _store(self, tensor: str, values: torch.Tensor) -> None:
+        self._memory.store(tensor, self.formats[tensor].encode(values).cpu())
+
+    def _values(self, tensor: str, data: torch.Tensor, reliable: torch.Tensor) -> torch.Tensor:
+        """What ``data`` means, in the shape of the ``reliable`` values and on their device."""
         tensor_format = self.formats[tensor]
-        stored = tensor_format.stored_elements(data, shape.numel())
-        return tensor_format.values(correct(stored, tensor_format, self.bounding), shape)
+        stored = tensor_format.stored_elements(data.to(reliable.device), reliable.numel())
+        return tensor_format.values(correct(stored, tensor_format, self.bounding), reliable.shape)
 
     def _check_reached(self, observer: "_RangeObserver") -> None:
         if not observer.images:
@@ -489,10 +501,8 @@ def _check_supported(module: nn.Module) -> None:
     for name, value in parameters.items():
         if nn.parameter.is_lazy(value):
             raise NetworkError(f"{name} has no shape yet; run the module once before")
-        if value.dtype != torch.float32 or value.device.type != "cpu":
-            raise NetworkError(
-                f"{name} is {value.dtype} on {value.device}; float32 on the CPU is supported: convert it"
-            )
+        if value.dtype != torch.float32 or value.is_meta:
+            raise NetworkError(f"{name} is {value.dtype} on {value.device}; give float32 values on a CPU or a GPU")
 
 
 def _named_format(name: str, precision: Precision, smallest: float, largest: float) -> TensorFormat:

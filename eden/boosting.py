@@ -269,13 +269,13 @@ def taught_by(teacher: ApproximateNetwork, split: Split, share: float, temperatu
     The teacher sees each image as it is, once; the pupil may see it moved.
     """
     with torch.no_grad():
-        logits = torch.cat([teacher(batch) for batch in split.batches(CALIBRATION_BATCH)])
-    taught = functional.softmax(logits / temperature, dim=1)
+        logits = torch.cat([teacher(batch.to(teacher.device)) for batch in split.batches(CALIBRATION_BATCH)])
+    taught, labels = functional.softmax(logits / temperature, dim=1), split.labels.to(teacher.device)
 
     def loss(outputs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         told = functional.log_softmax(outputs / temperature, dim=1)
         imitation = functional.kl_div(told, taught[chosen], reduction="none").sum(dim=1).mean() * temperature**2
-        return share * imitation + (1 - share) * functional.cross_entropy(outputs, split.labels[chosen])
+        return share * imitation + (1 - share) * functional.cross_entropy(outputs, labels[chosen])
 
     return loss
 

@@ -95,7 +95,7 @@ def correct_images(
     found = []
     with torch.no_grad():
         for start in range(0, len(images), batch):
-            outputs = network(images[start : start + batch])
+            outputs = network(images[start : start + batch].to(network.device)).cpu()
             right = (outputs.argmax(dim=1) == labels[start : start + batch]) & ~outputs.isnan().any(dim=1)
             found.append(right.flatten(1).all(dim=1) if right.dim() > 1 else right)
             progress(min(start + batch, len(images)), len(images))

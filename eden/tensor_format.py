@@ -100,16 +100,20 @@ class TensorFormat:
 
     def _codes(self, values: torch.Tensor) -> torch.Tensor:
         """Codes of ``values``, float32 and flat."""
-        scaled = values.detach() / self._scale_along(values.dim())
+        scaled = values.detach() / self._scale_along(values.dim(), values.device)
         return _saturate(scaled.reshape(-1), self.low, self.high).round_()
 
-    def _scale_along(self, dimensions: int) -> float | torch.Tensor:
-        """The scale as a factor of a tensor with so many dimensions."""
+    def _scale_along(self, dimensions: int, device: torch.device) -> torch.Tensor:
+        """The scale as a factor of a tensor with so many dimensions.
+
+        Never a number: a GPU would multiply by its reciprocal instead of dividing, and round otherwise than a CPU.
+        """
+        scale = torch.tensor(self.scale, device=device)
         if not isinstance(self.scale, tuple):
-            return self.scale
+            return scale
         shape = [1] * dimensions
         shape[self.axis] = len(self.scale)
-        return torch.tensor(self.scale).view(shape)
+        return scale.view(shape)
 
     def stored_elements(self, data: torch.Tensor, elements: int) -> torch.Tensor:
         """The ``elements`` stored numbers in ``data``, of the precision's `STORED_TYPE`. May share its memory.
@@ -123,7 +127,7 @@ class TensorFormat:
         """Float32 values of stored numbers."""
         if not self.precision.is_integer:
             return stored.to(torch.float32).view(shape)
-        return stored.to(torch.float32).view(shape) * self._scale_along(len(shape))
+        return stored.to(torch.float32).view(shape) * self._scale_along(len(shape), stored.device)
 
     def decode(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored bytes, uncorrected. Raises NetworkError where the length does not fit ``shape``."""

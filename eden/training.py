@@ -150,7 +150,8 @@ def train(
     progress: Progress = silent,
 ) -> None:
     """Train ``network`` in place; the loss is cross-entropy unless another is given."""
-    loss_of = loss or (lambda outputs, chosen: functional.cross_entropy(outputs, split.labels[chosen]))
+    loss_of = loss or (lambda outputs, chosen: functional.cross_entropy(outputs, split.labels[chosen].to(device)))
+    device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
     steps = training.epochs * -(-len(split) // training.batch)
@@ -161,7 +162,7 @@ def train(
         for chosen in torch.split(torch.randperm(len(split), generator=generator), training.batch):
             images = shift_randomly(split.images[chosen], training.shift_pixels, generator)
             optimiser.zero_grad()
-            torch.autograd.backward(loss_of(network(images), chosen))
+            torch.autograd.backward(loss_of(network(images.to(device)), chosen))
             nn.utils.clip_grad_norm_(network.parameters(), training.gradient_norm)
             optimiser.step()
             schedule.step()

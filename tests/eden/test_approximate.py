@@ -186,7 +186,7 @@ def test_gradients_pass_straight_through_errors(small_images: torch.Tensor, prec
     replay = BitErrorMemory(0.05, 3)
     for name, value in (("weight", layer.weight), ("bias", layer.bias), ("network.ifm", inputs)):
         replay.store(name, network.formats[name].encode(value))
-        seen[name] = network._values(name, replay.load(name), value.shape)
+        seen[name] = network._values(name, replay.load(name), value.detach())
     upstream = torch.randn(5, 3)
     outputs.backward(upstream)
     torch.testing.assert_close(layer.weight.grad, upstream.T @ seen["network.ifm"])

@@ -540,3 +540,31 @@ def test_a_small_channel_beside_a_large_one_is_kept_by_a_scale_of_its_own(tmp_pa
     network(inputs).sum().backward()
     assert memory.flips["weight"] > 0
     assert layer.weight.grad is not None
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.BF16, Precision.FP32])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_wherever_the_module_computes_the_same_bits_are_stored_and_flipped(device: str, precision: Precision) -> None:
+    torch.manual_seed(1)
+    module, batch = nn.Sequential(nn.Linear(33, 20), nn.ReLU(), nn.Linear(20, 5)), torch.rand(7, 33)
+    here = ApproximateNetwork(copy.deepcopy(module), precision)
+    there = ApproximateNetwork(module.to(device), precision)
+    for network in (here, there):
+        network.calibrate([batch])
+        network.memory = BitErrorMemory(1e-2, 3)
+    expected, output = here(batch), there(batch.to(device))
+    assert output.device == there.device == torch.device(there.device.type, 0 if device == "cuda" else None)
+    torch.testing.assert_close(output.cpu(), expected)
+    assert isinstance(here.memory, BitErrorMemory)
+    assert isinstance(there.memory, BitErrorMemory)
+    assert there.memory.flips == here.memory.flips
+    functional.cross_entropy(output, torch.zeros(7, dtype=torch.int64, device=device)).backward()
+    assert all(value.grad is not None and value.grad.device == value.device for value in there.parameters())
+
+
+def test_parameters_without_values_are_refused() -> None:
+    with pytest.raises(NetworkError, match=r"weight is torch.float32 on meta; give float32 values"):
+        ApproximateNetwork(nn.Linear(2, 2, device="meta"), Precision.INT8)
