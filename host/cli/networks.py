@@ -176,6 +176,10 @@ def map_(
     margin: Annotated[float, typer.Option(help="Points of validation accuracy above the target to ask for.")] = 0.2,
     energy: Annotated[float, typer.Option(help="Weight of DRAM energy (it goes with the square of VDD).")] = 0.0,
     latency: Annotated[float, typer.Option(help="Weight of activation latency (tRCD).")] = 0.0,
+    subarray_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="A tRCD for each subarray of so many rows (often 512), not for each bank."),
+    ] = None,
     seed: Seed = 1,
 ) -> None:
     """Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).
@@ -192,7 +196,9 @@ def map_(
         cost = weighted(energy, latency, nominal)
     with progress_bar("map") as progress:
         choice = stages.choose_point(loaded, tolerated.rates, measured, split, target, batch, MAP_DRAWS, seed, progress)
-    choice = stages.cheaper_choice(choice, loaded, tolerated.rates, measured, split, target, MAP_DRAWS, seed, cost)
+    choice = stages.cheaper_choice(
+        *(choice, loaded, tolerated.rates, measured, split, target, MAP_DRAWS, seed, cost), subarray_rows
+    )
     place = choice.footprint
     place.mapping.save(out)
     rows = [

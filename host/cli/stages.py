@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -214,8 +215,11 @@ def with_room(plan: ScanPlan, geometry: Geometry, needed: int) -> ScanPlan:
     return plan
 
 
-def partitions(profile: Profile) -> list[Partition]:
-    """One partition a bank, of the rows whose cells are known at every point, with its BER at every operating point."""
+def partitions(profile: Profile, subarray_rows: int | None = None) -> list[Partition]:
+    """One partition a bank, of the rows whose cells are known at every point, with its BER at every operating point.
+
+    ``subarray_rows``: one for each subarray instead, of so many rows.
+    """
     geometry, region = profile.geometry, _common_region(profile.points)
     rows = np.arange(region.row_start, region.row_end)
     wordlines = (np.array(region.banks)[:, None] * geometry.rows + rows).ravel()
@@ -233,18 +237,33 @@ def partitions(profile: Profile) -> list[Partition]:
                 f"{profile.path} holds no operating point with all patterns written at: {condition.value}; scan with "
                 'write = ["nominal", "operating_point"]'
             )
+    size = subarray_rows or geometry.rows
+    cuts = range((region.row_start // size + 1) * size, region.row_end, size)
+    stretches = list(pairwise([region.row_start, *cuts, region.row_end]))
     return [
-        Partition(
-            name=f"bank {bank}",
-            bank=bank,
-            first_cell=bank * geometry.bank_bits + region.row_start * geometry.row_bits,
-            cells=region.row_count * geometry.row_bits,
-            ber_by_point={p: float(ber[k].mean()) for (kind, p), ber in rates.items() if kind == "weight"},
-            ifm_ber_by_point={p: float(ber[k].mean()) for (kind, p), ber in rates.items() if kind == "ifm"},
-            rows=RowRates(geometry.row_bits, {key: ber[k] for key, ber in rates.items()}),
+        _partition(
+            f"bank {bank}" + (f", rows {first} to {end - 1}" if subarray_rows else ""),
+            *(bank, first, geometry),
+            {key: ber[k, first - region.row_start : end - region.row_start] for key, ber in rates.items()},
         )
         for k, bank in enumerate(region.banks)
+        for first, end in stretches
     ]
+
+
+def _partition(
+    name: str, bank: int, first_row: int, geometry: Geometry, rates: Mapping[tuple[str, OperatingPoint], Floats]
+) -> Partition:
+    """Rows of a bank from ``first_row`` on, of the given rates by kind and operating point."""
+    return Partition(
+        name=name,
+        bank=bank,
+        first_cell=bank * geometry.bank_bits + first_row * geometry.row_bits,
+        cells=len(next(iter(rates.values()))) * geometry.row_bits,
+        ber_by_point={point: float(ber.mean()) for (kind, point), ber in rates.items() if kind == "weight"},
+        ifm_ber_by_point={point: float(ber.mean()) for (kind, point), ber in rates.items() if kind == "ifm"},
+        rows=RowRates(geometry.row_bits, rates),
+    )
 
 
 def _common_region(points: list[PointRecord]) -> Region:
@@ -428,18 +447,21 @@ def cheaper_choice(
     draws: int,
     seed: int,
     cost: Cost,
+    subarray_rows: int | None = None,
 ) -> Choice:
     """The cheapest mapping with an operating point for each partition, if it costs less and meets the target too.
 
+    Partitions, each with a tRCD of its own, are banks, or subarrays of ``subarray_rows``.
     Otherwise ``choice`` itself: the tolerances that the cheapest mapping relies on were found on an error model, and
     whether the network holds is for the profile's own cells to say.
     """
-    parts, images = partitions(profile), choice.footprint.mapping.images
+    banks, images = partitions(profile), choice.footprint.mapping.images
+    parts = partitions(profile, subarray_rows) if subarray_rows else banks
     try:
         found = optimal_mapping(network.tensors(), tolerated, parts, images, cost=cost)
     except CapacityError:
         return choice
-    if found.cost >= mapping_cost(choice.footprint.mapping, parts, cost):
+    if found.cost >= mapping_cost(choice.footprint.mapping, banks, cost):
         return choice
     place = footprint(profile, found.mapping.model_copy(update={"module": profile.header.module}))
 
@@ -466,7 +488,9 @@ def fitted_memory(
     Models that are the same everywhere (0 and 3) are scaled to the measured rate of each row, which is then a partition
     of its own: weak cells cluster by rows. Models 1 and 2 know their lines.
     """
-    by_name = {part.name: part for part in parts}
+
+    def part_of(piece: Piece) -> Partition:
+        return next(part for part in parts if 0 <= piece.first_cell - part.first_cell < part.cells)
 
     def memory(seed: int) -> ProfileMemory:
         weak = {}
@@ -474,7 +498,7 @@ def fitted_memory(
             kind, condition = ("ifm", AT_POINT) if is_ifm(name) else ("weight", NOMINAL)
             weak[name] = joined(
                 [
-                    _sample_rows(fits[piece.point][condition].model, piece, by_name[piece.partition], kind, seed)
+                    _sample_rows(fits[piece.point][condition].model, piece, part_of(piece), kind, seed)
                     for piece in sorted(placement.pieces, key=lambda piece: piece.first_cell)
                 ]
             )

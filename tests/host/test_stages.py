@@ -319,6 +319,34 @@ def test_a_cheaper_mapping_is_taken_only_if_it_meets_the_target(
     assert max(piece.point.trcd_ps for piece in fastest.footprint.mapping.pieces) < choice.footprint.point.trcd_ps
 
 
+def test_by_subarray_each_has_a_trcd_of_its_own_and_no_mapping_is_dearer(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    banks, parts = stages.partitions(profile), stages.partitions(profile, 32)
+    assert [part.name for part in parts] == [
+        f"bank {bank}, rows {rows}" for bank in (0, 1) for rows in ("8 to 31", "32 to 55")
+    ]
+    for bank in banks:
+        inside = [part for part in parts if part.bank == bank.bank]
+        assert [part.first_cell for part in inside] == [bank.first_cell, bank.first_cell + inside[0].cells]
+        assert sum(part.cells for part in inside) == bank.cells
+        for kind, point in (("weight", CLIFF), ("ifm", CLIFF)):
+            mean = np.average([part.ber(kind, point) for part in inside], weights=[part.cells for part in inside])
+            assert mean == pytest.approx(bank.ber(kind, point))
+
+    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    cost = weighted(0.0, 1.0, OperatingPoint(vdd_mv=1350, trcd_ps=13_750))
+    arguments = (choice, network, rates(network, 1e-3), profile, split, 0.0, 3, 1, cost)
+    by_bank, by_subarray = (stages.cheaper_choice(*arguments, rows) for rows in (None, 32))
+    mapping = by_subarray.footprint.mapping
+    assert mapping_cost(mapping, parts, cost) <= mapping_cost(by_bank.footprint.mapping, banks, cost)
+    assert {piece.partition for piece in mapping.pieces} <= {part.name for part in parts}
+    fits = {piece.point: stages.fits_at(profile, piece.point) for piece in mapping.pieces}
+    drawn = stages.fitted_memory(fits, by_subarray.footprint, banks)(1)  # finds the rows by their address
+    network.memory = drawn
+    assert network(split.images[:BATCH]).isfinite().all()
+
+
 # ---- what does not work is said --------------------------------------------------------------------------------------
 
 
