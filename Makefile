@@ -10,7 +10,7 @@ INSTALLED  := .venv/installed
 FPGA_TOOLS := .venv/fpga-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check prove bench sim gateware load clean
+.PHONY: help install run test kernels check prove bench sim gateware load clean
 
 help:      ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -36,8 +36,11 @@ check: $(INSTALLED)    ## format, lint, types, import rule
 	$(BIN)/lint-imports
 
 test: $(INSTALLED)     ## check, then every test that CI runs
-	$(MAKE) --jobs=2 --output-sync check sim
+	$(MAKE) --jobs=2 --output-sync check sim kernels
 	$(BIN)/pytest -n 2 --dist worksteal
+
+kernels: $(INSTALLED)  ## compile the mock board ahead, once for all of the tests' processes
+	$(BIN)/eden board test --board mock:A
 
 prove: $(INSTALLED)    ## what takes longer: thousands of injected faults, hundreds of planted models
 	$(BIN)/pytest -m prove

@@ -453,7 +453,7 @@ class Board:
         self._check_starts(status)
         if status.captured != count:
             raise LinkError(f"{status.captured} bursts were captured of {count}; run it again")
-        if zlib.crc32(words.tobytes()) != status.capture_check:
+        if zlib.crc32(words.data) != status.capture_check:
             raise LinkError(f"{count} captured bursts fail their CRC; run it again, and check the link")
         return words
 
@@ -479,7 +479,7 @@ class Board:
 
     def _start(self, image: Image, buffer: Words | None) -> Status:
         """Load a program and start it; returns what the engine says of itself then."""
-        self._load(image, *((0,) if buffer is None else (buffer.shape[0], zlib.crc32(buffer.tobytes()))))
+        self._load(image, *((0,) if buffer is None else (buffer.shape[0], zlib.crc32(np.ascontiguousarray(buffer).data))))
         before = self.register("starts") if self._starts is None else self._starts
         self._starts = None
         for _ in range(START_ATTEMPTS):
