@@ -479,7 +479,9 @@ class Board:
 
     def _start(self, image: Image, buffer: Words | None) -> Status:
         """Load a program and start it; returns what the engine says of itself then."""
-        self._load(image, *((0,) if buffer is None else (buffer.shape[0], zlib.crc32(np.ascontiguousarray(buffer).data))))
+        self._load(
+            image, *((0,) if buffer is None else (buffer.shape[0], zlib.crc32(np.ascontiguousarray(buffer).data)))
+        )
         before = self.register("starts") if self._starts is None else self._starts
         self._starts = None
         for _ in range(START_ATTEMPTS):

@@ -1,11 +1,13 @@
 """`eden study boost`: how much more BER a boosted network tolerates, beside the same retraining without errors."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
 from matplotlib.figure import Figure
 from scipy import stats
@@ -14,12 +16,14 @@ from eden.approximate import ApproximateNetwork
 from eden.boosting import FP32_BOOSTING, INTEGER_BOOSTING, Boosting
 from eden.boosting import boost as boost_network
 from eden.datasets import Dataset, Split, fashion_mnist
+from eden.memory import ApproximateMemory, PerTensorMemory, ReliableMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, MemoryAt, Sampling, coarse
 from eden.training import Training, train_baseline
 from host.cli import stages
 from host.cli.console import console, table
+from host.cli.intervals import mean_interval
 from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio
 from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
 from profiles.errors import PlanError
@@ -63,7 +67,8 @@ def boost(
     the Error Model 0 fitted to the module, networks are boosted with such maps; on the module's own map, as scanned at
     falling VDD, with that map, its reads drawn anew. A control is retrained alike, without errors. Ablations (LeNet at
     int8) leave ranges as training makes them, with and without errors, start at the highest rate, or train on one map
-    for each epoch. Finished tasks are kept, and boost.json holds what they say so far: stopped and started again, it
+    for each epoch. Of FP32 networks it is measured besides what errors cost in one field of their numbers, or in one
+    tensor, alone. Finished tasks are kept, and boost.json holds what they say so far: stopped and started again, it
     goes on. Goals count as met or missed from three seeds on.
     """
     stages.use_one_thread()
@@ -101,9 +106,13 @@ ABLATIONS = {
     "boosted on a map for each epoch": Arm(A_MAP),
 }
 BOOSTED_FOR = {FRESH: "boosted", OWN: "boosted on its map"}
+LOSSES = "losses"
+COMPARED = ("baseline", "control", "boosted")  # whose losses are
+LOSS_BER, LOSS_IMAGES = 3e-3, 2000
+FIELDS = {"sign": 0x8000_0000, "exponent": 0x7F80_0000, "mantissa": 0x007F_FFFF}  # bits of an FP32 number
 
 
-def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: int) -> Iterator["Task"]:
+def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: int) -> Iterator["Task | LossTask"]:
     for network in networks:
         if network not in NETWORKS:
             raise PlanError(f"the study has no network {network!r}; choose from {', '.join(NETWORKS)}")
@@ -113,6 +122,8 @@ def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: i
                 ablations = ABLATIONS if (network, precision) == ABLATED else ()
                 for arm in ("baseline", *ARMS, *ablations):
                     yield Task(out, network, precision, seed, arm)
+                if precision is Precision.FP32:
+                    yield LossTask(out, network, seed)
 
 
 @dataclass(frozen=True)
@@ -224,6 +235,83 @@ class Task:
         return f"{settings} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
 
 
+@dataclass(frozen=True)
+class LossTask:
+    """Where an FP32 network loses its accuracy: with errors in one field of its numbers alone, or in one tensor alone.
+
+    What boosting can gain is limited by where errors cannot be bounded, and by tensors too small to be redundant.
+    """
+
+    out: Path
+    network: str
+    seed: int
+
+    @property
+    def file(self) -> Path:
+        """See `host.cli.tasks.Task`."""
+        return self._of("baseline").file.with_name(f"{self.network}-fp32-{self.seed}-{LOSSES}.json")
+
+    @property
+    def key(self) -> str:
+        """See `host.cli.tasks.Task`."""
+        return f"{[self._of(arm).key for arm in COMPARED]} {LOSS_BER} {LOSS_IMAGES} {DRAWS} {FIELDS}"
+
+    def measured(self) -> dict[str, Any]:
+        """Share of images lost, against the same network without errors, by arm and by what errs."""
+        return {
+            **{"network": self.network, "precision": Precision.FP32.value, "seed": self.seed, "arm": LOSSES},
+            "lost": {arm: self._losses(arm) for arm in COMPARED},
+        }
+
+    def _of(self, arm: str) -> "Task":
+        return Task(self.out, self.network, Precision.FP32, self.seed, arm)
+
+    def _losses(self, arm: str) -> dict[str, float]:
+        task = self._of(arm)
+        network = task._trained(arm)
+        memory_at, names = task._memory_at(FRESH, network), [tensor.name for tensor in network.tensors()]
+        sampling = Sampling(DRAWS, BATCH, derive_seed(self.seed, LOSSES))
+        meter = AccuracyMeter(network, study_data().test.first(LOSS_IMAGES), sampling)
+
+        def lost(memory_of: Callable[[int], ApproximateMemory]) -> float:
+            return meter.clean - meter.at(LOSS_BER, memory_of).accuracy
+
+        def in_field(mask: int) -> Callable[[int], ApproximateMemory]:
+            return lambda seed: FieldMemory(memory_at(LOSS_BER, seed), mask)
+
+        def in_tensor(name: str) -> Callable[[int], ApproximateMemory]:
+            others = dict.fromkeys(names, ReliableMemory())
+            return lambda seed: PerTensorMemory({**others, name: memory_at(LOSS_BER, seed)})
+
+        return {
+            "all": lost(lambda seed: memory_at(LOSS_BER, seed)),
+            **{field: lost(in_field(mask)) for field, mask in FIELDS.items()},
+            **{name: lost(in_tensor(name)) for name in names},
+        }
+
+
+class FieldMemory:
+    """Lets errors of ``memory`` through in some bits of each 32-bit number alone: those of ``mask``."""
+
+    def __init__(self, memory: ApproximateMemory, mask: int) -> None:
+        self._memory, self._stored = memory, dict[str, torch.Tensor]()
+        self._mask = torch.from_numpy(np.array([mask], np.uint32).view(np.int32))
+
+    def store(self, tensor: str, data: torch.Tensor) -> None:
+        """See `ApproximateMemory.store`."""
+        self._stored[tensor] = data
+        self._memory.store(tensor, data)
+
+    def load(self, tensor: str) -> torch.Tensor:
+        """See `ApproximateMemory.load`."""
+        read, stored = self._memory.load(tensor).view(torch.int32), self._stored[tensor].view(torch.int32)
+        return (stored ^ ((read ^ stored) & self._mask)).view(torch.uint8)
+
+    def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
+        """See `ApproximateMemory.load_all`."""
+        return [self.load(tensor) for tensor in tensors]
+
+
 def _arm(name: str) -> Arm:
     return (ARMS | ABLATIONS)[name]
 
@@ -249,7 +337,22 @@ def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for arm in ABLATIONS:
             ablations += _row(network, precision, FRESH, arm, by_seed)
     best = [_best(rows, memory) for memory in BOOSTED_FOR if any(row["memory"] == memory for row in rows)]
-    return rows + best + [row | {"ablation": True, "goal": None, "met": None} for row in ablations]
+    losses = [row for network in dict.fromkeys(key[0] for key in groups) for row in _loss_rows(network, results)]
+    return rows + best + [row | {"ablation": True, "goal": None, "met": None} for row in ablations + losses]
+
+
+def _loss_rows(network: str, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for all of an FP32 network, for each field of its numbers and for each of its tensors: what errors cost."""
+    found = [result for result in results if (result["network"], result["arm"]) == (network, LOSSES)]
+    for part in found[0]["lost"]["boosted"] if found else ():
+        lost = {arm: [result["lost"][arm][part] for result in found] for arm in COMPARED}
+        figure, low, high = mean_interval(lost["boosted"])
+        about = {"network": network, "precision": Precision.FP32.value, "memory": FRESH, "arm": LOSSES}
+        seeds = [result["seed"] for result in found]
+        yield {**about, "errors_in": part, "at_ber": LOSS_BER, "lost": lost, "seeds": seeds} | {
+            "figure": figure,
+            "interval": [low, high],
+        }
 
 
 def _row(
@@ -297,6 +400,7 @@ def _best(rows: list[dict[str, Any]], memory: str) -> dict[str, Any]:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
+    ratios, losses = _parted(rows)
     shown = [
         [
             f"{'best: ' if row.get('best') else ''}{_label(row)}",
@@ -305,18 +409,29 @@ def _show(rows: list[dict[str, Any]]) -> None:
             *(f"{row['control']:.1f}x", "{:.1f} .. {:.1f}".format(*row["control_interval"])),
             *("" if row["goal"] is None else f"{row['goal']:g}x", {None: "", True: "yes", False: "NO"}[row["met"]]),
         ]
-        for row in rows
+        for row in ratios
     ]
     columns = ["network, errors", "baseline", "boosted", "ratio", "95 %", "control", "95 %", "goal", "met"]
     table("tolerable BER", columns, shown)
+    if losses:
+        lost = [
+            [f"{row['network']}, {row['errors_in']}", *(f"{100 * np.mean(row['lost'][arm]):.2f}" for arm in COMPARED)]
+            for row in losses
+        ]
+        table(f"points lost at a BER of {LOSS_BER:g} in these bits alone, fp32", ["errors in", *COMPARED], lost)
 
 
 def _label(row: dict[str, Any]) -> str:
     return f"{row['network']}, {row['precision']}, {row['arm'] if row.get('ablation') else row['memory']}"
 
 
+def _parted(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of tolerated rates, and of losses."""
+    return [row for row in rows if row["arm"] != LOSSES], [row for row in rows if row["arm"] == LOSSES]
+
+
 def _plot(rows: list[dict[str, Any]]) -> Figure:
-    shown = [row for row in rows if not row.get("best")]
+    shown = [row for row in _parted(rows)[0] if not row.get("best")]
     figure = Figure(figsize=(8, 1.4 + 0.45 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(shown):

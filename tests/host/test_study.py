@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from eden.approximate import ApproximateNetwork
 from eden.boosting import INTEGER_BOOSTING
 from eden.datasets import Dataset, mnist5000
+from eden.memory import BitErrorMemory
 from eden.precision import Precision
 from eden.training import Training, train_baseline
 from host.cli import boost_study, fine_study, headline_study, models_study, placement_study, sweep_study, tasks
@@ -40,6 +42,11 @@ def test_headline_prints_and_writes_and_goes_on_where_it_was(tmp_path: Path, mon
     refused = CliRunner().invoke(app, [*arguments, "--platform", "FPGA"])
     assert isinstance(refused.exception, ModelError)
     assert "no platform 'FPGA'; choose from CPU" in str(refused.exception)
+
+
+def few_digits() -> Dataset:
+    data = mnist5000()
+    return Dataset("few", data.train.first(1500), data.validation.first(300), data.test)
 
 
 @pytest.mark.slow
@@ -88,11 +95,6 @@ def test_placement_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypa
 @pytest.mark.prove
 def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few digits and epochs: the figures are rough, what is trained, measured and kept is not."""
-
-    def few_digits() -> Dataset:
-        data = mnist5000()
-        return Dataset("few", data.train.first(1500), data.validation.first(300), data.test)
-
     short = replace(INTEGER_BOOSTING, training=Training(3, 2e-3, batch=BATCH, shift_pixels=0))
     ablation = "boosted without curriculum"
     monkeypatch.setattr(boost_study, "study_data", few_digits)
@@ -147,6 +149,37 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     refused = CliRunner().invoke(app, [*arguments, "--network", "vgg"])
     assert isinstance(refused.exception, PlanError)
     assert "choose from lenet, resnet8" in str(refused.exception)
+
+
+@pytest.mark.slow
+def test_boost_says_what_errors_cost_by_field_and_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained networks but for the baseline; most errors lie in the mantissa, and cost next to nothing."""
+    monkeypatch.setattr(boost_study, "study_data", few_digits)
+    monkeypatch.setattr(boost_study, "FLOAT_TRAINING", Training(3, 4e-3, shift_pixels=0))
+    monkeypatch.setattr(boost_study, "LOSS_IMAGES", 200)
+    monkeypatch.setattr(boost_study, "LOSS_BER", 1e-2)
+    train = boost_study.Task._train
+    monkeypatch.setattr(boost_study.Task, "_train", lambda task, _: train(task, "baseline"))
+    result = boost_study.LossTask(tmp_path, "lenet", 1).measured()
+    lost = result["lost"]["boosted"]
+    assert list(lost)[:5] == ["all", "sign", "exponent", "mantissa", "0.weight"]
+    assert "0.ifm" in lost
+    assert lost["all"] > lost["exponent"] > 0.02 > lost["mantissa"]
+    assert lost["all"] > 2 * max(loss for part, loss in lost.items() if part.endswith(("weight", "ifm")))
+    row, *_ = boost_study._rows([result])
+    assert (row["arm"], row["errors_in"], row["figure"], row["goal"]) == ("losses", "all", lost["all"], None)
+    boost_study._show([row])
+    boost_study._plot([row])
+
+
+def test_errors_in_one_field_are_those_of_all_fields_there() -> None:
+    numbers = torch.arange(4000, dtype=torch.int32).view(torch.uint8)
+    memories = [BitErrorMemory(1e-2, 1), boost_study.FieldMemory(BitErrorMemory(1e-2, 1), 0x7F80_0000)]
+    for memory in memories:
+        memory.store("a", numbers)
+    everywhere, there = (memory.load("a").view(torch.int32) ^ numbers.view(torch.int32) for memory in memories)
+    assert torch.equal(there, everywhere & 0x7F80_0000)
+    assert there.count_nonzero() < everywhere.count_nonzero()
 
 
 @pytest.mark.slow
