@@ -47,19 +47,21 @@ class Recipe:
     """What a network is trained on, and how: in float, then, for integers, in its stored precision.
 
     ``pretrained`` fills in weights that come in a package, given the training split; training may then have no epochs.
+    ``retraining_rate`` is the peak learning rate of `eden.boosting`, where its own is too high for the network.
     """
 
     data: Callable[[], Dataset]
     float_training: Training = FLOAT_TRAINING
     quantised_training: Training = QUANTISED_TRAINING
     pretrained: Callable[[nn.Module, Split], None] | None = None
+    retraining_rate: float | None = None
 
 
 AS_IT_COMES = Training(epochs=0, learning_rate=0.0)
 RECIPES = {
     "lenet-fashion": Recipe(fashion_mnist),
-    "resnet8": Recipe(fashion_mnist),
-    "resnet20": Recipe(fashion_mnist),
+    "resnet8": Recipe(fashion_mnist, retraining_rate=1e-3),
+    "resnet20": Recipe(fashion_mnist, retraining_rate=1e-3),
     "g2p": Recipe(cmudict, Training(12, 6e-3, batch=256), Training(2, 1e-3, batch=256)),
     "speaker": Recipe(voices, AS_IT_COMES, AS_IT_COMES, enrol),
     "efficientnet-lite0": Recipe(photographs, AS_IT_COMES, AS_IT_COMES, imagenet_weights),

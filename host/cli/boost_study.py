@@ -42,9 +42,9 @@ DRAWS = 3  # of 5000 images: with fewer, half of the loss allowed goes to the bo
 RATIO = 1.15  # of the bracket that a tolerated rate is found in
 FITTED_ROWS = 104  # of the module that the error model is fitted to
 BOOSTING = {
-    True: replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=12.0),
-    False: replace(FP32_BOOSTING, training=Training(10, 2e-3, batch=BATCH, shift_pixels=1), highest=6.0),
-}  # by whether the precision is an integer
+    ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=12.0),
+    ("lenet", False): replace(FP32_BOOSTING, training=Training(10, 2e-3, batch=BATCH, shift_pixels=1), highest=6.0),
+}  # by network, and whether the precision is an integer
 FLOAT_TRAINING, QUANTISED_TRAINING = Training(12, 4e-3, shift_pixels=1), Training(2, 5e-4, shift_pixels=1)
 
 
@@ -93,8 +93,8 @@ class Arm:
     memories: tuple[str, ...] = (FRESH,)
     settings: Mapping[str, float] = field(default_factory=dict)
 
-    def boosting(self, precision: Precision) -> Boosting:
-        return replace(BOOSTING[precision.is_integer], **self.settings)  # type: ignore[arg-type]
+    def boosting(self, network: str, precision: Precision) -> Boosting:
+        return replace(BOOSTING[network, precision.is_integer], **self.settings)  # type: ignore[arg-type]
 
 
 LEFT = {"weight_limit": math.inf, "ifm_quantile": 1.0}  # ranges as training makes them
@@ -190,7 +190,7 @@ class Task:
             self._memory_at(how.errors or FRESH, baseline),
             data,
             *(tolerated, TARGET_DROP, clean, self.seed),
-            how.boosting(self.precision),
+            how.boosting(self.network, self.precision),
             control=how.errors is None,
         )
         course = {"kept_epoch": found.kept_epoch, "history": [vars(epoch) for epoch in found.history]}
@@ -231,7 +231,7 @@ class Task:
     def _key(self, arm: str) -> str:
         """All that an arm's network depends on, besides the code."""
         settings = (TARGET_DROP, VENDOR, TRAIN_IMAGES, DRAWS, BATCH, RATIO, FITTED_ROWS)
-        retraining = "" if arm == "baseline" else _arm(arm).boosting(self.precision)
+        retraining = "" if arm == "baseline" else _arm(arm).boosting(self.network, self.precision)
         return f"{settings} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
 
 

@@ -10,6 +10,7 @@ import typer
 
 from eden.approximate import ApproximateNetwork
 from eden.boosting import boost as boost_network
+from eden.boosting import default_boosting
 from eden.certificate import CERTIFICATE_SAMPLING, Certificate, certify, scaled_ladder
 from eden.datasets import Split
 from eden.inference import Accuracy, agrees, evaluate, predict_accuracy
@@ -92,9 +93,12 @@ def boost(
             drop,
             clean,
             seed,
-            progress=progress,
+            default_boosting(before.precision, name),
+            progress,
         )
     boosted.network.save(out, name)
+    if boosted.kept_epoch < 0:
+        console.print("no epoch kept the clean accuracy within the drop allowed: the network is as it was")
     with progress_bar("tolerance after") as progress:
         after = coarse(boosted.network, memory_at, data.validation, drop, clean, progress=progress)
     console.print(f"tolerable BER {tolerated.ber:.2e} before, {after.ber:.2e} after: {out}")

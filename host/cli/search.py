@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, TypeAlias
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import boost
+from eden.boosting import boost, default_boosting
 from eden.inference import evaluate
 from eden.precision import Precision
 from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
@@ -152,7 +152,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         )
 
     before = tolerance(baseline, "before")
-    criterion = (before.ber, drop, clean, plan.seed)
+    criterion = (before.ber, drop, clean, plan.seed, default_boosting(precision, plan.name))
     boosted = boost(baseline, fresh_at, data, *criterion, progress=report("boost"))
     after = tolerance(boosted.network, "boosted")
     unerring = boost(baseline, fresh_at, data, *criterion, progress=report("control"), control=True)

@@ -98,7 +98,7 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     short = replace(INTEGER_BOOSTING, training=Training(3, 2e-3, batch=BATCH, shift_pixels=0))
     ablation = "boosted without curriculum"
     monkeypatch.setattr(boost_study, "study_data", few_digits)
-    monkeypatch.setattr(boost_study, "BOOSTING", {True: short})
+    monkeypatch.setattr(boost_study, "BOOSTING", {("lenet", True): short})
     monkeypatch.setattr(boost_study, "ABLATIONS", {ablation: boost_study.ABLATIONS[ablation]})
     monkeypatch.setattr(boost_study, "TEST_IMAGES", 300)
     monkeypatch.setattr(boost_study, "RATIO", 2.0)
