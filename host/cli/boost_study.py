@@ -44,6 +44,14 @@ FITTED_ROWS = 104  # of the module that the error model is fitted to
 BOOSTING = {
     ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=12.0),
     ("lenet", False): replace(FP32_BOOSTING, training=Training(10, 2e-3, batch=BATCH, shift_pixels=1), highest=6.0),
+    ("resnet8", True): replace(
+        INTEGER_BOOSTING,
+        training=Training(16, 1e-3, batch=BATCH, shift_pixels=1),
+        highest=8.0,
+        weight_limit=2.0,
+        ifm_quantile=0.99,
+    ),
+    ("resnet8", False): replace(FP32_BOOSTING, training=Training(16, 1e-3, batch=BATCH, shift_pixels=1), highest=6.0),
 }  # by network, and whether the precision is an integer
 FLOAT_TRAINING, QUANTISED_TRAINING = Training(12, 4e-3, shift_pixels=1), Training(2, 5e-4, shift_pixels=1)
 
