@@ -307,6 +307,7 @@ def test_accuracy_is_what_error_models_and_cells_predict(
     clean = evaluate(network, data.test.images, data.test.labels).accuracy
     agreed = {"models": 0, "cells": 0}
     outside = tensors = 0
+    lost, uncertain = list[float](), list[float]()
     for seed in (1, 2, 3):
         profile = scan(open_mock("B", seed), _plan(point, rows=32, banks=tuple(range(8))), tmp_path / f"{seed}")
         mapping = mapped(network, profile, point, batch=50)
@@ -328,7 +329,8 @@ def test_accuracy_is_what_error_models_and_cells_predict(
                 tensors += 1
             for kind, each in predicted.items():
                 agreed[kind] += agrees(found.accuracy, each)
-            lost = clean - found.accuracy.accuracy
-            assert lost > joint_uncertainty(found.accuracy, predicted["cells"]), "no prediction could be wrong"
+            lost.append(clean - found.accuracy.accuracy)
+            uncertain.append(joint_uncertainty(found.accuracy, predicted["cells"]))
+    assert np.mean(lost) > 1.2 * np.mean(uncertain), "a prediction of no loss would agree"
     assert min(agreed.values()) >= 7, agreed
     assert outside <= 0.05 * tensors + 3 * np.sqrt(0.05 * tensors)
