@@ -52,6 +52,9 @@ class TensorFormat:
     def for_range(cls, precision: Precision, smallest: float, largest: float) -> "TensorFormat":
         """The format for values from ``smallest`` to ``largest``: the scale comes from the larger magnitude.
 
+        Ranges of floating point reach to the last number with the exponent of ``smallest`` and of ``largest``: an error
+        in the mantissa of a value near the end is small, and would be made a large one by correcting it to zero.
+
         Raises:
             NetworkError: the range is empty or not finite.
         """
@@ -61,7 +64,7 @@ class TensorFormat:
                 "check the network's inputs and weights"
             )
         if not precision.is_integer:
-            return cls(precision, 1.0, _nearest(smallest, precision), _nearest(largest, precision))
+            return cls(precision, 1.0, _end_of_binade(smallest, precision, -1), _end_of_binade(largest, precision, 1))
         scale = _scale(max(abs(smallest), abs(largest)), precision)
         return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
 
@@ -144,6 +147,16 @@ def _nearest(value: float, precision: Precision) -> float:
     """The number of a floating-point ``precision`` nearest to ``value``, and never an infinity."""
     largest = torch.finfo(STORED_TYPE[precision]).max
     return float(torch.tensor(max(-largest, min(largest, value))).to(STORED_TYPE[precision]))
+
+
+def _end_of_binade(value: float, precision: Precision, sign: int) -> float:
+    """The number farthest towards ``sign`` that has sign and exponent of the one nearest to ``value``; 0 of a 0."""
+    nearest = _nearest(value, precision)
+    if not nearest:
+        return 0.0
+    power = 2.0 ** (math.frexp(nearest)[1] - 1)
+    steps = 2 - torch.finfo(STORED_TYPE[precision]).eps if (nearest > 0) == (sign > 0) else 1
+    return _nearest(math.copysign(power * steps, nearest), precision)
 
 
 def _saturate(values: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -108,7 +108,22 @@ def test_codes_stop_at_the_symmetric_limit() -> None:
 def test_values_beyond_the_plausible_range_saturate_when_stored(precision: Precision) -> None:
     tensor_format = TensorFormat.for_range(precision, 0.0, 1.0)
     values = torch.tensor([-5.0, 5.0, float("nan"), float("inf"), float("-inf")])
-    assert tensor_format.decode(tensor_format.encode(values), values.shape).tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
+    decoded = tensor_format.decode(tensor_format.encode(values), values.shape).tolist()
+    high = 1.0 if precision.is_integer else tensor_format.high
+    assert decoded == [0.0, high, 0.0, high, 0.0]
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.FP32])
+def test_ranges_of_floating_point_reach_to_the_end_of_their_binades(precision: Precision) -> None:
+    """1.0 and -0.7 as 2 and -1 but for a last place, so that no error in a mantissa there leaves the range."""
+    last = torch.finfo(STORED_TYPE[precision]).eps
+    for ends, expected in (
+        ((-0.7, 1.0), (last / 2 - 1, 2 - last)),
+        ((0.7, 5.0), (0.5, 8 - 4 * last)),
+        ((-5.0, -2.5), (4 * last - 8, -2.0)),
+    ):
+        found = TensorFormat.for_range(precision, *ends)
+        assert (found.low, found.high) == expected
 
 
 def test_fp32_storage_does_not_alias_its_source() -> None:

@@ -343,8 +343,7 @@ def test_by_subarray_each_has_a_trcd_of_its_own_and_no_mapping_is_dearer(
     assert {piece.partition for piece in mapping.pieces} <= {part.name for part in parts}
     fits = {piece.point: stages.fits_at(profile, piece.point) for piece in mapping.pieces}
     drawn = stages.fitted_memory(fits, by_subarray.footprint, banks)(1)  # finds the rows by their address
-    network.memory = drawn
-    assert network(split.images[:BATCH]).isfinite().all()
+    assert network.twin(drawn)(split.images[:BATCH]).isfinite().all()
 
 
 # ---- what does not work is said --------------------------------------------------------------------------------------
