@@ -137,7 +137,7 @@ def engine_parameters(
         module: made for the same clock.
         sys_clk_freq: hertz.
         chip_width: data lines of one DRAM chip.
-        sizes: `EngineParameters` memory sizes.
+        sizes: `EngineParameters` memory sizes, and ``look_ahead``.
     """
     geometry = Geometry(
         banks=settings.nranks << module.geom_settings.bankbits,

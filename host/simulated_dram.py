@@ -241,7 +241,7 @@ def build_dram(
 def _dram_type() -> Any:
     """numba's type of every `Dram`."""
     geometry = Geometry(banks=1, rows=1, columns=8, data_width=8)
-    clocks = {"read_latency": 8, "write_latency": 1, "cas_latency": 7, "cas_write_latency": 6}
+    clocks: dict[str, Any] = {"read_latency": 8, "write_latency": 1, "cas_latency": 7, "cas_write_latency": 6}
     build = EngineParameters(geometry, tck_ps=2000, nphases=4, read_phase=1, write_phase=2, **clocks)
     state, _ = build_dram(build, PRESETS["A"], 0, Timings.of(DDR3_1600K, 2000, 6), Spacing.ddr3(2000, 7))
     return numba.typeof(state)

@@ -45,7 +45,8 @@ class Board:
         module: the DRAM module, of ``litedram.modules``.
         chip_width: data lines of one DRAM chip.
         rail: the DRAM's supply.
-        sizes: memory sizes of the engine (`gateware.engine.parameters`) that fit the FPGA's block RAM.
+        sizes: memory sizes of the engine (`gateware.engine.parameters`) that fit the FPGA's block RAM, and whether its
+            windows look ahead: not where the board's link is slower than three clocks a word, or its routing full.
         peripherals: adds bridges, sensors and what else the board has to a SoC.
         bridges: what the host can reach the board by, in words.
         loader: arguments of openFPGALoader that choose this board; none where it does not know it.

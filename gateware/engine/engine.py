@@ -266,9 +266,10 @@ class TestEngine(Module, AutoCSR):
         for memory in registers.MEMORIES:
             if memory.name in written:
                 lanes = written[memory.name]
-                window = BusWindow(lanes.window, lanes.write, lanes.write_data)
+                window = BusWindow(lanes.window, self._parameters.look_ahead, lanes.write, lanes.write_data)
             else:
-                window = BusWindow(read[memory.name])
+                port = read[memory.name]
+                window = BusWindow(port, self._parameters.look_ahead and port.follows)
             setattr(self.submodules, f"{memory.name}_window", window)
             self.windows[memory.name] = window.bus
 

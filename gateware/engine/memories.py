@@ -1,7 +1,8 @@
 """The engine's memories that the host fills, and their windows on the host's bus."""
 
 from litex.soc.interconnect import wishbone
-from migen import Case, If, Memory, Module, Signal
+from migen import Case, If, Memory, Module, Mux, Signal
+from migen.fhdl.structure import _Value
 
 from gateware.engine.crc import INITIAL, next_crc
 from gateware.engine.window import WindowPort
@@ -49,47 +50,64 @@ class LaneMemory(Module):
 class BusWindow(Module):
     """A Wishbone slave in front of a `WindowPort`; beyond its end it answers with an error.
 
-    An access takes three clocks; where the window follows its address, and the access is to the word after that of the
-    last one, two: that word is looked at ahead.
+    An access takes three clocks; with ``look_ahead`` two, where it is to the word after that of the last one.
 
     Args:
         window: what it shows.
+        look_ahead: have that word ready; for windows that follow their address.
         write, write_data: where a write goes; None where the host may not write, and then a write is an error too.
     """
 
-    def __init__(self, window: WindowPort, write: Signal | None = None, write_data: Signal | None = None) -> None:
+    def __init__(
+        self,
+        window: WindowPort,
+        look_ahead: bool,
+        write: Signal | None = None,
+        write_data: Signal | None = None,
+    ) -> None:
         self.bus = bus = wishbone.Interface(data_width=32, address_width=32, addressing="word")
 
         # # #
 
-        new, asked, answering, valid, good = Signal(), Signal(), Signal(), Signal(), Signal()
+        asked, answering, valid, good = Signal(), Signal(), Signal(), Signal()
         address, data, writes = Signal(22), Signal(32), Signal()  # the windows are 2^24 bytes apart
-        expected, exists, met, quick = Signal(22), Signal(), Signal(), Signal()
-        may_write = write is not None
+        new, met, quick = bus.cyc & bus.stb & ~asked & ~answering, 0, 0
+        if look_ahead:
+            met, quick = Signal(), Signal()
+            self._look_ahead(window, write is not None, address, (new, asked, met, quick))
+        else:
+            self.comb += window.address.eq(address)
         self.comb += [
-            new.eq(bus.cyc & bus.stb & ~asked & ~answering),
-            window.address.eq(address),
             window.read.eq(asked & ~writes),
-            valid.eq((address < window.words) & (may_write | ~writes)),
+            valid.eq((address < window.words) & ((write is not None) | ~writes)),
             bus.dat_r.eq(window.data),
             bus.ack.eq(answering & good & bus.cyc & bus.stb),
             bus.err.eq(answering & ~good & bus.cyc & bus.stb),
         ]
-        if window.follows:
-            self.comb += [
-                met.eq(new & exists & (bus.adr[:22] == expected) & (may_write | ~bus.we)),
-                If(~asked & ~quick, window.address.eq(expected)),
-            ]
         self.sync += [  # the bus comes late in its clock, and an answer has far to go
-            asked.eq(new & ~met),
-            quick.eq(met),
+            asked.eq(new & ~met if look_ahead else new),
             *[address.eq(bus.adr), data.eq(bus.dat_w), writes.eq(bus.we)],
-            answering.eq(asked | met),
-            good.eq(valid | met),
+            answering.eq(asked | met if look_ahead else asked),
+            good.eq(valid | met if look_ahead else valid),
+        ]
+        if write is not None:
+            done = (asked & valid | quick) & writes if look_ahead else asked & writes & valid
+            self.comb += [write.eq(done), write_data.eq(data)]
+
+    def _look_ahead(
+        self, window: WindowPort, may_write: bool, address: Signal, steps: tuple[_Value, Signal, Signal, Signal]
+    ) -> None:
+        """Show the expected word while no other is asked for; a new access that is to it is ``met`` at once."""
+        new, asked, met, quick = steps
+        expected, exists = Signal(22), Signal()
+        self.comb += [
+            met.eq(new & exists & (self.bus.adr[:22] == expected) & (may_write | ~self.bus.we)),
+            window.address.eq(Mux(asked | quick, address, expected)),
+        ]
+        self.sync += [
+            quick.eq(met),
             If(asked | quick, expected.eq(address + 1), exists.eq(address < window.words - 1)),
         ]
-        if may_write:
-            self.comb += [write.eq((asked & valid | quick) & writes), write_data.eq(data)]
 
 
 class Checker(Module):

@@ -24,6 +24,7 @@ class EngineParameters:
         buffer_bursts: bursts of the write buffer, and of the capture buffer.
         row_counters: rows that the row counters cover.
         backlog: failing bursts that may wait for the recorder; at least twice `gateware.isa.YIELD_READS`.
+        look_ahead: whether memory windows have the word after the last one ready, which saves the bus a clock a word.
     """
 
     geometry: Geometry
@@ -41,6 +42,7 @@ class EngineParameters:
     buffer_bursts: int = 4096
     row_counters: int = 4096
     backlog: int = 1024
+    look_ahead: bool = True
 
     def __post_init__(self) -> None:
         for name in ("program_depth", "log_blocks", "buffer_bursts", "row_counters", "backlog"):

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from gateware.boards import BOARDS
 from gateware.etherbone_protocol import (
     HEADER_WORDS,
     MAGIC,
@@ -53,7 +54,7 @@ REPEATS = 5
 WORDS = 1 << 20  # of memory behind Etherbone, all of it moved each time
 SERIAL_WORDS = 1 << 12
 ETHERBONE_BYTES_PER_S, OF_WIRE, OF_BAUD = 20e6, 0.8, 0.9
-WINDOW_CLOCKS = 1  # that the engine's memory windows wait, word after word, before the clock in which they answer
+WINDOW_CLOCKS = {False: 2, True: 1}  # that windows wait, by look_ahead, word after word, before they answer
 ETHERBONE_BOARDS = ("kc705", "ecpix5", "butterstick")
 # of data on 1 Gbit/s, beside the longest request's own words, preamble, Ethernet, IP, UDP, FCS and gap
 WIRE_BYTES_PER_S = WIRE_HZ * 4 * MAX_WORDS / (4 * PACKET_WORDS + 8 + 14 + 20 + 8 + 4 + 12)
@@ -190,7 +191,7 @@ def _etherbone_gateware() -> Iterator[dict[str, Any]]:
     """
     for name in ETHERBONE_BOARDS:
         board = EtherbonedMemory(name)
-        board.clocks = WINDOW_CLOCKS
+        board.clocks = WINDOW_CLOCKS[bool(BOARDS[name].sizes.get("look_ahead", True))]
         board.send([read_requests(0, 1, 1)[0].tobytes()])
         yield _figure(f"etherbone_{name}_sys_clk", board.sys_clk_hz / 1e6, "MHz", None, None, False)
         for way, packets in (

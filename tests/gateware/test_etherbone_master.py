@@ -185,7 +185,7 @@ class _Window(Module):
         self.submodules.master = master = EtherboneMaster()
         self.submodules.offer = _Offer(master)
         self.submodules.memory = memory = LaneMemory(2, _WINDOW_WORDS // 2)
-        self.submodules.window = window = BusWindow(memory.window, memory.write, memory.write_data)
+        self.submodules.window = window = BusWindow(memory.window, True, memory.write, memory.write_data)
         self.comb += master.bus.connect(window.bus)
 
 
@@ -218,7 +218,7 @@ class _Shared(Module):
         self.submodules.master = master = EtherboneMaster()
         self.submodules.offer = _Offer(master)
         self.submodules.memory = memory = LaneMemory(2, _WINDOW_WORDS // 2)
-        self.submodules.window = window = BusWindow(memory.window, memory.write, memory.write_data)
+        self.submodules.window = window = BusWindow(memory.window, True, memory.write, memory.write_data)
         self.other = other = wishbone.Interface(data_width=32, address_width=32, addressing="word")
         self.submodules.shared = shared = wishbone.InterconnectShared(
             [master.bus, other], [(lambda address: address[20:] == 0, window.bus)], True, BUS_TIMEOUT
