@@ -183,7 +183,7 @@ def test_interrupted_anywhere_it_resumes_to_the_same(plan: ScanPlan, undisturbed
     path, rng = tmp_path / "profile", np.random.default_rng(1)
     interruptions = 0
     while not (path / "profile.json").exists() or not Profile.open(path).complete:
-        when = int(rng.integers(30, 400))
+        when = int(rng.integers(15, 220))
 
         def hook(number: int, kind: str, address: int, words: Words | None, when: int = when) -> None:
             if number == when:
