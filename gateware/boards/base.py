@@ -46,7 +46,7 @@ class Board:
         chip_width: data lines of one DRAM chip.
         rail: the DRAM's supply.
         sizes: memory sizes of the engine (`gateware.engine.parameters`) that fit the FPGA's block RAM, and whether its
-            windows look ahead: not where the board's link is slower than three clocks a word, or its routing full.
+            windows look ahead, as they do by default; off where the routing is full and the link does not need it.
         peripherals: adds bridges, sensors and what else the board has to a SoC.
         bridges: what the host can reach the board by, in words.
         loader: arguments of openFPGALoader that choose this board; none where it does not know it.

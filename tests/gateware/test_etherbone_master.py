@@ -179,24 +179,27 @@ def test_accesses_follow_each_other_without_a_gap_until_the_turn_is_over() -> No
 
 
 class _Window(Module):
-    """A master before a window that looks ahead."""
+    """A master before a window."""
 
-    def __init__(self) -> None:
+    def __init__(self, look_ahead: bool) -> None:
         self.submodules.master = master = EtherboneMaster()
         self.submodules.offer = _Offer(master)
         self.submodules.memory = memory = LaneMemory(2, _WINDOW_WORDS // 2)
-        self.submodules.window = window = BusWindow(memory.window, True, memory.write, memory.write_data)
+        self.submodules.window = window = BusWindow(memory.window, look_ahead, memory.write, memory.write_data)
         self.comb += master.bus.connect(window.bus)
 
 
 @pytest.mark.slow
-def test_a_window_takes_two_clocks_for_the_word_after_the_last_one() -> None:
-    """Three for the first, and for one elsewhere; and what is read was written last."""
+@pytest.mark.parametrize(("look_ahead", "after_the_last"), [(True, 2), (False, 3)])
+def test_a_window_takes_three_clocks_and_looking_ahead_two_for_the_word_after_the_last_one(
+    look_ahead: bool, after_the_last: int
+) -> None:
+    """Either way what is read was written last. `tests.bench.links` reckons with these clocks."""
     ahead, back = list(range(_WINDOW_WORDS)), [0, 1, 2, 2, 1, 2, 3]
     writes = [Access(k, 1000 + k, 1, 0b1111, 0, 128, k == ahead[-1]) for k in ahead]
     reads = [Access(k, 0, 0, 0b1111, 7, 128, k == ahead[-1]) for k in ahead]
     again = [Access(k, 2000 + n, n % 2, 0b1111, 7, 1, 1) for n, k in enumerate(back)]
-    dut = _Window()
+    dut = _Window(look_ahead)
     bus, source = dut.master.bus, dut.master.source
     inputs = dut.offer.inputs | {"takes": source.ready}
     simulation = Verilated(dut, inputs, {"ack": bus.ack, "valid": source.valid, "answer": source.data})
@@ -204,9 +207,11 @@ def test_a_window_takes_two_clocks_for_the_word_after_the_last_one() -> None:
         simulation.clock(1000, **_offered(accesses, 1000), offer=1, takes=1) for accesses in (writes + reads, again)
     )
     steps = np.diff(np.flatnonzero(seen["ack"]))
-    assert steps.min() == 2
-    assert np.count_nonzero(steps > 2) <= 2 * _WINDOW_WORDS // (TURN_CLOCKS // 2) + 1  # turns, and the first read
-    assert np.diff(np.flatnonzero(later["ack"])).tolist() == [2, 2, 3, 3, 2, 2]
+    assert steps.min() == after_the_last
+    turns = 2 * _WINDOW_WORDS // (TURN_CLOCKS // after_the_last)
+    assert np.count_nonzero(steps > after_the_last) <= turns + 1  # and the first read
+    near = after_the_last
+    assert np.diff(np.flatnonzero(later["ack"])).tolist() == [near, near, 3, 3, near, near]
     answered = [each["answer"][each["valid"].astype(bool)].tolist() for each in (seen, later)]
     assert answered == [[1000 + k for k in ahead], [1000, 1002, 2001, 1003]]
 

@@ -462,6 +462,27 @@ def test_tensors_do_not_cross_a_bad_link_unnoticed(damage: Callable[[Words, np.r
     assert refused > 5
 
 
+def test_a_board_that_was_reset_between_two_programs_is_noticed_and_used_again() -> None:
+    opened, data = proxied(quiet), np.arange(64, dtype=np.uint32).reshape(4, 16)
+    opened.write_bursts([(0, 4)], data, opened.timings.trcd)
+    opened.bus._bus._held["starts"] = 0  # type: ignore[attr-defined]
+    with pytest.raises(LinkError, match=r"counts 1 started programs, 1 before this one: .* was reset"):
+        opened.read_bursts([(0, 4)], opened.timings.trcd)
+    np.testing.assert_array_equal(opened.read_bursts([(0, 4)], opened.timings.trcd), data)
+
+
+def test_a_program_takes_few_ways_to_the_board() -> None:
+    """Buffer, program, its check, start; status, counters, status, and for what was captured two more."""
+    opened, data, took = proxied(quiet), np.arange(64, dtype=np.uint32).reshape(4, 16), []
+    for _ in range(2):
+        before = opened.bus.accesses  # type: ignore[attr-defined]
+        opened.write_bursts([(0, 4)], data, opened.timings.trcd)
+        between = opened.bus.accesses  # type: ignore[attr-defined]
+        opened.read_bursts([(0, 4)], opened.timings.trcd)
+        took = [between - before, opened.bus.accesses - between]  # type: ignore[attr-defined]
+    assert took == [7, 8]
+
+
 # ---- the rail --------------------------------------------------------------------------------------------------------
 
 
