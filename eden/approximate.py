@@ -42,7 +42,8 @@ from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 
 CHECKPOINT_FORMAT = "eden-network"
-CHECKPOINT_VERSION = "1"
+CHECKPOINT_VERSION = "2"
+READABLE_VERSIONS = ("1", CHECKPOINT_VERSION)  # the first knew no binades
 
 _networks: "weakref.WeakValueDictionary[int, ApproximateNetwork]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
@@ -119,6 +120,10 @@ class ApproximateNetwork(nn.Module):
         bounding: what becomes of values read outside their plausible range.
         per_channel: whether each output channel of a weight has a scale of its own, in reliable memory; integers only.
 
+    Attributes:
+        binades: of floating-point tensors, as of `TensorFormat.for_range`; what is set holds from the next calibration
+            on, and for weights from when they are next stored.
+
     Raises:
         NetworkError: ``per_channel`` for floating point, or the module holds parameters that are not float32, none at
             all, or layers whose inputs cannot be seen from outside (TorchScript).
@@ -141,6 +146,7 @@ class ApproximateNetwork(nn.Module):
         self.module = module
         self.precision = precision
         self.bounding = bounding
+        self.binades: int | None = None
         self.formats: dict[str, TensorFormat] = {}
         self._ifm_elements: dict[str, int] = {}
         self._calibrated = False
@@ -219,12 +225,13 @@ class ApproximateNetwork(nn.Module):
             self._observer = None
         self._check_reached(observer)
         for name, ranges in observer.ranges.items():
-            self.formats[name] = _named_format(name, self.precision, *observer.combined(ranges))
+            self.formats[name] = _named_format(name, self.precision, *observer.combined(ranges), self.binades)
         self._ifm_elements, self._calibrated = observer.elements, True
 
     def twin(self, memory: ApproximateMemory | None = None) -> "ApproximateNetwork":
         """An independent network with a copy of the weights and the same calibration, in ``memory``."""
         other = ApproximateNetwork(copy.deepcopy(self.module), self.precision, memory, self.bounding, self.per_channel)
+        other.binades = self.binades
         other.formats = dict(self.formats)
         other._ifm_elements, other._calibrated = dict(self._ifm_elements), self._calibrated
         return other
@@ -252,6 +259,7 @@ class ApproximateNetwork(nn.Module):
             "network": network,
             "precision": self.precision.value,
             "per_channel": json.dumps(self.per_channel),
+            "binades": json.dumps(self.binades),
             "formats": json.dumps({name: asdict(value) for name, value in self.formats.items()}),
             "ifm_elements": json.dumps(self._ifm_elements),
         }
@@ -280,11 +288,15 @@ class ApproximateNetwork(nn.Module):
             self.module.load_state_dict(state)
         except RuntimeError as error:
             raise NetworkError(f"{path} holds the weights of another network ({metadata['network']})") from error
+        self.binades = json.loads(metadata.get("binades", "null"))
         formats = json.loads(metadata["formats"])
         self._ifm_elements, self._calibrated = json.loads(metadata["ifm_elements"]), True
         for name in self._ifm_elements:
             values = formats[name]
-            self.formats[name] = TensorFormat(self.precision, values["scale"], values["low"], values["high"])
+            floor = values.get("floor", 0.0)
+            self.formats[name] = TensorFormat(
+                self.precision, values["scale"], values["low"], values["high"], floor=floor
+            )
         self._stored_versions.clear()
 
     def _layers(self) -> list[tuple[str, nn.Module]]:
@@ -341,7 +353,7 @@ class ApproximateNetwork(nn.Module):
         if name in self._channel_axes:
             return TensorFormat.for_channels(self.precision, value, self._channel_axes[name])
         smallest, largest = torch.aminmax(value)
-        return TensorFormat.for_range(self.precision, float(smallest), float(largest))
+        return TensorFormat.for_range(self.precision, float(smallest), float(largest), self.binades)
 
     def _weights_read(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         self._store_changed(weights)
@@ -420,9 +432,10 @@ def read_checkpoint_metadata(path: Path) -> dict[str, str]:
         raise NetworkError(f"{path} is no intact safetensors file ({error}); train or copy it again") from error
     if metadata.get("format") != CHECKPOINT_FORMAT:
         raise NetworkError(f"{path} was not written by this toolkit; give a file that eden train or eden boost wrote")
-    if metadata.get("version") != CHECKPOINT_VERSION:
+    if metadata.get("version") not in READABLE_VERSIONS:
         raise NetworkError(
-            f"{path} has version {metadata.get('version')}, this toolkit reads {CHECKPOINT_VERSION}; update the toolkit"
+            f"{path} has version {metadata.get('version')}, this toolkit reads up to {CHECKPOINT_VERSION}; update the "
+            "toolkit"
         )
     return metadata
 
@@ -505,9 +518,11 @@ def _check_supported(module: nn.Module) -> None:
             raise NetworkError(f"{name} is {value.dtype} on {value.device}; give float32 values on a CPU or a GPU")
 
 
-def _named_format(name: str, precision: Precision, smallest: float, largest: float) -> TensorFormat:
+def _named_format(
+    name: str, precision: Precision, smallest: float, largest: float, binades: int | None
+) -> TensorFormat:
     try:
-        return TensorFormat.for_range(precision, smallest, largest)
+        return TensorFormat.for_range(precision, smallest, largest, binades)
     except NetworkError as error:
         raise NetworkError(f"{name}: {error}") from error
 

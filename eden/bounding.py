@@ -5,6 +5,10 @@ FP32 networks collapse at bit error rates of 1e-7 to 1e-6 (EDEN, section 1). A t
 *stored* to the plausible range, with bounding on or off, so anything *read* outside the range is an error for certain.
 Correction is therefore the identity on clean data, bit for bit, whatever the input.
 
+Where values were stored within few binades, some of their bits are known, and an error there is put right before all
+else: the value is then what was stored, not zero. What can still err is a mantissa, an exponent's lowest bits, and the
+sign of a tensor that has both.
+
 Integers are compared as codes, never as dequantised floats against float bounds: rounding would condemn legal codes.
 """
 
@@ -16,7 +20,7 @@ from eden.tensor_format import TensorFormat
 
 
 class Bounding(StrEnum):
-    """What becomes of a value read outside the plausible range."""
+    """What becomes of a value read outside the plausible range. Bits that are known are put right unless it is off."""
 
     OFF = "off"
     ZERO = "zero"
@@ -30,6 +34,7 @@ def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Boundin
     """
     if bounding is Bounding.OFF:
         return stored
+    stored = _with_known_bits(stored, tensor_format)
     low, high = _bounds(tensor_format)
     limited = stored.clamp(low, high)
     if bounding is Bounding.SATURATE:
@@ -38,6 +43,21 @@ def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Boundin
     if tensor_format.precision.is_integer:
         return limited.mul_(plausible)  # torch.where on integers takes some ten times as long
     return torch.where(plausible, stored, 0.0)
+
+
+def _with_known_bits(stored: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
+    mask, bits = tensor_format.known_bits
+    if not mask:
+        return stored
+    words = torch.int32 if tensor_format.precision.bits == 32 else torch.int16
+    unknown, known = (torch.tensor(_signed(each, tensor_format.precision.bits), dtype=words) for each in (~mask, bits))
+    return ((stored.view(words) & unknown) | known).view(stored.dtype)
+
+
+def _signed(word: int, bits: int) -> int:
+    """``word``'s lowest ``bits`` bits in two's complement."""
+    word &= (1 << bits) - 1
+    return word - ((word >> (bits - 1)) << bits)
 
 
 def _bounds(tensor_format: TensorFormat) -> tuple[float, float]:

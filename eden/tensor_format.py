@@ -6,10 +6,15 @@ from ``-(2 ** (bits - 1) - 1)`` to ``2 ** (bits - 1) - 1`` in two's complement. 
 and FP16 of IEEE 754, and bf16, the upper half of FP32; values are rounded to the nearest, ties to even, and saturate at
 the largest finite number. All are little endian; int4 puts two codes in a byte, the first in the low nibble. An error
 may also turn a code into ``-2 ** (bits - 1)``, which no network stores.
+
+A network that was retrained for it (`eden.boosting`) may have its floating-point tensors stored within few *binades*:
+scaled by a power of two, such that the largest magnitude lies in 1 .. 2, and with no magnitude below a floor, not even
+zero's. All numbers stored then share the upper bits of their exponents, and a reader knows what these are.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -25,6 +30,8 @@ STORED_TYPE = {
     Precision.FP32: torch.float32,
 }
 
+BINADES = (2, 4, 8)  # 16 would include FP16's subnormal numbers
+
 
 @dataclass(frozen=True)
 class TensorFormat:
@@ -36,10 +43,12 @@ class TensorFormat:
 
     Attributes:
         precision: number format.
-        scale: value of code 1; 1.0 for floating point. One for each channel, or one for all.
+        scale: value of code 1, one for each channel or one for all; of floating point within few binades, the power of
+            two that numbers were divided by, else 1.0.
         low, high: range of the stored domain: integer codes for integers, else values, themselves numbers that the
             precision has.
         axis: dimension of the channels, where each has a scale.
+        floor: smallest magnitude of the stored domain, for values within few binades; 0.0 where any will do.
     """
 
     precision: Precision
@@ -47,16 +56,25 @@ class TensorFormat:
     low: float
     high: float
     axis: int = 0
+    floor: float = 0.0
 
     @classmethod
-    def for_range(cls, precision: Precision, smallest: float, largest: float) -> "TensorFormat":
+    def for_range(
+        cls, precision: Precision, smallest: float, largest: float, binades: int | None = None
+    ) -> "TensorFormat":
         """The format for values from ``smallest`` to ``largest``: the scale comes from the larger magnitude.
 
         Ranges of floating point reach to the last number with the exponent of ``smallest`` and of ``largest``: an error
         in the mantissa of a value near the end is small, and would be made a large one by correcting it to zero.
 
+        Args:
+            precision: number format.
+            smallest, largest: the range.
+            binades: of floating point, how many exponents values may have, from the largest magnitude's down; a power
+                of two, so that these have all other bits in common. Smaller magnitudes are stored as the smallest.
+
         Raises:
-            NetworkError: the range is empty or not finite.
+            NetworkError: the range is empty or not finite, or so many binades are not to be had.
         """
         if not (math.isfinite(smallest) and math.isfinite(largest) and smallest <= largest):
             raise NetworkError(
@@ -64,9 +82,26 @@ class TensorFormat:
                 "check the network's inputs and weights"
             )
         if not precision.is_integer:
+            magnitude = max(abs(smallest), abs(largest))
+            if binades is not None and magnitude >= torch.finfo(torch.float32).tiny:
+                return cls._within_binades(precision, smallest, largest, binades)
             return cls(precision, 1.0, _end_of_binade(smallest, precision, -1), _end_of_binade(largest, precision, 1))
         scale = _scale(max(abs(smallest), abs(largest)), precision)
         return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
+
+    @classmethod
+    def _within_binades(cls, precision: Precision, smallest: float, largest: float, binades: int) -> "TensorFormat":
+        if binades not in BINADES:
+            raise NetworkError(f"{binades} binades have no bits in common to know; give {', '.join(map(str, BINADES))}")
+        scale = 2.0 ** (math.frexp(max(abs(smallest), abs(largest)))[1] - 1)
+        floor, last = 2.0 ** (1 - binades), 2 - torch.finfo(STORED_TYPE[precision]).eps
+        low, high = (
+            max(-last, _end_of_binade(smallest / scale, precision, -1)),
+            min(last, _end_of_binade(largest / scale, precision, 1)),
+        )
+        low = min(low, -floor) if smallest < 0 else floor
+        high = max(high, floor) if largest > 0 else -floor
+        return cls(precision, scale, low, high, floor=floor)
 
     @classmethod
     def for_channels(cls, precision: Precision, values: torch.Tensor, axis: int) -> "TensorFormat":
@@ -88,18 +123,45 @@ class TensorFormat:
     @property
     def metadata_bits(self) -> int:
         """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, and the range."""
-        scales = (len(self.scale) if isinstance(self.scale, tuple) else 1) if self.precision.is_integer else 0
-        return 32 * scales + 2 * self.precision.bits
+        if not self.precision.is_integer:
+            return (32 + 3 * self.precision.bits) if self.floor else 2 * self.precision.bits
+        return 32 * (len(self.scale) if isinstance(self.scale, tuple) else 1) + 2 * self.precision.bits
+
+    @cached_property
+    def known_bits(self) -> tuple[int, int]:
+        """Which bits of a stored word are the same in all numbers within few binades, as a mask, and what they are.
+
+        They are the upper bits of the exponent, and the sign of numbers that have but one. Without a floor, no bits.
+        """
+        if not self.floor:
+            return 0, 0
+        sign = 1 << (self.precision.bits - 1)
+        least, most = (_word(number, self.precision) for number in (self.floor, max(-self.low, self.high)))
+        mask = (sign - 1) & ~((1 << (least ^ most).bit_length()) - 1)
+        bits = least & mask
+        if self.low > 0 or self.high < 0:
+            mask |= sign
+            bits |= sign if self.high < 0 else 0
+        return mask, bits
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """The bytes as stored (uint8, flat) of float32 ``values`` of any shape; always a new buffer.
 
-        Values saturate at ``low`` and ``high``; a NaN is stored as ``low``.
+        Values saturate at ``low`` and ``high``, magnitudes at ``floor``; a NaN is stored as ``low``.
         """
         if not self.precision.is_integer:
-            flat = values.detach().reshape(-1)
-            return _saturate(flat, self.low, self.high).to(STORED_TYPE[self.precision]).view(torch.uint8)
+            return self._numbers(values.detach().reshape(-1)).to(STORED_TYPE[self.precision]).view(torch.uint8)
         return pack(self._codes(values).to(STORED_TYPE[self.precision]), self.precision)
+
+    def _numbers(self, flat: torch.Tensor) -> torch.Tensor:
+        """What is stored of ``flat`` in floating point, as float32."""
+        if not self.floor:
+            return _saturate(flat, self.low, self.high)
+        numbers = _saturate(flat / self._scale_along(1, flat.device), self.low, self.high)
+        if self.low > 0 or self.high < 0:
+            return numbers
+        small = numbers.abs() < self.floor
+        return torch.where(small, torch.copysign(torch.full_like(numbers, self.floor), numbers), numbers)
 
     def _codes(self, values: torch.Tensor) -> torch.Tensor:
         """Codes of ``values``, float32 and flat."""
@@ -129,7 +191,8 @@ class TensorFormat:
     def values(self, stored: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored numbers."""
         if not self.precision.is_integer:
-            return stored.to(torch.float32).view(shape)
+            numbers = stored.to(torch.float32).view(shape)
+            return numbers * self._scale_along(len(shape), stored.device) if self.floor else numbers
         return stored.to(torch.float32).view(shape) * self._scale_along(len(shape), stored.device)
 
     def decode(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -147,6 +210,12 @@ def _nearest(value: float, precision: Precision) -> float:
     """The number of a floating-point ``precision`` nearest to ``value``, and never an infinity."""
     largest = torch.finfo(STORED_TYPE[precision]).max
     return float(torch.tensor(max(-largest, min(largest, value))).to(STORED_TYPE[precision]))
+
+
+def _word(number: float, precision: Precision) -> int:
+    """The bits of a number that a floating-point ``precision`` has."""
+    data = torch.tensor([number]).to(STORED_TYPE[precision]).view(torch.uint8)
+    return int.from_bytes(bytes(data.tolist()), "little")
 
 
 def _end_of_binade(value: float, precision: Precision, sign: int) -> float:

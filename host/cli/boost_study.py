@@ -32,7 +32,7 @@ FOLDER = Path("build/study")
 NETWORKS = ("lenet", "resnet8")
 SEEDS = (1, 2, 3)
 FRESH, OWN, A_MAP = "fresh maps", "the DIMM's own map", "a map for each epoch"
-ABLATED = ("lenet", Precision.INT8)
+ABLATED = "lenet"
 START_BER = 2e-4  # where the search for a baseline's tolerance starts
 GOAL, BEST_GOAL = 5.0, 10.0
 TARGET_DROP = 0.01
@@ -43,7 +43,7 @@ RATIO = 1.15  # of the bracket that a tolerated rate is found in
 FITTED_ROWS = 104  # of the module that the error model is fitted to
 BOOSTING = {
     ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=12.0),
-    ("lenet", False): replace(FP32_BOOSTING, training=Training(10, 2e-3, batch=BATCH, shift_pixels=1), highest=6.0),
+    ("lenet", False): replace(FP32_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=15.0),
     ("resnet8", True): replace(
         INTEGER_BOOSTING,
         training=Training(16, 1e-3, batch=BATCH, shift_pixels=1),
@@ -51,7 +51,13 @@ BOOSTING = {
         weight_limit=2.0,
         ifm_quantile=0.99,
     ),
-    ("resnet8", False): replace(FP32_BOOSTING, training=Training(16, 1e-3, batch=BATCH, shift_pixels=1), highest=6.0),
+    ("resnet8", False): replace(
+        FP32_BOOSTING,
+        training=Training(16, 1e-3, batch=BATCH, shift_pixels=1),
+        highest=10.0,
+        weight_limit=2.0,
+        ifm_quantile=0.99,
+    ),
 }  # by network, and whether the precision is an integer
 FLOAT_TRAINING, QUANTISED_TRAINING = Training(12, 4e-3, shift_pixels=1), Training(2, 5e-4, shift_pixels=1)
 
@@ -75,8 +81,8 @@ def boost(
     the Error Model 0 fitted to the module, networks are boosted with such maps; on the module's own map, as scanned at
     falling VDD, with that map, its reads drawn anew. A control is retrained alike, without errors. Ablations (LeNet at
     int8) leave ranges as training makes them, with and without errors, start at the highest rate, or train on one map
-    for each epoch. Of FP32 networks it is measured besides what errors cost in one field of their numbers, or in one
-    tensor, alone. Finished tasks are kept, and boost.json holds what they say so far: stopped and started again, it
+    for each epoch; at FP32 one leaves exponents free. Of FP32 networks it is measured besides what errors cost in one
+    field of their numbers, or in one tensor, alone. Finished tasks are kept, and boost.json holds what they say so far: stopped and started again, it
     goes on. Goals count as met or missed from three seeds on.
     """
     stages.use_one_thread()
@@ -95,11 +101,13 @@ class Arm:
         errors: those it is trained with, as `Task._memory_at` names them, or None: it is a control.
         memories: where its tolerance is measured.
         settings: what differs from `BOOSTING`.
+        precision: of an ablation, the one that it is measured at.
     """
 
     errors: str | None
     memories: tuple[str, ...] = (FRESH,)
-    settings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float | None] = field(default_factory=dict)
+    precision: Precision = Precision.INT8
 
     def boosting(self, network: str, precision: Precision) -> Boosting:
         return replace(BOOSTING[network, precision.is_integer], **self.settings)  # type: ignore[arg-type]
@@ -112,6 +120,7 @@ ABLATIONS = {
     "boosted, ranges left": Arm(FRESH, settings=LEFT),
     "boosted without curriculum": Arm(FRESH, settings={"ramp": 0.0}),
     "boosted on a map for each epoch": Arm(A_MAP),
+    "boosted, exponents free": Arm(FRESH, settings={"binades": None}, precision=Precision.FP32),
 }
 BOOSTED_FOR = {FRESH: "boosted", OWN: "boosted on its map"}
 LOSSES = "losses"
@@ -127,7 +136,9 @@ def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: i
     for seed in range(1, seeds + 1):
         for network in networks:
             for precision in precisions:
-                ablations = ABLATIONS if (network, precision) == ABLATED else ()
+                ablations = [
+                    name for name, arm in ABLATIONS.items() if (network, precision) == (ABLATED, arm.precision)
+                ]
                 for arm in ("baseline", *ARMS, *ablations):
                     yield Task(out, network, precision, seed, arm)
                 if precision is Precision.FP32:

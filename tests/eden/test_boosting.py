@@ -2,13 +2,16 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
+from eden.approximate import ApproximateNetwork
+from eden.boosting import FP32_BOOSTING, INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
 from eden.datasets import Dataset, mnist5000
-from eden.memory import ApproximateMemory, BitErrorMemory
+from eden.memory import ApproximateMemory, BitErrorMemory, ReliableMemory
+from eden.networks import build
 from eden.precision import Precision
 from eden.tolerance import CurvePoint
 from eden.training import Training, train_baseline
@@ -66,6 +69,28 @@ def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Data
     assert result.kept_epoch == -1
     assert all(torch.equal(a, b) for a, b in zip(result.network.parameters(), baseline.parameters(), strict=True))
     assert result.network.formats == baseline.formats
+
+
+def test_binades_go_with_a_network_that_is_retrained_within_few(data: Dataset, tmp_path: Path) -> None:
+    baseline = train_baseline("lenet", Precision.FP32, data, 0, Training(2, 3e-3))
+    few = replace(FP32_BOOSTING, training=Training(2, 1e-3), binades=4)
+    network = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, few).network
+    images = data.test.images
+    assert network.binades == 4
+    network.save(tmp_path / "boosted.safetensors", "lenet")
+    assert {found.floor for found in network.formats.values()} == {1 / 8}
+    assert baseline.binades is None
+    assert all(found.floor == 0 for found in baseline.formats.values())
+    again = ApproximateNetwork(build("lenet", 1), Precision.FP32)
+    again.load(tmp_path / "boosted.safetensors")
+    assert again.binades == 4
+    assert again.formats.items() <= network.formats.items()
+    for memory in (lambda: ReliableMemory(), lambda: BitErrorMemory(1e-3, 3)):
+        again.memory, network.memory = memory(), memory()
+        assert torch.equal(again(images), network(images))
+    nothing = boost(baseline, BitErrorMemory, data, 1e-4, 0.0, 1.01, 7, few)
+    assert (nothing.kept_epoch, nothing.network.binades) == (-1, None)
+    assert torch.equal(nothing.network(images), baseline(images))
 
 
 def test_epochs_that_tolerate_far_more_than_the_baseline_are_told_apart(data: Dataset) -> None:

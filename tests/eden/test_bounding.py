@@ -1,13 +1,15 @@
 """Correction touches what no reliable network stores, and nothing else."""
 
+import numpy as np
 import pytest
 import torch
 
 from eden.bounding import Bounding, correct
 from eden.precision import Precision
-from eden.tensor_format import STORED_TYPE, TensorFormat
+from eden.tensor_format import BINADES, STORED_TYPE, TensorFormat
 
 ON = [Bounding.ZERO, Bounding.SATURATE]
+FLOATS = [Precision.FP32, Precision.FP16, Precision.BF16]
 
 
 @pytest.mark.parametrize("bounding", list(Bounding))
@@ -21,8 +23,12 @@ def test_no_legal_code_is_changed(precision: Precision, bounding: Bounding) -> N
 
 @pytest.mark.parametrize("bounding", list(Bounding))
 @pytest.mark.parametrize("precision", list(Precision))
-def test_whatever_is_stored_comes_back_bit_for_bit(precision: Precision, bounding: Bounding) -> None:
-    tensor_format = TensorFormat.for_range(precision, -0.5, 2.0)
+@pytest.mark.parametrize("binades", [None, *BINADES])
+@pytest.mark.parametrize("low", [-0.5, 0.0])
+def test_whatever_is_stored_comes_back_bit_for_bit(
+    precision: Precision, bounding: Bounding, binades: int | None, low: float
+) -> None:
+    tensor_format = TensorFormat.for_range(precision, low, 2.0, binades)
     values = torch.cat([torch.randn(1000) * 3, torch.tensor([float("inf"), float("nan"), -0.0])])
     stored = tensor_format.stored_elements(tensor_format.encode(values), values.numel())
     corrected = correct(stored, tensor_format, bounding)
@@ -36,9 +42,34 @@ def test_implausible_codes_become_zero_or_the_bound() -> None:
     assert correct(read, tensor_format, Bounding.SATURATE).tolist() == [-3, -3, -3, 100, 100]
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
+@pytest.mark.parametrize("precision", FLOATS)
 def test_implausible_floats_become_zero_or_the_bound(precision: Precision) -> None:
     tensor_format = TensorFormat(precision, 1.0, -1.0, 2.0)
     read = torch.tensor([float("nan"), float("inf"), float("-inf"), 2.5, 2.0]).to(STORED_TYPE[precision])
     assert correct(read, tensor_format, Bounding.ZERO).tolist() == [0, 0, 0, 0, 2]
     assert correct(read, tensor_format, Bounding.SATURATE).tolist() == [0, 2, -1, 2, 2]
+
+
+@pytest.mark.parametrize("bounding", ON)
+@pytest.mark.parametrize("precision", FLOATS)
+@pytest.mark.parametrize("ends", [(-1.0, 3.0), (0.0, 3.0), (-3.0, 0.0)])
+def test_errors_in_known_bits_are_put_right_exactly(
+    precision: Precision, bounding: Bounding, ends: tuple[float, float]
+) -> None:
+    tensor_format = TensorFormat.for_range(precision, *ends, binades=8)
+    values = torch.rand(300, generator=torch.Generator().manual_seed(1)) * (ends[1] - ends[0]) + ends[0]
+    words = {32: np.uint32, 16: np.uint16}[precision.bits]
+    clean = tensor_format.encode(values).numpy().view(words)
+    mask, _ = tensor_format.known_bits
+    hit = clean ^ (np.random.default_rng(2).integers(0, 1 << precision.bits, 300).astype(words) & words(mask))
+    assert (hit != clean).mean() > 0.5
+    read = tensor_format.stored_elements(torch.from_numpy(hit.view(np.uint8)), 300)
+    assert np.array_equal(correct(read, tensor_format, bounding).view(torch.uint8).numpy().view(words), clean)
+    assert torch.equal(correct(read, tensor_format, Bounding.OFF).view(torch.uint8), read.view(torch.uint8))
+
+
+def test_a_wrong_sign_beyond_a_range_of_both_signs_is_still_implausible() -> None:
+    """Within -0.5 .. 3 the stored range is -0.5 (but for a last place) .. 2 at a scale of 2: -1.5 is none of it."""
+    tensor_format = TensorFormat.for_range(Precision.FP32, -0.5, 3.0, binades=8)
+    read = torch.tensor([-1.5, -0.25, 1.5])
+    assert correct(read, tensor_format, Bounding.ZERO).tolist() == [0.0, -0.25, 1.5]

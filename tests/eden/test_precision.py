@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eden.precision import Precision
-from eden.tensor_format import STORED_TYPE, TensorFormat, pack, unpack
+from eden.tensor_format import BINADES, STORED_TYPE, TensorFormat, pack, unpack
 from profiles.errors import NetworkError
 
 INTEGERS = [Precision.INT4, Precision.INT8, Precision.INT16]
+FLOATS = [Precision.FP32, Precision.FP16, Precision.BF16]
 floats = st.floats(-(2.0**100), 2.0**100, width=32)
 
 
@@ -197,3 +198,73 @@ def test_channels_of_floating_point_or_without_end_are_refused() -> None:
         TensorFormat.for_channels(Precision.FP16, torch.ones(2, 2), 0)
     with pytest.raises(NetworkError, match="not all finite"):
         TensorFormat.for_channels(Precision.INT8, torch.tensor([[1.0], [float("inf")]]), 0)
+
+
+# ---- within few binades ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("precision", "mask", "bits"),
+    [  # exponents of 2^-7 .. 2^0 with their bias: 120 .. 127 are 01111xxx, in FP16 8 .. 15 are 01xxx
+        (Precision.FP32, 0x7C00_0000, 0x3C00_0000),
+        (Precision.BF16, 0x7C00, 0x3C00),
+        (Precision.FP16, 0x6000, 0x2000),
+    ],
+)
+def test_numbers_within_eight_binades_share_the_upper_bits_of_their_exponents(
+    precision: Precision, mask: int, bits: int
+) -> None:
+    sign = 1 << (precision.bits - 1)
+    assert TensorFormat.for_range(precision, -3.0, 5.0, 8).known_bits == (mask, bits)
+    assert TensorFormat.for_range(precision, 0.0, 5.0, 8).known_bits == (mask | sign, bits)
+    assert TensorFormat.for_range(precision, -5.0, 0.0, 8).known_bits == (mask | sign, bits | sign)
+    assert TensorFormat.for_range(precision, -3.0, 5.0).known_bits == (0, 0)
+
+
+def test_small_magnitudes_are_stored_as_the_smallest_and_the_others_exactly() -> None:
+    """The largest, 5, lies in 4 .. 8: the scale is 4, and the floor 4 / 128."""
+    tensor_format = TensorFormat.for_range(Precision.FP32, -3.0, 5.0, 8)
+    assert (tensor_format.scale, tensor_format.floor) == (4.0, 1 / 128)
+    values = torch.tensor([5.0, -2.7, 0.04, 0.03125, 0.01, 0.0, -0.0, -1e-30])
+    read = tensor_format.decode(tensor_format.encode(values), values.shape)
+    assert read[:4].equal(values[:4])
+    assert read[4:].tolist() == [0.03125, 0.03125, -0.03125, -0.03125]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(floats, min_size=1, max_size=40),
+    st.sampled_from(FLOATS),
+    st.sampled_from(BINADES),
+    st.sampled_from([-1, 0, 1]),
+)
+def test_all_that_is_stored_within_few_binades_has_the_known_bits(
+    numbers: list[float], precision: Precision, binades: int, only: int
+) -> None:
+    values = torch.tensor(numbers, dtype=torch.float32)
+    values = values.abs() * only if only else values
+    tensor_format = TensorFormat.for_range(precision, float(values.min()), float(values.max()), binades)
+    mask, bits = tensor_format.known_bits
+    anything = torch.cat([values, torch.tensor([0.0, -0.0, 1e30, -1e30, float("nan"), float("-inf")])])
+    encoded = tensor_format.encode(anything)
+    words = encoded.numpy().view({32: np.uint32, 16: np.uint16}[precision.bits])
+    assert np.all(words & mask == bits)
+    decoded = tensor_format.decode(encoded, anything.shape)
+    assert torch.equal(tensor_format.encode(decoded), encoded)
+    if mask:
+        step = torch.finfo(STORED_TYPE[precision]).eps
+        large = values.abs() >= tensor_format.floor * tensor_format.scale  # type: ignore[operator]
+        wrong = (decoded[: len(values)] - values).abs()
+        assert torch.all(wrong[large] <= step * values.abs()[large])
+        assert torch.all(wrong <= 2 * tensor_format.floor * tensor_format.scale + step * values.abs())
+
+
+def test_zeros_alone_stay_zeros_and_odd_binades_are_refused() -> None:
+    zeros = TensorFormat.for_range(Precision.FP32, 0.0, 0.0, 8)
+    assert zeros.decode(zeros.encode(torch.zeros(3)), torch.Size([3])).tolist() == [0.0] * 3
+    with pytest.raises(NetworkError, match="6 binades have no bits in common to know; give 2, 4, 8"):
+        TensorFormat.for_range(Precision.FP32, 0.0, 1.0, 6)
+
+
+def test_the_scale_and_the_floor_count_as_metadata() -> None:
+    assert TensorFormat.for_range(Precision.BF16, -3.0, 127.0, 8).metadata_bits == 32 + 3 * 16
