@@ -9,8 +9,9 @@ it.
 Features are the package's: 40 mel bands (Slaney's) of power, every 10 ms. The encoder hears the loudest 0.8 s of a
 clip; its package takes 1.6 s at a time and cuts out pauses, with a detector of voices.
 
-Power spans six orders of magnitude. Floating point holds that; linear integers of 8 bits round most of it to zero, and
-a network that was not trained for that does not recognise much.
+Power spans six orders of magnitude. Floating point holds that; linear integers of 8 bits round most of it to zero. With
+ranges that hold all of it the encoder tells 28 % of validation clips right in int8, with ranges that hold 98 % of its
+values 64 %, and after six epochs of training so 92 % (95 % in FP32; seed 1).
 """
 
 import io

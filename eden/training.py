@@ -48,6 +48,7 @@ class Recipe:
 
     ``pretrained`` fills in weights that come in a package, given the training split; training may then have no epochs.
     ``retraining_rate`` is the peak learning rate of `eden.boosting`, where its own is too high for the network.
+    ``integer_quantile`` is that of an IFM's values that integer ranges hold, as of `ApproximateNetwork.calibrate`.
     """
 
     data: Callable[[], Dataset]
@@ -55,6 +56,7 @@ class Recipe:
     quantised_training: Training = QUANTISED_TRAINING
     pretrained: Callable[[nn.Module, Split], None] | None = None
     retraining_rate: float | None = None
+    integer_quantile: float = 1.0
 
 
 AS_IT_COMES = Training(epochs=0, learning_rate=0.0)
@@ -63,7 +65,7 @@ RECIPES = {
     "resnet8": Recipe(fashion_mnist, retraining_rate=1e-3),
     "resnet20": Recipe(fashion_mnist, retraining_rate=1e-3),
     "g2p": Recipe(cmudict, Training(12, 6e-3, batch=256), Training(2, 1e-3, batch=256)),
-    "speaker": Recipe(voices, AS_IT_COMES, AS_IT_COMES, enrol),
+    "speaker": Recipe(voices, AS_IT_COMES, Training(6, 3e-4, batch=20), enrol, integer_quantile=0.98),
     "efficientnet-lite0": Recipe(photographs, AS_IT_COMES, AS_IT_COMES, imagenet_weights),
 }
 """By network; every other one learns the digits of `mnist5000`."""
@@ -101,17 +103,18 @@ def train_baseline(
     total = float_training.epochs + quantised_epochs
     train(module, data.train, float_training, seed, progress=lambda done, _: progress(done, total))
     network = ApproximateNetwork(folded(module), precision, per_channel=per_channel)
-    calibrate(network, data.train)
+    quantile = usual.integer_quantile if precision.is_integer else 1.0
+    calibrate(network, data.train, quantile)
     if quantised_epochs:
         train(
             network,
             data.train,
             quantised_training,
             seed + 1,
-            hooks=Hooks(before_epoch=lambda epoch: calibrate(network, data.train)),
+            hooks=Hooks(before_epoch=lambda epoch: calibrate(network, data.train, quantile)),
             progress=lambda done, _: progress(float_training.epochs + done, total),
         )
-        calibrate(network, data.train)
+        calibrate(network, data.train, quantile)
     return network.eval()
 
 

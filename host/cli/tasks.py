@@ -146,7 +146,7 @@ class Baseline:
     def key(self) -> str:
         """All that it depends on besides its name and the code."""
         how = recipe(self.network)
-        return f"{how.float_training} {how.quantised_training}"
+        return f"{how.float_training} {how.quantised_training} {how.integer_quantile}"
 
     def trained(self, folder: Path) -> ApproximateNetwork:
         """As it is kept in ``folder``, or trained now."""

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from eden import datasets
+from eden import datasets, training
 from eden.approximate import ApproximateNetwork
 from eden.datasets import Dataset, Split, fashion_mnist, mnist5000, read_idx, stratified_split
 from eden.inference import evaluate
 from eden.networks import build, folded
 from eden.precision import Precision
-from eden.training import Hooks, Training, recipe, shift_randomly, train, train_baseline
+from eden.training import Hooks, Recipe, Training, recipe, shift_randomly, train, train_baseline
 from profiles.errors import NetworkError
 
 
@@ -208,6 +208,21 @@ def test_a_resnet_keeps_weights_and_ifms_of_every_layer_in_memory(name: str, lay
         tensor.name for tensor in network.tensors()
     }
     assert sum(tensor.elements for tensor in network.tensors() if tensor.kind == "weight") == parameters
+
+
+@pytest.mark.parametrize(("precision", "tight"), [(Precision.INT8, True), (Precision.FP32, False)])
+def test_a_recipe_may_tighten_the_ranges_of_integers(
+    precision: Precision, tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = mnist5000()
+    data = Dataset("few", full.train.first(200), full.validation.first(10), full.test.first(10))
+    ends = []
+    for quantile in (1.0, 0.9):
+        few = Recipe(lambda: data, Training(1, 1e-3), Training(1, 1e-5), integer_quantile=quantile)
+        monkeypatch.setitem(training.RECIPES, "lenet", few)
+        found = train_baseline("lenet", precision, data, 0).formats["7.ifm"]
+        ends.append(found.high * found.scale)  # type: ignore[operator]
+    assert ends[1] < 0.8 * ends[0] if tight else ends[1] == ends[0]
 
 
 def test_each_network_learns_its_own_data() -> None:
