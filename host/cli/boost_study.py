@@ -82,8 +82,8 @@ def boost(
     falling VDD, with that map, its reads drawn anew. A control is retrained alike, without errors. Ablations (LeNet at
     int8) leave ranges as training makes them, with and without errors, start at the highest rate, or train on one map
     for each epoch; at FP32 one leaves exponents free. Of FP32 networks it is measured besides what errors cost in one
-    field of their numbers, or in one tensor, alone. Finished tasks are kept, and boost.json holds what they say so far: stopped and started again, it
-    goes on. Goals count as met or missed from three seeds on.
+    field of their numbers, or in one tensor, alone. Finished tasks are kept, and boost.json holds what they say so far:
+    stopped and started again, it goes on. Goals count as met or missed from three seeds on.
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, network or list(NETWORKS), precision or [Precision.INT8, Precision.FP32], seeds))
