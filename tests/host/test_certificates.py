@@ -1,4 +1,4 @@
-"""`eden study certificates` and `eden tolerance` from the command line: files, resumption, and what cannot be read."""
+"""`eden study certificates`, `tolerance` and `boost` from the command line: files, resumption, what cannot be read."""
 
 import json
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from eden import certificate_study
+from eden import boosting, certificate_study
 from eden.certificate import CERTIFICATE_SAMPLING, Population
 from eden.datasets import Dataset
 from eden.precision import Precision
-from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, train_baseline
+from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, Training, train_baseline
 from host.cli import certificates_study, networks, stages
 from host.cli.certificates_study import Design
 from profiles.error_models import UniformModel, load_error_model
@@ -82,6 +82,23 @@ def files(tmp_path_factory: pytest.TempPathFactory, small_dataset: Dataset) -> t
         folder / "model.parquet"
     )
     return folder / "net.safetensors", folder / "model.parquet"
+
+
+@pytest.mark.slow
+def test_boosting_that_keeps_no_epoch_says_so_and_leaves_the_network_as_it_was(
+    run_eden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset, files: tuple[Path, Path]
+) -> None:
+    monkeypatch.setattr(stages, "dataset", lambda network="lenet": small_dataset)
+    ruinous = replace(boosting.INTEGER_BOOSTING, training=Training(epochs=1, learning_rate=3.0))
+    monkeypatch.setattr(boosting, "INTEGER_BOOSTING", ruinous)
+    network, model = files
+    out = tmp_path / "boosted.safetensors"
+    printed = run_eden("boost", network, "--model", model, "--target-drop", "8", "--out", out)
+    assert "no epoch kept the clean accuracy within the drop allowed: the network is as it was" in printed
+    before, after = stages.load_network(network), stages.load_network(out)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    images = small_dataset.test.images[:20]
+    assert torch.equal(after(images), before(images))
 
 
 @pytest.mark.slow
