@@ -86,7 +86,7 @@ class TensorFormat:
             if binades is not None and magnitude >= torch.finfo(torch.float32).tiny:
                 return cls._within_binades(precision, smallest, largest, binades)
             return cls(precision, 1.0, _end_of_binade(smallest, precision, -1), _end_of_binade(largest, precision, 1))
-        scale = _scale(max(abs(smallest), abs(largest)), precision)
+        scale = float(_scale(torch.tensor([smallest, largest], dtype=torch.float64).abs().max(), precision))
         return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
 
     @classmethod
@@ -115,7 +115,7 @@ class TensorFormat:
         largest = values.detach().abs().transpose(0, axis).flatten(1).amax(dim=1)
         if not bool(largest.isfinite().all()):
             raise NetworkError("values are not all finite; check the network's inputs and weights")
-        scales = tuple(_scale(each, precision) for each in largest.tolist())
+        scales = tuple(_scale(largest.double(), precision).tolist())
         whole = cls(precision, scales, -precision.largest_code, precision.largest_code, axis)
         smallest, largest = torch.aminmax(whole._codes(values))
         return cls(precision, scales, float(smallest), float(largest), axis)
@@ -200,10 +200,10 @@ class TensorFormat:
         return self.values(self.stored_elements(data, shape.numel()), shape)
 
 
-def _scale(magnitude: float, precision: Precision) -> float:
-    """The scale at which ``magnitude`` has the largest code."""
-    scale = magnitude / precision.largest_code
-    return scale if scale >= torch.finfo(torch.float32).tiny else 1.0  # below, values are zero at this precision
+def _scale(magnitudes: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """The scales at which ``magnitudes`` (float64) have the largest code; 1 where values are zero at this precision."""
+    scales = magnitudes / precision.largest_code
+    return torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 1.0)
 
 
 def _nearest(value: float, precision: Precision) -> float:
