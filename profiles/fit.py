@@ -45,6 +45,7 @@ from profiles.laws import (
     Law,
     beta_interval,
     chance_posteriors,
+    distinct_rows,
     fit_chance_law,
     fit_flip_law,
     flip_posteriors,
@@ -705,8 +706,8 @@ def _expected_of_lines(lines: Lines, flip: Floats, error: Floats, length: int) -
     strength = np.clip(mean * (1 - mean) / np.maximum(error, 1e-6) ** 2 - 1, 1e-3, 1e6)
     for column, trials in enumerate(lines.trials.tolist()):
         keys = np.column_stack([np.round(mean, 9), strength])
-        distinct, at = np.unique(keys, axis=0, return_inverse=True)
-        cells = np.bincount(at.ravel(), weights=lines.failing[:, column], minlength=len(distinct))
+        distinct, at, _ = distinct_rows(keys)
+        cells = np.bincount(at, weights=lines.failing[:, column], minlength=len(distinct))
         some = cells > 0
         a, b = (distinct[some, 0] * distinct[some, 1])[:, None], ((1 - distinct[some, 0]) * distinct[some, 1])[:, None]
         step = max(1, (1 << 20) // length)

@@ -14,6 +14,7 @@ reads a cell. pi and F follow independent Beta laws.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +106,20 @@ def beta_binomial(failing: Floats, exposed: Floats, mean: float, concentration: 
     return np.asarray(_log_rising(a, failing) + _log_rising(b, exposed - failing) - _log_rising(a + b, exposed))
 
 
+def distinct_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Integers, Integers]:
+    """The different rows of ``rows`` [n, c] in lexical order, which of them each row is, int64[n], and their counts.
+
+    What ``np.unique`` gives along an axis, ten times faster: that compares rows as bytes.
+    """
+    order = np.lexsort(rows.T[::-1])
+    ordered = rows[order]
+    first = np.ones(len(rows), bool)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    which = np.empty(len(rows), np.int64)
+    which[order] = np.cumsum(first) - 1
+    return ordered[first], which, np.diff(np.flatnonzero(np.append(first, True)))
+
+
 def fit_chance_law(failing: npt.ArrayLike, exposed: npt.ArrayLike) -> Law:
     """The law of the chance that a cell fails, with the mean of all lines together and the most likely concentration.
 
@@ -116,7 +131,7 @@ def fit_chance_law(failing: npt.ArrayLike, exposed: npt.ArrayLike) -> Law:
     """
     f = np.asarray(failing, np.float64)
     t = np.maximum(np.asarray(exposed, np.float64), f)
-    pairs, count = np.unique(np.column_stack([f, t]), axis=0, return_counts=True)
+    pairs, _, count = distinct_rows(np.column_stack([f, t]))
     f, t, weight = pairs[:, 0], pairs[:, 1], count.astype(np.float64)
     mean = float((weight * f).sum() / (weight * t).sum())
     if not 0 < mean < 1 or weight.sum() < 2:
@@ -267,7 +282,7 @@ def fit_flip_law(
     some = failing.sum(axis=1) > 0
     if not 0 < pooled < 1 or some.sum() < 2 or bool(np.all(errors == reads)):
         return Law(pooled, np.inf, 0.0, 0.0, ((1e15, 1.0),))
-    rows, count = np.unique(np.column_stack([failing, errors, reads])[some], axis=0, return_counts=True)
+    rows, _, count = distinct_rows(np.column_stack([failing, errors, reads])[some])
     weight = count.astype(np.float64)
     f, e, r = (np.ascontiguousarray(part, np.float64) for part in (rows[:, :-2], rows[:, -2], rows[:, -1]))
     n = trials.astype(np.float64)
@@ -303,7 +318,7 @@ def _mean_at(gain: Callable[[float], float], start: float, about: float) -> tupl
 
 def flip_posteriors(law: Law, failing: Integers, errors: Integers, reads: Integers, trials: Integers) -> Floats:
     """float64[g, 4], posterior E[F], E[F^2], E[1/q], E[1/q^2] of each line; q is the chance to fail in most reads."""
-    rows, inverse = np.unique(np.column_stack([failing, errors, reads]), axis=0, return_inverse=True)
+    rows, which, _ = distinct_rows(np.column_stack([failing, errors, reads]))
     found, part = np.zeros((len(rows), 4)), np.empty((len(rows), 4))
     f, e, r = (np.ascontiguousarray(column, np.float64) for column in (rows[:, :-2], rows[:, -2], rows[:, -1]))
     n = trials.astype(np.float64)
@@ -319,7 +334,7 @@ def flip_posteriors(law: Law, failing: Integers, errors: Integers, reads: Intege
             leaning = np.maximum(0.0, part[:, 1] - part[:, 0] ** 2) / prior
             part[:, 1] += (leaning * law.mean_error) ** 2
         found += weight * part
-    return np.asarray(found[inverse.ravel()])
+    return np.asarray(found[which])
 
 
 def beta_interval(mean: npt.ArrayLike, error: npt.ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:

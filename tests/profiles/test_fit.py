@@ -5,6 +5,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from profiles.cells import CellCounts, WeakCells
@@ -12,6 +14,7 @@ from profiles.error_models import BitlineModel, DataDependentModel, ErrorModel, 
 from profiles.errors import FitError
 from profiles.fit import FitReport, fit
 from profiles.geometry import Geometry
+from profiles.laws import distinct_rows
 from profiles.pattern import Pattern
 from profiles.population import collect
 from profiles.schema import Region, WriteCondition
@@ -45,6 +48,15 @@ def fitted(planted: ModuleType, path: Path, model: ErrorModel, seed: int = 1, **
     weak = model.sample_weak_cells(0, model.geometry.cells, seed)
     profile = planted.profile(path, model.geometry, weak, seed=seed, **options)
     return fit(profile, planted.POINT, NOMINAL)
+
+
+@given(st.integers(0, 99), st.integers(0, 60), st.integers(1, 4), st.booleans())
+def test_distinct_rows_are_those_of_numpy(seed: int, count: int, columns: int, floating: bool) -> None:
+    rows = np.random.default_rng(seed).integers(-2, 3, (count, columns)) * (0.1 if floating else 1)
+    distinct, which, alike = distinct_rows(rows)
+    expected = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    for found, wanted in zip((distinct, which, alike), expected, strict=True):
+        assert np.array_equal(found, wanted.reshape(found.shape))
 
 
 @pytest.mark.parametrize("truth", TRUTH, ids=lambda model: f"model{model.number}")
