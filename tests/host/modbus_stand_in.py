@@ -7,11 +7,13 @@ MODBUS over Serial Line V1.02, and register maps from the makers' manuals: neith
 import os
 import select
 import struct
+import tempfile
 import threading
 import time
 import tty
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, BUSY = 1, 2, 3, 6
 
@@ -137,7 +139,10 @@ class ModbusStandIn:
         self.set_points: list[tuple[float, float]] = []
         self._master, self._slave = os.openpty()
         tty.setraw(self._slave)
-        self.port = os.ttyname(self._slave)
+        # Another process may be given this terminal's number as soon as it is free: a name of its own cannot be.
+        self._folder = tempfile.TemporaryDirectory()
+        self.port = str(Path(self._folder.name) / "tty")
+        os.symlink(os.ttyname(self._slave), self.port)
         self._turn, self._stopped = threading.Lock(), threading.Event()
 
     def settings(self, **more: object) -> dict[str, object]:
@@ -167,6 +172,7 @@ class ModbusStandIn:
         """The adapter is pulled out: its device hangs up."""
         self._stopped.set()
         self._thread.join()
+        self._folder.cleanup()
         for end in (self._master, self._slave):
             if end >= 0:
                 os.close(end)
