@@ -142,7 +142,7 @@ class ModbusStandIn:
         # Another process may be given this terminal's number as soon as it is free: a name of its own cannot be.
         self._folder = tempfile.TemporaryDirectory()
         self.port = str(Path(self._folder.name) / "tty")
-        os.symlink(os.ttyname(self._slave), self.port)
+        Path(self.port).symlink_to(os.ttyname(self._slave))
         self._turn, self._stopped = threading.Lock(), threading.Event()
 
     def settings(self, **more: object) -> dict[str, object]:
