@@ -122,7 +122,7 @@ class TensorFormat:
 
     @property
     def metadata_bits(self) -> int:
-        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, and the range."""
+        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, range and floor."""
         if not self.precision.is_integer:
             return (32 + 3 * self.precision.bits) if self.floor else 2 * self.precision.bits
         return 32 * (len(self.scale) if isinstance(self.scale, tuple) else 1) + 2 * self.precision.bits

@@ -704,9 +704,8 @@ def _expected_of_lines(lines: Lines, flip: Floats, error: Floats, length: int) -
     total = np.zeros(length)
     mean = np.clip(flip, 1e-9, 1 - 1e-9)
     strength = np.clip(mean * (1 - mean) / np.maximum(error, 1e-6) ** 2 - 1, 1e-3, 1e6)
+    distinct, at, _ = distinct_rows(np.column_stack([np.round(mean, 9), strength]))
     for column, trials in enumerate(lines.trials.tolist()):
-        keys = np.column_stack([np.round(mean, 9), strength])
-        distinct, at, _ = distinct_rows(keys)
         cells = np.bincount(at, weights=lines.failing[:, column], minlength=len(distinct))
         some = cells > 0
         a, b = (distinct[some, 0] * distinct[some, 1])[:, None], ((1 - distinct[some, 0]) * distinct[some, 1])[:, None]

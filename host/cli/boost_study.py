@@ -41,23 +41,16 @@ TRAIN_IMAGES, TEST_IMAGES = 20_000, 10_000
 DRAWS = 3  # of so many images: with half of them, a third of the loss allowed goes to the bound's width
 RATIO = 1.15  # of the bracket that a tolerated rate is found in
 FITTED_ROWS = 104  # of the module that the error model is fitted to
+FOR_RESNET = {
+    "training": Training(16, 1e-3, batch=BATCH, shift_pixels=1),
+    "weight_limit": 2.0,
+    "ifm_quantile": 0.99,
+}
 BOOSTING = {
     ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
     ("lenet", False): replace(FP32_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=15.0),
-    ("resnet8", True): replace(
-        INTEGER_BOOSTING,
-        training=Training(16, 1e-3, batch=BATCH, shift_pixels=1),
-        highest=8.0,
-        weight_limit=2.0,
-        ifm_quantile=0.99,
-    ),
-    ("resnet8", False): replace(
-        FP32_BOOSTING,
-        training=Training(16, 1e-3, batch=BATCH, shift_pixels=1),
-        highest=10.0,
-        weight_limit=2.0,
-        ifm_quantile=0.99,
-    ),
+    ("resnet8", True): replace(INTEGER_BOOSTING, highest=8.0, **FOR_RESNET),  # type: ignore[arg-type]
+    ("resnet8", False): replace(FP32_BOOSTING, highest=10.0, **FOR_RESNET),  # type: ignore[arg-type]
 }  # by network, and whether the precision is an integer
 FLOAT_TRAINING, QUANTISED_TRAINING = Training(12, 4e-3, shift_pixels=1), Training(2, 5e-4, shift_pixels=1)
 
