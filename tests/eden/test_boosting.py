@@ -126,6 +126,23 @@ def test_the_last_epoch_is_kept_unless_one_before_tolerates_twice_as_much(
     assert result.kept_epoch == kept
 
 
+def test_the_network_that_is_kept_has_the_mean_weights_of_the_steps(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(0, 1e-3))
+    steps: list[torch.Tensor] = []
+
+    def record(retraining: boosting._Retraining) -> None:
+        steps.append(retraining.network.module.get_parameter("7.weight").detach().clone())
+
+    monkeypatch.setattr(boosting._Retraining, "_limit_weights", record)
+    kept = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, replace(SHORT, training=Training(1, 1e-3)))
+    assert len(steps) == 5
+    assert float((steps[0] - steps[-1]).abs().max()) > 1e-3
+    found = kept.network.module.get_parameter("7.weight")
+    assert torch.allclose(found, torch.stack(steps).mean(dim=0), rtol=0, atol=1e-6)
+
+
 def test_where_nothing_is_out_of_reach_the_last_epoch_is_kept(data: Dataset) -> None:
     baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
     result = boost(baseline, BitErrorMemory, data, 0.1, 1.0, 1.0, 7, replace(SHORT, ramp=0.0))
