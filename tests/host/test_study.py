@@ -100,7 +100,6 @@ def test_boost_writes_rows_and_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(boost_study, "study_data", few_digits)
     monkeypatch.setattr(boost_study, "BOOSTING", {("lenet", True): short})
     monkeypatch.setattr(boost_study, "ABLATIONS", {ablation: boost_study.ABLATIONS[ablation]})
-    monkeypatch.setattr(boost_study, "TEST_IMAGES", 300)
     monkeypatch.setattr(boost_study, "RATIO", 2.0)
     monkeypatch.setattr(boost_study, "TARGET_DROP", 0.1)
     monkeypatch.setattr(boost_study, "FLOAT_TRAINING", Training(3, 4e-3, shift_pixels=0))
