@@ -10,6 +10,7 @@ import torch
 from eden import boosting, training
 from eden.certificate import CERTIFICATE_SAMPLING
 from eden.datasets import Dataset, Split
+from eden.networks import NETWORKS, SpellingReader
 from eden.training import Recipe, Training
 from host.cli import networks, stages
 from profiles.error_models import UniformModel
@@ -49,6 +50,7 @@ def test_a_network_of_words_goes_from_training_to_dram(
     data = words()
     short = Recipe(lambda: data, Training(5, 2e-2, batch=25), Training(1, 1e-3, batch=25))
     monkeypatch.setitem(training.RECIPES, "g2p", short)
+    monkeypatch.setitem(NETWORKS, "g2p", lambda: SpellingReader(letters=27, labels=29, width=16, hidden=32))
     quick = replace(boosting.INTEGER_BOOSTING, training=Training(2, 1e-3, batch=50))
     monkeypatch.setattr(boosting, "INTEGER_BOOSTING", quick)
     monkeypatch.setattr(networks, "SEARCH_IMAGES", 100)
