@@ -129,10 +129,17 @@ class TensorFormat:
 
     @cached_property
     def known_bits(self) -> tuple[int, int]:
-        """Which bits of a stored word are the same in all numbers within few binades, as a mask, and what they are.
+        """Which bits of a stored word are the same in all numbers of the range, as a mask, and what they are.
 
-        They are the upper bits of the exponent, and the sign of numbers that have but one. Without a floor, no bits.
+        Of integers they are the sign, where all codes have the same, and what bits below it ``low`` and ``high`` share;
+        of floating point within few binades the upper bits of the exponent, and the sign where there is but one. Of
+        other floating point they are left unknown.
         """
+        if self.precision.is_integer:
+            every = (1 << self.precision.bits) - 1
+            least, most = int(self.low) & every, int(self.high) & every
+            mask = every & ~((1 << (least ^ most).bit_length()) - 1)
+            return mask, least & mask
         if not self.floor:
             return 0, 0
         sign = 1 << (self.precision.bits - 1)

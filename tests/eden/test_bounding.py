@@ -68,6 +68,35 @@ def test_errors_in_known_bits_are_put_right_exactly(
     assert torch.equal(correct(read, tensor_format, Bounding.OFF).view(torch.uint8), read.view(torch.uint8))
 
 
+@pytest.mark.parametrize("bounding", ON)
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.INT16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sign_that_all_codes_share_is_put_right(precision: Precision, bounding: Bounding, sign: int) -> None:
+    """Whatever else is wrong with a code: each is read with its sign flipped, half of them with another bit too."""
+    ends = (0, precision.largest_code) if sign > 0 else (-precision.largest_code, -1)
+    tensor_format = TensorFormat(precision, 0.1, *ends)
+    top = 1 << (precision.bits - 1)
+    assert tensor_format.known_bits == (top, 0 if sign > 0 else top)
+    codes = torch.arange(ends[0], ends[1] + 1, dtype=STORED_TYPE[precision])
+    second = torch.arange(len(codes)) % 2
+    flipped = codes ^ second.to(codes.dtype)
+    wrong = (flipped ^ -top).to(codes.dtype)  # of int4 all bits of the byte that extend the sign
+    read = correct(wrong, tensor_format, bounding)
+    low, high = ends
+    expected = [code if low <= code <= high else 0 if bounding is Bounding.ZERO else low for code in flipped.tolist()]
+    assert read.tolist() == expected
+    assert torch.equal(correct(wrong, tensor_format, Bounding.OFF), wrong)
+
+
+def test_upper_bits_that_all_codes_share_are_put_right() -> None:
+    """Codes 97 .. 100 are 011000xx and 01100100: an error in the upper five bits shows, and is undone."""
+    tensor_format = TensorFormat(Precision.INT8, 0.1, 97, 100)
+    assert tensor_format.known_bits == (0b1111_1000, 0b0110_0000)
+    read = torch.tensor([97 ^ bit for bit in (64, 32, 16, 8)] + [97 - 128], dtype=torch.int8)
+    assert correct(read, tensor_format, Bounding.ZERO).tolist() == [97] * 5
+    assert TensorFormat(Precision.INT8, 0.1, -1, 100).known_bits == (0, 0)
+
+
 def test_a_wrong_sign_beyond_a_range_of_both_signs_is_still_implausible() -> None:
     """Within -0.5 .. 3 the stored range is -0.5 (but for a last place) .. 2 at a scale of 2: -1.5 is none of it."""
     tensor_format = TensorFormat.for_range(Precision.FP32, -0.5, 3.0, binades=8)
