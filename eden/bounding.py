@@ -7,8 +7,8 @@ Correction is therefore the identity on clean data, bit for bit, whatever the in
 
 Some bits may be known (`TensorFormat.known_bits`): an integer's sign where no value is negative, as after a ReLU, and
 the upper bits of exponents where values were stored within few binades. An error there is put right before all else:
-the value is then what was stored, not zero. A boosted LeNet at int8 loses 0.69 instead of 0.79 points at a BER of 2e-3 by
-that, and 1.76 instead of 1.91 at 5e-3 (Fashion-MNIST, 30,000 images, the same errors).
+the value is then what was stored, not zero. A boosted LeNet at int8 loses 0.69 instead of 0.79 points at a BER of 2e-3
+by that, and 1.76 instead of 1.91 at 5e-3 (Fashion-MNIST, 30,000 images, the same errors).
 
 Integers are compared as codes, never as dequantised floats against float bounds: rounding would condemn legal codes.
 """
