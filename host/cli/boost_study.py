@@ -76,9 +76,9 @@ def boost(
     another module of vendor B. On fresh maps of the Error Model 0 fitted to the module, networks are boosted with such
     maps; on the module's own map, as scanned at falling VDD, with that map, its reads drawn anew. A control is
     retrained alike, without errors. Ablations (of LeNet) leave ranges as training makes them or start at the highest
-    rate, at int8, and leave exponents free, at FP32; there it is measured besides what errors cost in one field of the
-    numbers, or in one tensor, alone. Finished tasks are kept, and boost.json holds what they say so far: stopped and
-    started again, it goes on. Goals count as met or missed from three seeds on.
+    rate, at int8, and leave exponents free, at FP32; and it is measured what errors cost in one field of its numbers,
+    or in one tensor, alone. Finished tasks are kept, and boost.json holds what they say so far: stopped and started
+    again, it goes on. Goals count as met or missed from three seeds on.
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, network or list(NETWORKS), precision or [Precision.INT8, Precision.FP32], seeds))
@@ -119,7 +119,10 @@ BOOSTED_FOR = {FRESH: "boosted", OWN: "boosted on its map"}
 LOSSES = "losses"
 COMPARED = ("baseline", "control", "boosted")  # whose losses are
 LOSS_BER, LOSS_IMAGES, LOSS_DRAWS = 3e-3, 2000, 3
-FIELDS = {"sign": 0x8000_0000, "exponent": 0x7F80_0000, "mantissa": 0x007F_FFFF}  # bits of an FP32 number
+FIELDS = {
+    Precision.FP32: {"sign": 0x8000_0000, "exponent": 0x7F80_0000, "mantissa": 0x007F_FFFF},
+    Precision.INT8: {"sign": 0x80, "highest bit": 0x40, "next bit": 0x20, "lower bits": 0x1F},
+}  # bits of a stored number
 
 
 def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: int) -> Iterator["Task | LossTask"]:
@@ -134,8 +137,8 @@ def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: i
                 ]
                 for arm in ("baseline", *ARMS, *ablations):
                     yield Task(out, network, precision, seed, arm)
-                if (network, precision) == (ABLATED, Precision.FP32):
-                    yield LossTask(out, network, seed)
+                if network == ABLATED and precision in FIELDS:
+                    yield LossTask(out, network, precision, seed)
 
 
 @dataclass(frozen=True)
@@ -250,34 +253,37 @@ class Task:
 
 @dataclass(frozen=True)
 class LossTask:
-    """Where an FP32 network loses its accuracy: with errors in one field of its numbers alone, or in one tensor alone.
+    """Where a network loses its accuracy: with errors in one field of its numbers alone, or in one tensor alone.
 
     What boosting can gain is limited by where errors cannot be bounded, and by tensors too small to be redundant.
     """
 
     out: Path
     network: str
+    precision: Precision
     seed: int
 
     @property
     def file(self) -> Path:
         """See `host.cli.tasks.Task`."""
-        return self._of("baseline").file.with_name(f"{self.network}-fp32-{self.seed}-{LOSSES}.json")
+        return self._of("baseline").file.with_name(f"{self.network}-{self.precision}-{self.seed}-{LOSSES}.json")
 
     @property
     def key(self) -> str:
         """See `host.cli.tasks.Task`."""
-        return f"{[self._of(arm).key for arm in COMPARED]} {LOSS_BER} {LOSS_IMAGES} {LOSS_DRAWS} {FIELDS}"
+        return (
+            f"{[self._of(arm).key for arm in COMPARED]} {LOSS_BER} {LOSS_IMAGES} {LOSS_DRAWS} {FIELDS[self.precision]}"
+        )
 
     def measured(self) -> dict[str, Any]:
         """Share of images lost, against the same network without errors, by arm and by what errs."""
         return {
-            **{"network": self.network, "precision": Precision.FP32.value, "seed": self.seed, "arm": LOSSES},
+            **{"network": self.network, "precision": self.precision.value, "seed": self.seed, "arm": LOSSES},
             "lost": {arm: self._losses(arm) for arm in COMPARED},
         }
 
     def _of(self, arm: str) -> "Task":
-        return Task(self.out, self.network, Precision.FP32, self.seed, arm)
+        return Task(self.out, self.network, self.precision, self.seed, arm)
 
     def _losses(self, arm: str) -> dict[str, float]:
         task = self._of(arm)
@@ -290,7 +296,7 @@ class LossTask:
             return meter.clean - meter.at(LOSS_BER, memory_of).accuracy
 
         def in_field(mask: int) -> Callable[[int], ApproximateMemory]:
-            return lambda seed: FieldMemory(memory_at(LOSS_BER, seed), mask)
+            return lambda seed: FieldMemory(memory_at(LOSS_BER, seed), mask, self.precision)
 
         def in_tensor(name: str) -> Callable[[int], ApproximateMemory]:
             others = dict.fromkeys(names, ReliableMemory())
@@ -298,17 +304,18 @@ class LossTask:
 
         return {
             "all": lost(lambda seed: memory_at(LOSS_BER, seed)),
-            **{field: lost(in_field(mask)) for field, mask in FIELDS.items()},
+            **{field: lost(in_field(mask)) for field, mask in FIELDS[self.precision].items()},
             **{name: lost(in_tensor(name)) for name in names},
         }
 
 
 class FieldMemory:
-    """Lets errors of ``memory`` through in some bits of each 32-bit number alone: those of ``mask``."""
+    """Lets errors of ``memory`` through in some bits of each stored number alone: those of ``mask``."""
 
-    def __init__(self, memory: ApproximateMemory, mask: int) -> None:
+    def __init__(self, memory: ApproximateMemory, mask: int, precision: Precision) -> None:
         self._memory, self._stored = memory, dict[str, torch.Tensor]()
-        self._mask = torch.from_numpy(np.array([mask], np.uint32).view(np.int32))
+        in_bytes = mask.to_bytes(precision.bits // 8, "little")
+        self._mask = torch.from_numpy(np.frombuffer(in_bytes, np.uint8).copy())
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
         """See `ApproximateMemory.store`."""
@@ -317,8 +324,8 @@ class FieldMemory:
 
     def load(self, tensor: str) -> torch.Tensor:
         """See `ApproximateMemory.load`."""
-        read, stored = self._memory.load(tensor).view(torch.int32), self._stored[tensor].view(torch.int32)
-        return (stored ^ ((read ^ stored) & self._mask)).view(torch.uint8)
+        wrong = self._memory.load(tensor) ^ self._stored[tensor]
+        return self._stored[tensor] ^ (wrong.view(-1, len(self._mask)) & self._mask).view(-1)
 
     def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
         """See `ApproximateMemory.load_all`."""
@@ -359,19 +366,19 @@ def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for arm in ABLATIONS:
             ablations += _row(network, precision, FRESH, arm, by_seed)
     best = [_best(rows, memory) for memory in BOOSTED_FOR if any(row["memory"] == memory for row in rows)]
-    losses = [row for network in dict.fromkeys(key[0] for key in groups) for row in _loss_rows(network, results)]
+    losses = [row for group in groups for row in _loss_rows(*group, results)]
     return rows + best + [row | {"ablation": True, "goal": None, "met": None} for row in ablations + losses]
 
 
-def _loss_rows(network: str, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row for all of an FP32 network, for each field of its numbers and for each of its tensors: what errors cost."""
-    found = [result for result in results if (result["network"], result["arm"]) == (network, LOSSES)]
+def _loss_rows(network: str, precision: str, results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row for all of a network, for each field of its numbers and for each of its tensors: what errors cost."""
+    about = {"network": network, "precision": precision, "arm": LOSSES}
+    found = [result for result in results if about.items() <= result.items()]
     for part in found[0]["lost"]["boosted"] if found else ():
         lost = {arm: [result["lost"][arm][part] for result in found] for arm in COMPARED}
         figure, low, high = mean_interval(lost["boosted"])
-        about = {"network": network, "precision": Precision.FP32.value, "memory": FRESH, "arm": LOSSES}
         seeds = [result["seed"] for result in found]
-        yield {**about, "errors_in": part, "at_ber": LOSS_BER, "lost": lost, "seeds": seeds} | {
+        yield {**about, "memory": FRESH, "errors_in": part, "at_ber": LOSS_BER, "lost": lost, "seeds": seeds} | {
             "figure": figure,
             "interval": [low, high],
         }
@@ -437,10 +444,13 @@ def _show(rows: list[dict[str, Any]]) -> None:
     table("tolerable BER", columns, shown)
     if losses:
         lost = [
-            [f"{row['network']}, {row['errors_in']}", *(f"{100 * np.mean(row['lost'][arm]):.2f}" for arm in COMPARED)]
+            [
+                f"{row['network']}, {row['precision']}, {row['errors_in']}",
+                *(f"{100 * np.mean(row['lost'][arm]):.2f}" for arm in COMPARED),
+            ]
             for row in losses
         ]
-        table(f"points lost at a BER of {LOSS_BER:g} in these bits alone, fp32", ["errors in", *COMPARED], lost)
+        table(f"points lost at a BER of {LOSS_BER:g} in these bits alone", ["errors in", *COMPARED], lost)
 
 
 def _label(row: dict[str, Any]) -> str:
