@@ -63,6 +63,7 @@ from eden.datasets import Dataset, Split
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
+from eden.tensor_format import TensorFormat
 from eden.tolerance import AccuracyMeter, CurvePoint, MemoryAt, Sampling
 from eden.training import CALIBRATION_BATCH, Hooks, Loss, Training, calibrate, recipe, train
 from profiles.errors import NetworkError
@@ -86,6 +87,7 @@ class Boosting:
         weight_limit: standard deviations that a weight may reach.
         ifm_quantile: quantile of an IFM's values that its range holds.
         binades: exponents that floating-point values may have, as of `TensorFormat.for_range`; None leaves them free.
+        guarded_signs: whether integers keep three copies of their signs, as of the same.
         teacher: weight of the unboosted network's outputs in the loss; labels have the rest.
         temperature: softens those outputs.
         averaged_epochs: about so many of the last epochs' weights are averaged (exponentially) in the network that is
@@ -97,6 +99,7 @@ class Boosting:
     weight_limit: float
     ifm_quantile: float
     binades: int | None = None
+    guarded_signs: bool = False
     ramp: float = 0.7
     teacher: float = 0.9
     temperature: float = 2.0
@@ -104,7 +107,11 @@ class Boosting:
 
 
 INTEGER_BOOSTING = Boosting(
-    Training(epochs=12, learning_rate=3e-3, shift_pixels=1), highest=6.0, weight_limit=1.7, ifm_quantile=0.98
+    Training(epochs=12, learning_rate=3e-3, shift_pixels=1),
+    highest=6.0,
+    weight_limit=1.7,
+    ifm_quantile=0.98,
+    guarded_signs=True,
 )
 FP32_BOOSTING = Boosting(
     Training(epochs=12, learning_rate=3e-3, shift_pixels=1),
@@ -232,7 +239,7 @@ class _Retraining:
         seed: int,
     ) -> None:
         self.network = baseline.twin()
-        self.network.binades = settings.binades
+        self.network.binades, self.network.guarded_signs = settings.binades, settings.guarded_signs
         self.averaged = self.network.twin()
         self.teacher = baseline.twin().eval()
         self.memory_at = memory_at
@@ -244,7 +251,7 @@ class _Retraining:
         self.seed = seed
         self.history: list[EpochRecord] = []
         self.kept_epoch = -1
-        self._kept = (_copy_state(self.averaged), dict(self.averaged.formats), baseline.binades)
+        self._kept = _copy(baseline)
         self._best = 0.0
         self._steps = 0
 
@@ -259,9 +266,8 @@ class _Retraining:
             hooks=Hooks(self._set_errors, self._limit_and_average, self._judge),
             progress=progress,
         )
-        state, formats, binades = self._kept
+        state, self.averaged.formats, self.averaged.binades, self.averaged.guarded_signs = self._kept
         self.averaged.module.load_state_dict(state)
-        self.averaged.formats, self.averaged.binades = dict(formats), binades
         return Retrained(self.averaged.eval(), tuple(self.history), self.kept_epoch)
 
     def _set_errors(self, epoch: int) -> None:
@@ -300,7 +306,7 @@ class _Retraining:
         self.history.append(EpochRecord(epoch, self.rates[epoch], meter.clean, estimated))
         if estimated * EPOCH_NOISE > self._best:
             self.kept_epoch = epoch
-            self._kept = (_copy_state(self.averaged), dict(self.averaged.formats), self.settings.binades)
+            self._kept = _copy(self.averaged)
         self._best = max(self._best, estimated)
 
     def _may_be_kept(self, epoch: int) -> bool:
@@ -351,5 +357,7 @@ def crossing(points: Sequence[CurvePoint], target: float) -> float:
     return points[-1].ber
 
 
-def _copy_state(network: ApproximateNetwork) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in network.module.state_dict().items()}
+def _copy(network: ApproximateNetwork) -> tuple[dict[str, torch.Tensor], dict[str, TensorFormat], int | None, bool]:
+    """Its weights, and how they and IFMs are stored."""
+    state = {name: value.clone() for name, value in network.module.state_dict().items()}
+    return state, dict(network.formats), network.binades, network.guarded_signs

@@ -9,7 +9,9 @@ may also turn a code into ``-2 ** (bits - 1)``, which no network stores.
 
 A network that was retrained for it (`eden.boosting`) may have its floating-point tensors stored within few *binades*:
 scaled by a power of two, such that the largest magnitude lies in 1 .. 2, and with no magnitude below a floor, not even
-zero's. All numbers stored then share the upper bits of their exponents, and a reader knows what these are.
+zero's. All numbers stored then share the upper bits of their exponents, and a reader knows what these are. Its integer
+tensors may have their signs *guarded*: codes of both signs take up two bits less, so that their three highest bits are
+copies of the sign, and a reader goes by the majority.
 """
 
 import math
@@ -31,6 +33,7 @@ STORED_TYPE = {
 }
 
 BINADES = (2, 4, 8)  # 16 would include FP16's subnormal numbers
+SIGN_COPIES = 3  # the fewest of which one may be wrong
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,12 @@ class TensorFormat:
 
     @classmethod
     def for_range(
-        cls, precision: Precision, smallest: float, largest: float, binades: int | None = None
+        cls,
+        precision: Precision,
+        smallest: float,
+        largest: float,
+        binades: int | None = None,
+        guarded_signs: bool = False,
     ) -> "TensorFormat":
         """The format for values from ``smallest`` to ``largest``: the scale comes from the larger magnitude.
 
@@ -86,7 +94,9 @@ class TensorFormat:
             if binades is not None and magnitude >= torch.finfo(torch.float32).tiny:
                 return cls._within_binades(precision, smallest, largest, binades)
             return cls(precision, 1.0, _end_of_binade(smallest, precision, -1), _end_of_binade(largest, precision, 1))
-        scale = float(_scale(torch.tensor([smallest, largest], dtype=torch.float64).abs().max(), precision))
+        guarded = guarded_signs and smallest < 0 < largest
+        extreme = torch.tensor([smallest, largest], dtype=torch.float64).abs().max()
+        scale = float(_scale(extreme, _largest_code(precision, guarded)))
         return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
 
     @classmethod
@@ -104,8 +114,12 @@ class TensorFormat:
         return cls(precision, scale, low, high, floor=floor)
 
     @classmethod
-    def for_channels(cls, precision: Precision, values: torch.Tensor, axis: int) -> "TensorFormat":
+    def for_channels(
+        cls, precision: Precision, values: torch.Tensor, axis: int, guarded_signs: bool = False
+    ) -> "TensorFormat":
         """The format with a scale for each index along ``axis`` of ``values``; its range is that of all their codes.
+
+        ``guarded_signs`` as in `for_range`.
 
         Raises:
             NetworkError: floating point, which has no scales, or values that are not finite.
@@ -115,8 +129,9 @@ class TensorFormat:
         largest = values.detach().abs().transpose(0, axis).flatten(1).amax(dim=1)
         if not bool(largest.isfinite().all()):
             raise NetworkError("values are not all finite; check the network's inputs and weights")
-        scales = tuple(_scale(largest.double(), precision).tolist())
-        whole = cls(precision, scales, -precision.largest_code, precision.largest_code, axis)
+        largest_code = _largest_code(precision, guarded_signs and bool((values < 0).any() and (values > 0).any()))
+        scales = tuple(_scale(largest.double(), largest_code).tolist())
+        whole = cls(precision, scales, -largest_code, largest_code, axis)
         smallest, largest = torch.aminmax(whole._codes(values))
         return cls(precision, scales, float(smallest), float(largest), axis)
 
@@ -150,6 +165,14 @@ class TensorFormat:
             mask |= sign
             bits |= sign if self.high < 0 else 0
         return mask, bits
+
+    @cached_property
+    def signs_guarded(self) -> bool:
+        """Whether the `SIGN_COPIES` highest bits of every code are the same, and codes have both signs."""
+        if not self.precision.is_integer or self.precision.bits < 8:
+            return False
+        end = 1 << (self.precision.bits - SIGN_COPIES)
+        return -end <= self.low < 0 <= self.high < end
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """The bytes as stored (uint8, flat) of float32 ``values`` of any shape; always a new buffer.
@@ -207,9 +230,14 @@ class TensorFormat:
         return self.values(self.stored_elements(data, shape.numel()), shape)
 
 
-def _scale(magnitudes: torch.Tensor, precision: Precision) -> torch.Tensor:
-    """The scales at which ``magnitudes`` (float64) have the largest code; 1 where values are zero at this precision."""
-    scales = magnitudes / precision.largest_code
+def _largest_code(precision: Precision, guarded: bool) -> int:
+    """The largest magnitude of a code; int4 has no bits to spare for copies of a sign."""
+    return precision.largest_code >> (SIGN_COPIES - 1) if guarded and precision.bits >= 8 else precision.largest_code
+
+
+def _scale(magnitudes: torch.Tensor, largest_code: int) -> torch.Tensor:
+    """The scales at which ``magnitudes`` (float64) have this code; 1 where values are zero at FP32."""
+    scales = magnitudes / largest_code
     return torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 1.0)
 
 

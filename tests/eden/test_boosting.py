@@ -94,6 +94,26 @@ def test_binades_go_with_a_network_that_is_retrained_within_few(data: Dataset, t
     assert torch.equal(nothing.network(images), baseline(images))
 
 
+def test_guarded_signs_go_with_a_network_that_is_retrained_with_them(data: Dataset, tmp_path: Path) -> None:
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(2, 3e-3), Training(1, 5e-4))
+    how = replace(SHORT, training=Training(2, 1e-3), guarded_signs=True)
+    network = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, how).network
+    images = data.test.images
+    network.save(tmp_path / "boosted.safetensors", "lenet")
+    guarded = {name for name, found in network.formats.items() if found.signs_guarded}
+    assert guarded == {name for name in network.formats if name not in ("3.ifm", "7.ifm", "9.ifm", "11.ifm")}
+    assert not any(found.signs_guarded for found in baseline.formats.values())
+    again = ApproximateNetwork(build("lenet", 1), Precision.INT8)
+    again.load(tmp_path / "boosted.safetensors")
+    for memory in (lambda: ReliableMemory(), lambda: BitErrorMemory(1e-3, 3)):
+        again.memory, network.memory = memory(), memory()
+        assert torch.equal(again(images), network(images))
+    assert again.formats == network.formats
+    nothing = boost(baseline, BitErrorMemory, data, 1e-4, 0.0, 1.01, 7, how)
+    assert (nothing.kept_epoch, nothing.network.guarded_signs) == (-1, False)
+    assert torch.equal(nothing.network(images), baseline(images))
+
+
 def test_epochs_that_tolerate_far_more_than_the_baseline_are_told_apart(data: Dataset) -> None:
     """The baseline is said to tolerate next to nothing, so that every epoch tolerates hundreds of times more."""
     baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(10, 4e-3), Training(1, 5e-4))

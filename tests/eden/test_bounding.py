@@ -88,6 +88,34 @@ def test_a_sign_that_all_codes_share_is_put_right(precision: Precision, bounding
     assert torch.equal(correct(wrong, tensor_format, Bounding.OFF), wrong)
 
 
+@pytest.mark.parametrize("bounding", ON)
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT16])
+def test_any_one_error_in_a_guarded_sign_is_put_right(precision: Precision, bounding: Bounding) -> None:
+    tensor_format = TensorFormat.for_range(precision, -0.4, 0.5, guarded_signs=True)
+    assert tensor_format.signs_guarded
+    assert tensor_format.high == {8: 31, 16: 8191}[precision.bits]
+    codes = torch.arange(int(tensor_format.low), int(tensor_format.high) + 1, dtype=STORED_TYPE[precision])
+    assert torch.equal(correct(codes, tensor_format, bounding), codes)
+    for copy in range(3):
+        top = -(1 << (precision.bits - 1)) if copy == 0 else 1 << (precision.bits - 1 - copy)
+        assert torch.equal(correct(codes ^ top, tensor_format, bounding), codes)
+    two = correct(codes ^ (3 << (precision.bits - 3)), tensor_format, bounding)
+    assert not torch.equal(two, codes)
+    assert torch.equal(correct(codes ^ top, tensor_format, Bounding.OFF), codes ^ top)
+
+
+def test_signs_are_guarded_where_there_are_two_and_bits_to_spare() -> None:
+    assert TensorFormat.for_range(Precision.INT8, 0.0, 1.0, guarded_signs=True).high == 127
+    assert not TensorFormat.for_range(Precision.INT8, 0.0, 1.0, guarded_signs=True).signs_guarded
+    assert not TensorFormat.for_range(Precision.INT4, -1.0, 1.0, guarded_signs=True).signs_guarded
+    assert not TensorFormat.for_range(Precision.INT8, -1.0, 1.0).signs_guarded
+    weights = torch.tensor([[0.5, -1.0], [3.0, 1.0]])
+    by_channel = TensorFormat.for_channels(Precision.INT8, weights, 0, guarded_signs=True)
+    assert by_channel.signs_guarded
+    assert by_channel.stored_elements(by_channel.encode(weights), 4).tolist() == [16, -31, 31, 10]
+    assert TensorFormat.for_channels(Precision.INT8, weights.abs(), 0, guarded_signs=True).high == 127
+
+
 def test_upper_bits_that_all_codes_share_are_put_right() -> None:
     """Codes 97 .. 100 are 011000xx and 01100100: an error in the upper five bits shows, and is undone."""
     tensor_format = TensorFormat(Precision.INT8, 0.1, 97, 100)
