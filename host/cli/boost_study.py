@@ -75,10 +75,10 @@ def boost(
     test split and training images left over, 30,000 that nothing was chosen with. Each seed is another network and
     another module of vendor B. On fresh maps of the Error Model 0 fitted to the module, networks are boosted with such
     maps; on the module's own map, as scanned at falling VDD, with that map, its reads drawn anew. A control is
-    retrained alike, without errors. Ablations (of LeNet) leave ranges as training makes them or start at the highest
-    rate, at int8, and leave exponents free, at FP32; and it is measured what errors cost in one field of its numbers,
-    or in one tensor, alone. Finished tasks are kept, and boost.json holds what they say so far: stopped and started
-    again, it goes on. Goals count as met or missed from three seeds on.
+    retrained alike, without errors. Ablations (of LeNet) leave ranges as training makes them, signs unguarded, or start
+    at the highest rate, at int8, and leave exponents free, at FP32; and it is measured what errors cost in one field of
+    its numbers, or in one tensor, alone. Finished tasks are kept, boost.json holds what they say so far: stopped and
+    started again, it goes on. Goals count as met or missed from three seeds on.
     """
     stages.use_one_thread()
     tasks = list(_tasks(out, network or list(NETWORKS), precision or [Precision.INT8, Precision.FP32], seeds))
@@ -112,6 +112,7 @@ LEFT = {"weight_limit": math.inf, "ifm_quantile": 1.0}  # ranges as training mak
 ARMS = {"control": Arm(None, (FRESH, OWN)), "boosted": Arm(FRESH), "boosted on its map": Arm(OWN, (OWN,))}
 ABLATIONS = {
     "boosted, ranges left": Arm(FRESH, settings=LEFT),
+    "boosted, signs unguarded": Arm(FRESH, settings={"guarded_signs": False}),
     "boosted without curriculum": Arm(FRESH, settings={"ramp": 0.0}),
     "boosted, exponents free": Arm(FRESH, settings={"binades": None}, precision=Precision.FP32),
 }
