@@ -80,6 +80,7 @@ class TensorFormat:
             smallest, largest: the range.
             binades: of floating point, how many exponents values may have, from the largest magnitude's down; a power
                 of two, so that these have all other bits in common. Smaller magnitudes are stored as the smallest.
+            guarded_signs: of int8 and int16, whether codes take up two bits less where the range has both signs.
 
         Raises:
             NetworkError: the range is empty or not finite, or so many binades are not to be had.

@@ -171,7 +171,7 @@ class Task:
     @property
     def key(self) -> str:
         """See `host.cli.tasks.Task`."""
-        return f"{self._key(self.arm)} {TEST_IMAGES} {TEST_DRAWS}"
+        return f"{self._key(self.arm)} {TEST_DRAWS}"
 
     def measured(self) -> dict[str, Any]:
         """Rates that the arm's network tolerates, by where they are measured."""
@@ -247,7 +247,7 @@ class Task:
 
     def _key(self, arm: str) -> str:
         """All that an arm's network depends on, besides the code."""
-        settings = (TARGET_DROP, VENDOR, TRAIN_IMAGES, SEARCH_DRAWS, BATCH, RATIO, FITTED_ROWS)
+        settings = (TARGET_DROP, VENDOR, TRAIN_IMAGES, TEST_IMAGES, SEARCH_DRAWS, BATCH, RATIO, FITTED_ROWS)
         retraining = "" if arm == "baseline" else _arm(arm).boosting(self.network, self.precision)
         return f"{settings} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from eden.approximate import ApproximateNetwork
 from eden.boosting import INTEGER_BOOSTING
-from eden.datasets import Dataset, mnist5000
+from eden.datasets import Dataset, Split, mnist5000
 from eden.memory import BitErrorMemory
 from eden.precision import Precision
 from eden.training import Training, train_baseline
@@ -170,6 +170,18 @@ def test_boost_says_what_errors_cost_by_field_and_by_tensor(tmp_path: Path, monk
     assert (row["arm"], row["errors_in"], row["figure"], row["goal"]) == ("losses", "all", lost["all"], None)
     boost_study._show([row])
     boost_study._plot([row])
+
+
+def test_nothing_that_boosting_is_tested_on_is_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def numbered(train_images: int) -> Dataset:
+        parts = torch.arange(train_images + 12_000).split([train_images, 2000, 10_000])
+        return Dataset("numbered", *(Split(part, part) for part in parts))
+
+    monkeypatch.setattr(boost_study, "fashion_mnist", numbered)
+    data = boost_study.study_data.__wrapped__()
+    splits = [set(split.images.tolist()) for split in (data.train, data.validation, data.test)]
+    assert [len(split) for split in splits] == [20_000, 2000, 30_000]
+    assert len(set.union(*splits)) == 52_000
 
 
 @pytest.mark.parametrize(("precision", "mask"), [(Precision.FP32, 0x7F80_0000), (Precision.INT8, 0x40)])
