@@ -18,7 +18,8 @@ PIXEL_MEAN, PIXEL_SPREAD = 0.1307, 0.3081  # of MNIST, pixels 0..1
 IMAGES_PER_CLASS = (300, 100, 100)  # train, validation, test
 FASHION_FOLDERS = (Path("data/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))  # one's own, Debian's
 FASHION_MEAN, FASHION_SPREAD = 0.2860, 0.3530  # of its pixels 0..1
-FASHION_VALIDATION_PER_CLASS = 200
+FASHION_VALIDATION_IMAGES = 2_000
+FASHION_TRAIN_IMAGES, FASHION_CLASSES = 60_000, 10
 IDX_BYTE = 8  # type code of unsigned bytes
 
 
@@ -69,25 +70,33 @@ def mnist5000() -> Dataset:
 
 
 @lru_cache(maxsize=4)
-def fashion_mnist(train_images: int = 58_000) -> Dataset:
-    """Fashion-MNIST of the Debian package dataset-fashion-mnist: its 10,000 test images, and 2,000 to validate.
+def fashion_mnist(train_images: int = 58_000, validation_images: int = FASHION_VALIDATION_IMAGES) -> Dataset:
+    """Fashion-MNIST of the Debian package dataset-fashion-mnist: its 10,000 test images, others train and validate.
 
-    ``train_images`` of the other 58,000 train, classes in balance.
+    Classes are in balance, and images in excess of what a class has are left out. However many more than 2,000
+    validate, the same ones train.
 
     Raises:
-        NetworkError: the data set is not installed, or a file of it is damaged.
+        NetworkError: the data set is not installed, or a file of it is damaged; or fewer than 2,000 shall validate, or
+            more than are left.
     """
+    more = validation_images - FASHION_VALIDATION_IMAGES
+    if more < 0 or train_images + validation_images > FASHION_TRAIN_IMAGES:
+        raise NetworkError(
+            f"{train_images} images to train and {validation_images} to validate are not to be had of Fashion-MNIST: "
+            f"give {FASHION_VALIDATION_IMAGES} or more to validate, and {FASHION_TRAIN_IMAGES} or fewer in all"
+        )
     folder = next((folder for folder in FASHION_FOLDERS if folder.is_dir()), None)
     if folder is None:
         raise NetworkError(
             f"Fashion-MNIST is in none of {', '.join(map(str, FASHION_FOLDERS))}; install it "
             f"(apt-get install dataset-fashion-mnist), or put its four .gz files into {FASHION_FOLDERS[0]}"
         )
-    images, labels = _fashion_part(folder, "train", 60_000)
+    images, labels = _fashion_part(folder, "train", FASHION_TRAIN_IMAGES)
     test = _fashion_part(folder, "t10k", 10_000)
-    validation, train = stratified_split(
-        labels, (FASHION_VALIDATION_PER_CLASS, train_images // len(np.unique(labels))), SPLIT_SEED
-    )
+    per_class = tuple(count // FASHION_CLASSES for count in (FASHION_VALIDATION_IMAGES, train_images, more))
+    validation, train, further = stratified_split(labels, per_class, SPLIT_SEED)
+    validation = np.concatenate([validation, further])
     parts = [(images[train], labels[train]), (images[validation], labels[validation]), test]
     return Dataset("fashion-mnist", *(_split_of(*part) for part in parts))
 
@@ -95,7 +104,7 @@ def fashion_mnist(train_images: int = 58_000) -> Dataset:
 def _fashion_part(folder: Path, name: str, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     images = read_idx(folder / f"{name}-images-idx3-ubyte.gz", (count, 28, 28))
     labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz", (count,))
-    if labels.max() > 9:
+    if labels.max() >= FASHION_CLASSES:
         raise NetworkError(f"{folder} holds a class {labels.max()}, of 0 to 9; install the data set again")
     return images, labels.astype(np.int64)
 
