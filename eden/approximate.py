@@ -42,8 +42,8 @@ from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 
 CHECKPOINT_FORMAT = "eden-network"
-CHECKPOINT_VERSION = "3"
-READABLE_VERSIONS = ("1", "2", CHECKPOINT_VERSION)  # the first knew no binades, the second no guarded signs
+CHECKPOINT_VERSION = "4"
+READABLE_VERSIONS = ("1", "2", "3", CHECKPOINT_VERSION)  # guarded signs are new in 3, of floating point in 4
 
 _networks: "weakref.WeakValueDictionary[int, ApproximateNetwork]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
@@ -121,8 +121,8 @@ class ApproximateNetwork(nn.Module):
         per_channel: whether each output channel of a weight has a scale of its own, in reliable memory; integers only.
 
     Attributes:
-        binades, guarded_signs: of floating-point and of integer tensors, as of `TensorFormat.for_range`; what is set
-            holds from the next calibration on, and for weights from when they are next stored.
+        guarded_signs: as of `TensorFormat.for_range`; what is set holds from the next calibration on, and for weights
+            from when they are next stored.
 
     Raises:
         NetworkError: ``per_channel`` for floating point, or the module holds parameters that are not float32, none at
@@ -146,7 +146,6 @@ class ApproximateNetwork(nn.Module):
         self.module = module
         self.precision = precision
         self.bounding = bounding
-        self.binades: int | None = None
         self.guarded_signs = False
         self.formats: dict[str, TensorFormat] = {}
         self._ifm_elements: dict[str, int] = {}
@@ -226,15 +225,13 @@ class ApproximateNetwork(nn.Module):
             self._observer = None
         self._check_reached(observer)
         for name, ranges in observer.ranges.items():
-            self.formats[name] = _named_format(
-                name, self.precision, *observer.combined(ranges), self.binades, self.guarded_signs
-            )
+            self.formats[name] = _named_format(name, self.precision, *observer.combined(ranges), self.guarded_signs)
         self._ifm_elements, self._calibrated = observer.elements, True
 
     def twin(self, memory: ApproximateMemory | None = None) -> "ApproximateNetwork":
         """An independent network with a copy of the weights and the same calibration, in ``memory``."""
         other = ApproximateNetwork(copy.deepcopy(self.module), self.precision, memory, self.bounding, self.per_channel)
-        other.binades, other.guarded_signs = self.binades, self.guarded_signs
+        other.guarded_signs = self.guarded_signs
         other.formats = dict(self.formats)
         other._ifm_elements, other._calibrated = dict(self._ifm_elements), self._calibrated
         return other
@@ -262,7 +259,6 @@ class ApproximateNetwork(nn.Module):
             "network": network,
             "precision": self.precision.value,
             "per_channel": json.dumps(self.per_channel),
-            "binades": json.dumps(self.binades),
             "guarded_signs": json.dumps(self.guarded_signs),
             "formats": json.dumps({name: asdict(value) for name, value in self.formats.items()}),
             "ifm_elements": json.dumps(self._ifm_elements),
@@ -292,16 +288,13 @@ class ApproximateNetwork(nn.Module):
             self.module.load_state_dict(state)
         except RuntimeError as error:
             raise NetworkError(f"{path} holds the weights of another network ({metadata['network']})") from error
-        self.binades = json.loads(metadata.get("binades", "null"))
         self.guarded_signs = json.loads(metadata.get("guarded_signs", "false"))
         formats = json.loads(metadata["formats"])
         self._ifm_elements, self._calibrated = json.loads(metadata["ifm_elements"]), True
         for name in self._ifm_elements:
             values = formats[name]
-            floor = values.get("floor", 0.0)
-            self.formats[name] = TensorFormat(
-                self.precision, values["scale"], values["low"], values["high"], floor=floor
-            )
+            ends, offset = (values["low"], values["high"]), values.get("offset", 0.0)
+            self.formats[name] = TensorFormat(self.precision, values["scale"], *ends, offset=offset)
         self._stored_versions.clear()
 
     def _layers(self) -> list[tuple[str, nn.Module]]:
@@ -358,7 +351,7 @@ class ApproximateNetwork(nn.Module):
         if name in self._channel_axes:
             return TensorFormat.for_channels(self.precision, value, self._channel_axes[name], self.guarded_signs)
         smallest, largest = torch.aminmax(value)
-        return TensorFormat.for_range(self.precision, float(smallest), float(largest), self.binades, self.guarded_signs)
+        return TensorFormat.for_range(self.precision, float(smallest), float(largest), self.guarded_signs)
 
     def _weights_read(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         self._store_changed(weights)
@@ -442,6 +435,11 @@ def read_checkpoint_metadata(path: Path) -> dict[str, str]:
             f"{path} has version {metadata.get('version')}, this toolkit reads up to {CHECKPOINT_VERSION}; update the "
             "toolkit"
         )
+    if metadata.get("binades", "null") != "null":
+        raise NetworkError(
+            f"{path} was boosted by an older version of this toolkit, for a format of floating point that is gone; "
+            "boost it again"
+        )
     return metadata
 
 
@@ -524,10 +522,10 @@ def _check_supported(module: nn.Module) -> None:
 
 
 def _named_format(
-    name: str, precision: Precision, smallest: float, largest: float, binades: int | None, guarded_signs: bool
+    name: str, precision: Precision, smallest: float, largest: float, guarded_signs: bool
 ) -> TensorFormat:
     try:
-        return TensorFormat.for_range(precision, smallest, largest, binades, guarded_signs)
+        return TensorFormat.for_range(precision, smallest, largest, guarded_signs)
     except NetworkError as error:
         raise NetworkError(f"{name}: {error}") from error
 

@@ -91,8 +91,7 @@ class Boosting:
             there is no curriculum: the rate is the highest from the first epoch on.
         weight_limit: standard deviations that a weight may reach.
         ifm_quantile: quantile of an IFM's values that its range holds.
-        binades: exponents that floating-point values may have, as of `TensorFormat.for_range`; None leaves them free.
-        guarded_signs: whether integers keep three copies of their signs, as of the same.
+        guarded_signs: whether tensors keep three copies of their signs, as of `TensorFormat.for_range`.
         teacher: weight of the unboosted network's outputs in the loss; labels have the rest.
         temperature: softens those outputs.
         averaged_epochs: about so many of the last epochs' weights are averaged (exponentially) in the network that is
@@ -103,7 +102,6 @@ class Boosting:
     highest: float
     weight_limit: float
     ifm_quantile: float
-    binades: int | None = None
     guarded_signs: bool = False
     ramp: float = 0.7
     teacher: float = 0.9
@@ -123,7 +121,7 @@ FP32_BOOSTING = Boosting(
     highest=3.0,
     weight_limit=1.7,
     ifm_quantile=0.98,
-    binades=8,
+    guarded_signs=True,
 )
 
 
@@ -244,7 +242,7 @@ class _Retraining:
         seed: int,
     ) -> None:
         self.network = baseline.twin()
-        self.network.binades, self.network.guarded_signs = settings.binades, settings.guarded_signs
+        self.network.guarded_signs = settings.guarded_signs
         self.averaged = self.network.twin()
         self.teacher = baseline.twin().eval()
         self.memory_at = memory_at
@@ -271,7 +269,7 @@ class _Retraining:
             hooks=Hooks(self._set_errors, self._limit_and_average, self._judge),
             progress=progress,
         )
-        state, self.averaged.formats, self.averaged.binades, self.averaged.guarded_signs = self._kept
+        state, self.averaged.formats, self.averaged.guarded_signs = self._kept
         self.averaged.module.load_state_dict(state)
         return Retrained(self.averaged.eval(), tuple(self.history), self.kept_epoch)
 
@@ -362,7 +360,7 @@ def crossing(points: Sequence[CurvePoint], target: float) -> float:
     return points[-1].ber
 
 
-def _copy(network: ApproximateNetwork) -> tuple[dict[str, torch.Tensor], dict[str, TensorFormat], int | None, bool]:
+def _copy(network: ApproximateNetwork) -> tuple[dict[str, torch.Tensor], dict[str, TensorFormat], bool]:
     """Its weights, and how they and IFMs are stored."""
     state = {name: value.clone() for name, value in network.module.state_dict().items()}
-    return state, dict(network.formats), network.binades, network.guarded_signs
+    return state, dict(network.formats), network.guarded_signs

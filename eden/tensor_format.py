@@ -7,11 +7,11 @@ and FP16 of IEEE 754, and bf16, the upper half of FP32; values are rounded to th
 the largest finite number. All are little endian; int4 puts two codes in a byte, the first in the low nibble. An error
 may also turn a code into ``-2 ** (bits - 1)``, which no network stores.
 
-A network that was retrained for it (`eden.boosting`) may have its floating-point tensors stored within few *binades*:
-scaled by a power of two, such that the largest magnitude lies in 1 .. 2, and with no magnitude below a floor, not even
-zero's. All numbers stored then share the upper bits of their exponents, and a reader knows what these are. Its integer
-tensors may have their signs *guarded*: codes of both signs take up two bits less, so that their three highest bits are
-copies of the sign, and a reader goes by the majority.
+A network that was retrained for it (`eden.boosting`) may have its signs *guarded*. Integer codes of both signs then
+take up two bits less, so that their three highest bits are copies of the sign, and a reader goes by the majority.
+Floating point is stored as fixed point, in effect: values are scaled and shifted into the one binade 1 .. 2, where a
+reader knows sign and exponent of every number; around 1.5 where there are both signs, and so close to it that the three
+highest bits of the mantissa say on which side.
 """
 
 import math
@@ -32,8 +32,10 @@ STORED_TYPE = {
     Precision.FP32: torch.float32,
 }
 
-BINADES = (2, 4, 8)  # 16 would include FP16's subnormal numbers
+TINY, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 SIGN_COPIES = 3  # the fewest of which one may be wrong
+BOTH_SIGNS, ONE_SIGN = 1.5, 1.0  # offsets in one binade
+SPARED_BITS = 7  # of a value with its sign, fewer are not given up for copies of it: int4 and bf16 guard no sign
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,13 @@ class TensorFormat:
 
     Attributes:
         precision: number format.
-        scale: value of code 1, one for each channel or one for all; of floating point within few binades, the power of
-            two that numbers were divided by, else 1.0.
+        scale: value of code 1, one for each channel or one for all; of floating point 1.0, or around an offset what
+            numbers were divided by.
         low, high: range of the stored domain: integer codes for integers, else values, themselves numbers that the
             precision has.
         axis: dimension of the channels, where each has a scale.
-        floor: smallest magnitude of the stored domain, for values within few binades; 0.0 where any will do.
+        offset: of floating point in one binade, the number that stands for zero: `BOTH_SIGNS`, or `ONE_SIGN` where
+            values have but one; else 0.0.
     """
 
     precision: Precision
@@ -59,7 +62,7 @@ class TensorFormat:
     low: float
     high: float
     axis: int = 0
-    floor: float = 0.0
+    offset: float = 0.0
 
     @classmethod
     def for_range(
@@ -67,7 +70,6 @@ class TensorFormat:
         precision: Precision,
         smallest: float,
         largest: float,
-        binades: int | None = None,
         guarded_signs: bool = False,
     ) -> "TensorFormat":
         """The format for values from ``smallest`` to ``largest``: the scale comes from the larger magnitude.
@@ -78,12 +80,11 @@ class TensorFormat:
         Args:
             precision: number format.
             smallest, largest: the range.
-            binades: of floating point, how many exponents values may have, from the largest magnitude's down; a power
-                of two, so that these have all other bits in common. Smaller magnitudes are stored as the smallest.
-            guarded_signs: of int8 and int16, whether codes take up two bits less where the range has both signs.
+            guarded_signs: of integers, whether codes take up two bits less where the range has both signs (but for
+                int4); of floating point, whether numbers lie in one binade, and likewise (but for bf16).
 
         Raises:
-            NetworkError: the range is empty or not finite, or so many binades are not to be had.
+            NetworkError: the range is empty or not finite.
         """
         if not (math.isfinite(smallest) and math.isfinite(largest) and smallest <= largest):
             raise NetworkError(
@@ -91,9 +92,8 @@ class TensorFormat:
                 "check the network's inputs and weights"
             )
         if not precision.is_integer:
-            magnitude = max(abs(smallest), abs(largest))
-            if binades is not None and magnitude >= torch.finfo(torch.float32).tiny:
-                return cls._within_binades(precision, smallest, largest, binades)
+            if guarded_signs and max(abs(smallest), abs(largest)) >= TINY:
+                return cls._in_one_binade(precision, smallest, largest)
             return cls(precision, 1.0, _end_of_binade(smallest, precision, -1), _end_of_binade(largest, precision, 1))
         guarded = guarded_signs and smallest < 0 < largest
         extreme = torch.tensor([smallest, largest], dtype=torch.float64).abs().max()
@@ -101,18 +101,17 @@ class TensorFormat:
         return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
 
     @classmethod
-    def _within_binades(cls, precision: Precision, smallest: float, largest: float, binades: int) -> "TensorFormat":
-        if binades not in BINADES:
-            raise NetworkError(f"{binades} binades have no bits in common to know; give {', '.join(map(str, BINADES))}")
-        scale = 2.0 ** (math.frexp(max(abs(smallest), abs(largest)))[1] - 1)
-        floor, last = 2.0 ** (1 - binades), 2 - torch.finfo(STORED_TYPE[precision]).eps
-        low, high = (
-            max(-last, _end_of_binade(smallest / scale, precision, -1)),
-            min(last, _end_of_binade(largest / scale, precision, 1)),
-        )
-        low = min(low, -floor) if smallest < 0 else floor
-        high = max(high, floor) if largest > 0 else -floor
-        return cls(precision, scale, low, high, floor=floor)
+    def _in_one_binade(cls, precision: Precision, smallest: float, largest: float) -> "TensorFormat":
+        """Zero is stored as 1.5, all others within as much of it as has copies of the sign; or as 1, if it has none.
+
+        All of that is the range, whatever the values, so that no number in it is implausible.
+        """
+        step = torch.finfo(STORED_TYPE[precision]).eps
+        both = smallest < 0 < largest
+        offset, reach = (BOTH_SIGNS, 2.0 ** -(SIGN_COPIES if _can_guard(precision) else 1)) if both else (ONE_SIGN, 1.0)
+        extreme = max(-smallest, largest) if both or largest > 0 else smallest
+        scale = float(torch.tensor(extreme / reach).clamp(-LARGEST, LARGEST))
+        return cls(precision, scale, offset - reach if both else offset, offset + reach - step, offset=offset)
 
     @classmethod
     def for_channels(
@@ -138,47 +137,48 @@ class TensorFormat:
 
     @property
     def metadata_bits(self) -> int:
-        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, range and floor."""
+        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, range and offset."""
         if not self.precision.is_integer:
-            return (32 + 3 * self.precision.bits) if self.floor else 2 * self.precision.bits
+            return (32 + 3 * self.precision.bits) if self.offset else 2 * self.precision.bits
         return 32 * (len(self.scale) if isinstance(self.scale, tuple) else 1) + 2 * self.precision.bits
 
     @cached_property
     def known_bits(self) -> tuple[int, int]:
         """Which bits of a stored word are the same in all numbers of the range, as a mask, and what they are.
 
-        Of integers they are the sign, where all codes have the same, and what bits below it ``low`` and ``high`` share;
-        of floating point within few binades the upper bits of the exponent, and the sign where there is but one. Of
-        other floating point they are left unknown.
+        They are the sign, where all numbers have the same, and what bits below it ``low`` and ``high`` share: of
+        floating point in one binade the exponent. Of other floating point they are left unknown.
         """
-        if self.precision.is_integer:
-            every = (1 << self.precision.bits) - 1
-            least, most = int(self.low) & every, int(self.high) & every
-            mask = every & ~((1 << (least ^ most).bit_length()) - 1)
-            return mask, least & mask
-        if not self.floor:
+        if not (self.precision.is_integer or self.offset):
             return 0, 0
-        sign = 1 << (self.precision.bits - 1)
-        least, most = (_word(number, self.precision) for number in (self.floor, max(-self.low, self.high)))
-        mask = (sign - 1) & ~((1 << (least ^ most).bit_length()) - 1)
-        bits = least & mask
-        if self.low > 0 or self.high < 0:
-            mask |= sign
-            bits |= sign if self.high < 0 else 0
-        return mask, bits
+        every = (1 << self.precision.bits) - 1
+        least, most = (self._word(end) & every for end in (self.low, self.high))
+        mask = every & ~((1 << (least ^ most).bit_length()) - 1)
+        return mask, least & mask
+
+    def _word(self, number: float) -> int:
+        """The bits of a number of the stored domain."""
+        return int(number) if self.precision.is_integer else _word(number, self.precision)
 
     @cached_property
-    def signs_guarded(self) -> bool:
-        """Whether the `SIGN_COPIES` highest bits of every code are the same, and codes have both signs."""
-        if not self.precision.is_integer or self.precision.bits < 8:
-            return False
-        end = 1 << (self.precision.bits - SIGN_COPIES)
-        return -end <= self.low < 0 <= self.high < end
+    def sign_copies(self) -> tuple[int, int]:
+        """Where copies of the sign are stored: a mask of `SIGN_COPIES` bits, and what they are of positive values.
+
+        Of negative ones they are the opposite. The mask is 0 where no sign is guarded.
+        """
+        if self.precision.is_integer:
+            end = 1 << max(0, self.precision.bits - SIGN_COPIES)
+            guarded = _can_guard(self.precision) and -end <= self.low < 0 <= self.high < end
+            return ((end << SIGN_COPIES) - end, 0) if guarded else (0, 0)
+        if self.offset != BOTH_SIGNS or not _can_guard(self.precision):
+            return 0, 0
+        last = _fraction_bits(self.precision) - SIGN_COPIES
+        return ((1 << SIGN_COPIES) - 1) << last, 1 << (last + SIGN_COPIES - 1)
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """The bytes as stored (uint8, flat) of float32 ``values`` of any shape; always a new buffer.
 
-        Values saturate at ``low`` and ``high``, magnitudes at ``floor``; a NaN is stored as ``low``.
+        Values saturate at ``low`` and ``high``; a NaN is stored as ``low``.
         """
         if not self.precision.is_integer:
             return self._numbers(values.detach().reshape(-1)).to(STORED_TYPE[self.precision]).view(torch.uint8)
@@ -186,13 +186,9 @@ class TensorFormat:
 
     def _numbers(self, flat: torch.Tensor) -> torch.Tensor:
         """What is stored of ``flat`` in floating point, as float32."""
-        if not self.floor:
-            return _saturate(flat, self.low, self.high)
-        numbers = _saturate(flat / self._scale_along(1, flat.device), self.low, self.high)
-        if self.low > 0 or self.high < 0:
-            return numbers
-        small = numbers.abs() < self.floor
-        return torch.where(small, torch.copysign(torch.full_like(numbers, self.floor), numbers), numbers)
+        if self.offset:
+            flat = flat / self._scale_along(1, flat.device) + self.offset
+        return _saturate(flat, self.low, self.high)
 
     def _codes(self, values: torch.Tensor) -> torch.Tensor:
         """Codes of ``values``, float32 and flat."""
@@ -221,25 +217,36 @@ class TensorFormat:
 
     def values(self, stored: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored numbers."""
-        if not self.precision.is_integer:
-            numbers = stored.to(torch.float32).view(shape)
-            return numbers * self._scale_along(len(shape), stored.device) if self.floor else numbers
-        return stored.to(torch.float32).view(shape) * self._scale_along(len(shape), stored.device)
+        numbers = stored.to(torch.float32).view(shape)
+        if self.offset:
+            numbers = numbers - self.offset
+        return numbers * self._scale_along(len(shape), stored.device) if self.scale != 1.0 else numbers
 
     def decode(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored bytes, uncorrected. Raises NetworkError where the length does not fit ``shape``."""
         return self.values(self.stored_elements(data, shape.numel()), shape)
 
 
+def _can_guard(precision: Precision) -> bool:
+    """Whether enough bits are left of a value beside copies of its sign."""
+    bits = precision.bits if precision.is_integer else _fraction_bits(precision)
+    return bits > SPARED_BITS
+
+
+def _fraction_bits(precision: Precision) -> int:
+    """Bits of the mantissa that a floating-point number stores."""
+    return 1 - math.frexp(torch.finfo(STORED_TYPE[precision]).eps)[1]
+
+
 def _largest_code(precision: Precision, guarded: bool) -> int:
-    """The largest magnitude of a code; int4 has no bits to spare for copies of a sign."""
-    return precision.largest_code >> (SIGN_COPIES - 1) if guarded and precision.bits >= 8 else precision.largest_code
+    """The largest magnitude of a code."""
+    return precision.largest_code >> (SIGN_COPIES - 1) if guarded and _can_guard(precision) else precision.largest_code
 
 
 def _scale(magnitudes: torch.Tensor, largest_code: int) -> torch.Tensor:
     """The scales at which ``magnitudes`` (float64) have this code; 1 where values are zero at FP32."""
     scales = magnitudes / largest_code
-    return torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 1.0)
+    return torch.where(scales >= TINY, scales, 1.0)
 
 
 def _nearest(value: float, precision: Precision) -> float:

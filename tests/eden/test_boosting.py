@@ -9,7 +9,7 @@ import torch
 
 from eden import boosting
 from eden.approximate import ApproximateNetwork
-from eden.boosting import FP32_BOOSTING, INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
+from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
 from eden.datasets import Dataset, mnist5000
 from eden.memory import ApproximateMemory, BitErrorMemory, ReliableMemory
 from eden.networks import build
@@ -72,38 +72,19 @@ def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Data
     assert result.network.formats == baseline.formats
 
 
-def test_binades_go_with_a_network_that_is_retrained_within_few(data: Dataset, tmp_path: Path) -> None:
-    baseline = train_baseline("lenet", Precision.FP32, data, 0, Training(2, 3e-3))
-    few = replace(FP32_BOOSTING, training=Training(2, 1e-3), binades=4)
-    network = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, few).network
-    images = data.test.images
-    assert network.binades == 4
-    network.save(tmp_path / "boosted.safetensors", "lenet")
-    assert {found.floor for found in network.formats.values()} == {1 / 8}
-    assert baseline.binades is None
-    assert all(found.floor == 0 for found in baseline.formats.values())
-    again = ApproximateNetwork(build("lenet", 1), Precision.FP32)
-    again.load(tmp_path / "boosted.safetensors")
-    assert again.binades == 4
-    assert again.formats.items() <= network.formats.items()
-    for memory in (lambda: ReliableMemory(), lambda: BitErrorMemory(1e-3, 3)):
-        again.memory, network.memory = memory(), memory()
-        assert torch.equal(again(images), network(images))
-    nothing = boost(baseline, BitErrorMemory, data, 1e-4, 0.0, 1.01, 7, few)
-    assert (nothing.kept_epoch, nothing.network.binades) == (-1, None)
-    assert torch.equal(nothing.network(images), baseline(images))
-
-
-def test_guarded_signs_go_with_a_network_that_is_retrained_with_them(data: Dataset, tmp_path: Path) -> None:
-    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(2, 3e-3), Training(1, 5e-4))
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP32])
+def test_guarded_signs_go_with_a_network_that_is_retrained_with_them(
+    data: Dataset, tmp_path: Path, precision: Precision
+) -> None:
+    baseline = train_baseline("lenet", precision, data, 0, Training(2, 3e-3), Training(1, 5e-4))
     how = replace(SHORT, training=Training(2, 1e-3), guarded_signs=True)
     network = boost(baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, how).network
     images = data.test.images
     network.save(tmp_path / "boosted.safetensors", "lenet")
-    guarded = {name for name, found in network.formats.items() if found.signs_guarded}
+    guarded = {name for name, found in network.formats.items() if found.sign_copies[0]}
     assert guarded == {name for name in network.formats if name not in ("3.ifm", "7.ifm", "9.ifm", "11.ifm")}
-    assert not any(found.signs_guarded for found in baseline.formats.values())
-    again = ApproximateNetwork(build("lenet", 1), Precision.INT8)
+    assert not any(found.sign_copies[0] for found in baseline.formats.values())
+    again = ApproximateNetwork(build("lenet", 1), precision)
     again.load(tmp_path / "boosted.safetensors")
     for memory in (lambda: ReliableMemory(), lambda: BitErrorMemory(1e-3, 3)):
         again.memory, network.memory = memory(), memory()

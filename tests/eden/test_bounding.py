@@ -6,7 +6,7 @@ import torch
 
 from eden.bounding import Bounding, correct
 from eden.precision import Precision
-from eden.tensor_format import BINADES, STORED_TYPE, TensorFormat
+from eden.tensor_format import STORED_TYPE, TensorFormat
 
 ON = [Bounding.ZERO, Bounding.SATURATE]
 FLOATS = [Precision.FP32, Precision.FP16, Precision.BF16]
@@ -23,12 +23,12 @@ def test_no_legal_code_is_changed(precision: Precision, bounding: Bounding) -> N
 
 @pytest.mark.parametrize("bounding", list(Bounding))
 @pytest.mark.parametrize("precision", list(Precision))
-@pytest.mark.parametrize("binades", [None, *BINADES])
+@pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("low", [-0.5, 0.0])
 def test_whatever_is_stored_comes_back_bit_for_bit(
-    precision: Precision, bounding: Bounding, binades: int | None, low: float
+    precision: Precision, bounding: Bounding, guarded: bool, low: float
 ) -> None:
-    tensor_format = TensorFormat.for_range(precision, low, 2.0, binades)
+    tensor_format = TensorFormat.for_range(precision, low, 2.0, guarded_signs=guarded)
     values = torch.cat([torch.randn(1000) * 3, torch.tensor([float("inf"), float("nan"), -0.0])])
     stored = tensor_format.stored_elements(tensor_format.encode(values), values.numel())
     corrected = correct(stored, tensor_format, bounding)
@@ -56,7 +56,7 @@ def test_implausible_floats_become_zero_or_the_bound(precision: Precision) -> No
 def test_errors_in_known_bits_are_put_right_exactly(
     precision: Precision, bounding: Bounding, ends: tuple[float, float]
 ) -> None:
-    tensor_format = TensorFormat.for_range(precision, *ends, binades=8)
+    tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=True)
     values = torch.rand(300, generator=torch.Generator().manual_seed(1)) * (ends[1] - ends[0]) + ends[0]
     words = {32: np.uint32, 16: np.uint16}[precision.bits]
     clean = tensor_format.encode(values).numpy().view(words)
@@ -92,7 +92,6 @@ def test_a_sign_that_all_codes_share_is_put_right(precision: Precision, bounding
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT16])
 def test_any_one_error_in_a_guarded_sign_is_put_right(precision: Precision, bounding: Bounding) -> None:
     tensor_format = TensorFormat.for_range(precision, -0.4, 0.5, guarded_signs=True)
-    assert tensor_format.signs_guarded
     assert tensor_format.high == {8: 31, 16: 8191}[precision.bits]
     codes = torch.arange(int(tensor_format.low), int(tensor_format.high) + 1, dtype=STORED_TYPE[precision])
     assert torch.equal(correct(codes, tensor_format, bounding), codes)
@@ -104,14 +103,34 @@ def test_any_one_error_in_a_guarded_sign_is_put_right(precision: Precision, boun
     assert torch.equal(correct(codes ^ top, tensor_format, Bounding.OFF), codes ^ top)
 
 
+@pytest.mark.parametrize("bounding", ON)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_any_one_error_in_a_guarded_sign_of_floating_point_is_put_right(
+    precision: Precision, bounding: Bounding
+) -> None:
+    """As many as one in the copies, and any in the bits that are known besides."""
+    tensor_format = TensorFormat.for_range(precision, -0.4, 0.5, guarded_signs=True)
+    values = torch.linspace(-0.5, 0.5, 301)
+    words = {32: np.uint32, 16: np.uint16}[precision.bits]
+    clean = tensor_format.encode(values).numpy().view(words)
+    fraction = {32: 23, 16: 10}[precision.bits]
+    for copy in (1, 2, 3):
+        hit = clean ^ words((1 << (fraction - copy)) | (5 << fraction))
+        read = tensor_format.stored_elements(torch.from_numpy(hit.view(np.uint8)), 301)
+        assert np.array_equal(correct(read, tensor_format, bounding).view(torch.uint8).numpy().view(words), clean)
+    hit = clean ^ words(3 << (fraction - 2))
+    read = tensor_format.stored_elements(torch.from_numpy(hit.view(np.uint8)), 301)
+    assert not np.any(correct(read, tensor_format, bounding).view(torch.uint8).numpy().view(words) == clean)
+
+
 def test_signs_are_guarded_where_there_are_two_and_bits_to_spare() -> None:
     assert TensorFormat.for_range(Precision.INT8, 0.0, 1.0, guarded_signs=True).high == 127
-    assert not TensorFormat.for_range(Precision.INT8, 0.0, 1.0, guarded_signs=True).signs_guarded
-    assert not TensorFormat.for_range(Precision.INT4, -1.0, 1.0, guarded_signs=True).signs_guarded
-    assert not TensorFormat.for_range(Precision.INT8, -1.0, 1.0).signs_guarded
+    assert TensorFormat.for_range(Precision.INT8, 0.0, 1.0, guarded_signs=True).sign_copies == (0, 0)
+    assert TensorFormat.for_range(Precision.INT4, -1.0, 1.0, guarded_signs=True).high == 7
+    assert TensorFormat.for_range(Precision.INT8, -1.0, 1.0).sign_copies == (0, 0)
     weights = torch.tensor([[0.5, -1.0], [3.0, 1.0]])
     by_channel = TensorFormat.for_channels(Precision.INT8, weights, 0, guarded_signs=True)
-    assert by_channel.signs_guarded
+    assert by_channel.sign_copies == (0b1110_0000, 0)
     assert by_channel.stored_elements(by_channel.encode(weights), 4).tolist() == [16, -31, 31, 10]
     assert TensorFormat.for_channels(Precision.INT8, weights.abs(), 0, guarded_signs=True).high == 127
 
@@ -123,10 +142,3 @@ def test_upper_bits_that_all_codes_share_are_put_right() -> None:
     read = torch.tensor([97 ^ bit for bit in (64, 32, 16, 8)] + [97 - 128], dtype=torch.int8)
     assert correct(read, tensor_format, Bounding.ZERO).tolist() == [97] * 5
     assert TensorFormat(Precision.INT8, 0.1, -1, 100).known_bits == (0, 0)
-
-
-def test_a_wrong_sign_beyond_a_range_of_both_signs_is_still_implausible() -> None:
-    """Within -0.5 .. 3 the stored range is -0.5 (but for a last place) .. 2 at a scale of 2: -1.5 is none of it."""
-    tensor_format = TensorFormat.for_range(Precision.FP32, -0.5, 3.0, binades=8)
-    read = torch.tensor([-1.5, -0.25, 1.5])
-    assert correct(read, tensor_format, Bounding.ZERO).tolist() == [0.0, -0.25, 1.5]

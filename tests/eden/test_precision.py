@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eden.precision import Precision
-from eden.tensor_format import BINADES, STORED_TYPE, TensorFormat, pack, unpack
+from eden.tensor_format import STORED_TYPE, TensorFormat, pack, unpack
 from profiles.errors import NetworkError
 
 INTEGERS = [Precision.INT4, Precision.INT8, Precision.INT16]
@@ -200,71 +200,69 @@ def test_channels_of_floating_point_or_without_end_are_refused() -> None:
         TensorFormat.for_channels(Precision.INT8, torch.tensor([[1.0], [float("inf")]]), 0)
 
 
-# ---- within few binades ----------------------------------------------------------------------------------------------
+# ---- in one binade ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("precision", "mask", "bits"),
-    [  # exponents of 2^-7 .. 2^0 with their bias: 120 .. 127 are 01111xxx, in FP16 8 .. 15 are 01xxx
-        (Precision.FP32, 0x7C00_0000, 0x3C00_0000),
-        (Precision.BF16, 0x7C00, 0x3C00),
-        (Precision.FP16, 0x6000, 0x2000),
+    ("precision", "mask", "bits", "copies", "positive"),
+    [  # of 1.0 .. 2: sign and exponent; around 1.5 positive numbers have 100, negative ones 011 on top of the mantissa
+        (Precision.FP32, 0xFF80_0000, 0x3F80_0000, 0x0070_0000, 0x0040_0000),
+        (Precision.FP16, 0xFC00, 0x3C00, 0x0380, 0x0200),
+        (Precision.BF16, 0xFF80, 0x3F80, 0, 0),
     ],
 )
-def test_numbers_within_eight_binades_share_the_upper_bits_of_their_exponents(
-    precision: Precision, mask: int, bits: int
+def test_numbers_in_one_binade_share_sign_and_exponent_and_hold_copies_of_the_value_s_sign(
+    precision: Precision, mask: int, bits: int, copies: int, positive: int
 ) -> None:
-    sign = 1 << (precision.bits - 1)
-    assert TensorFormat.for_range(precision, -3.0, 5.0, 8).known_bits == (mask, bits)
-    assert TensorFormat.for_range(precision, 0.0, 5.0, 8).known_bits == (mask | sign, bits)
-    assert TensorFormat.for_range(precision, -5.0, 0.0, 8).known_bits == (mask | sign, bits | sign)
+    for ends in ((-3.0, 5.0), (0.0, 5.0), (-5.0, 0.0)):
+        tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=True)
+        assert tensor_format.known_bits == (mask, bits)
+        assert tensor_format.sign_copies == ((copies, positive) if ends == (-3.0, 5.0) else (0, 0))
     assert TensorFormat.for_range(precision, -3.0, 5.0).known_bits == (0, 0)
+    assert TensorFormat.for_range(precision, -3.0, 5.0).sign_copies == (0, 0)
 
 
-def test_small_magnitudes_are_stored_as_the_smallest_and_the_others_exactly() -> None:
-    """The largest, 5, lies in 4 .. 8: the scale is 4, and the floor 4 / 128."""
-    tensor_format = TensorFormat.for_range(Precision.FP32, -3.0, 5.0, 8)
-    assert (tensor_format.scale, tensor_format.floor) == (4.0, 1 / 128)
-    values = torch.tensor([5.0, -2.7, 0.04, 0.03125, 0.01, 0.0, -0.0, -1e-30])
-    read = tensor_format.decode(tensor_format.encode(values), values.shape)
-    assert read[:4].equal(values[:4])
-    assert read[4:].tolist() == [0.03125, 0.03125, -0.03125, -0.03125]
+def test_values_are_scaled_and_shifted_into_one_binade() -> None:
+    """With both signs, the largest magnitude, 4, lies an eighth from 1.5; with one, 1 from 1."""
+    around = TensorFormat.for_range(Precision.FP32, -1.0, 4.0, guarded_signs=True)
+    numbers = around.stored_elements(around.encode(torch.tensor([0.0, 2.0, -4.0, 9.0, -9.0])), 5)
+    assert numbers.tolist() == [1.5, 1.5625, 1.375, around.high, 1.375]
+    for sign in (1, -1):
+        ends = sorted((0.0, sign * 4.0))
+        above = TensorFormat.for_range(Precision.FP32, *ends, guarded_signs=True)
+        numbers = above.stored_elements(above.encode(torch.tensor([0.0, sign * 2.0, sign * -1.0, sign * 9.0])), 4)
+        assert numbers.tolist() == [1.0, 1.5, 1.0, above.high]
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    st.lists(floats, min_size=1, max_size=40),
-    st.sampled_from(FLOATS),
-    st.sampled_from(BINADES),
-    st.sampled_from([-1, 0, 1]),
-)
-def test_all_that_is_stored_within_few_binades_has_the_known_bits(
-    numbers: list[float], precision: Precision, binades: int, only: int
+@given(st.lists(floats, min_size=1, max_size=40), st.sampled_from(FLOATS), st.sampled_from([-1, 0, 1]))
+def test_all_that_is_stored_in_one_binade_has_the_known_bits_and_copies_of_its_sign(
+    numbers: list[float], precision: Precision, only: int
 ) -> None:
     values = torch.tensor(numbers, dtype=torch.float32)
     values = values.abs() * only if only else values
-    tensor_format = TensorFormat.for_range(precision, float(values.min()), float(values.max()), binades)
-    mask, bits = tensor_format.known_bits
+    tensor_format = TensorFormat.for_range(precision, float(values.min()), float(values.max()), guarded_signs=True)
+    (mask, bits), (copies, positive) = tensor_format.known_bits, tensor_format.sign_copies
     anything = torch.cat([values, torch.tensor([0.0, -0.0, 1e30, -1e30, float("nan"), float("-inf")])])
     encoded = tensor_format.encode(anything)
     words = encoded.numpy().view({32: np.uint32, 16: np.uint16}[precision.bits])
     assert np.all(words & mask == bits)
     decoded = tensor_format.decode(encoded, anything.shape)
-    assert torch.equal(tensor_format.encode(decoded), encoded)
-    if mask:
-        step = torch.finfo(STORED_TYPE[precision]).eps
-        large = values.abs() >= tensor_format.floor * tensor_format.scale  # type: ignore[operator]
-        wrong = (decoded[: len(values)] - values).abs()
-        assert torch.all(wrong[large] <= step * values.abs()[large])
-        assert torch.all(wrong <= 2 * tensor_format.floor * tensor_format.scale + step * values.abs())
+    if copies:
+        assert np.all(words & copies == np.where(decoded.numpy() < 0, copies ^ positive, positive))
+    if tensor_format.offset:
+        step = torch.finfo(STORED_TYPE[precision]).eps * abs(tensor_format.scale)  # type: ignore[arg-type]
+        assert torch.all((decoded[: len(values)] - values).abs() <= 2 * step)
+        again = tensor_format.decode(tensor_format.encode(decoded), anything.shape)
+        assert torch.all((again - decoded).abs() <= 2 * step)
 
 
-def test_zeros_alone_stay_zeros_and_odd_binades_are_refused() -> None:
-    zeros = TensorFormat.for_range(Precision.FP32, 0.0, 0.0, 8)
+def test_ranges_too_small_or_too_large_to_scale_are_stored_all_the_same() -> None:
+    zeros = TensorFormat.for_range(Precision.FP32, 0.0, 0.0, guarded_signs=True)
     assert zeros.decode(zeros.encode(torch.zeros(3)), torch.Size([3])).tolist() == [0.0] * 3
-    with pytest.raises(NetworkError, match="6 binades have no bits in common to know; give 2, 4, 8"):
-        TensorFormat.for_range(Precision.FP32, 0.0, 1.0, 6)
+    huge = TensorFormat.for_range(Precision.FP32, -3e38, 3e38, guarded_signs=True)
+    assert huge.decode(huge.encode(torch.tensor([1e37])), torch.Size([1])).item() == pytest.approx(1e37, rel=1e-4)
 
 
-def test_the_scale_and_the_floor_count_as_metadata() -> None:
-    assert TensorFormat.for_range(Precision.BF16, -3.0, 127.0, 8).metadata_bits == 32 + 3 * 16
+def test_scale_and_offset_count_as_metadata() -> None:
+    assert TensorFormat.for_range(Precision.BF16, -3.0, 127.0, guarded_signs=True).metadata_bits == 32 + 3 * 16
