@@ -123,7 +123,10 @@ LOSSES = "losses"
 COMPARED = ("baseline", "control", "boosted")  # whose losses are
 LOSS_BER, LOSS_IMAGES, LOSS_DRAWS = 3e-3, 2000, 3
 FIELDS = {
-    Precision.FP32: {"sign": 0x8000_0000, "exponent": 0x7F80_0000, "mantissa": 0x007F_FFFF},
+    Precision.FP32: {
+        **{"sign": 0x8000_0000, "exponent": 0x7F80_0000, "mantissa's first three": 0x0070_0000},
+        **{"its fourth": 0x0008_0000, "lower bits": 0x0007_FFFF},
+    },
     Precision.INT8: {"sign": 0x80, "highest bit": 0x40, "next bit": 0x20, "lower bits": 0x1F},
 }  # bits of a stored number
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -304,6 +305,10 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(
         attach(small_network, small_images, Precision.FP32).load(path)
     with pytest.raises(NetworkError, match="another network"):
         attach(nn.Linear(8, 8), small_images, Precision.INT8).load(path)
+    with safe_open(path, "pt") as file:
+        save_file({"a": torch.zeros(1)}, path, file.metadata() | {"version": "3", "binades": "8"})
+    with pytest.raises(NetworkError, match="a format of floating point that is gone; boost it again"):
+        network.load(path)
 
 
 def test_a_twin_is_independent(small_network: nn.Module, small_images: torch.Tensor) -> None:

@@ -179,6 +179,17 @@ def test_fashion_splits_are_balanced_and_share_no_image() -> None:
         assert abs(float(split.images.std()) - 1) < 0.05
     seen = torch.cat([data.train.images, data.validation.images]).flatten(1)
     assert len(torch.unique(seen, dim=0)) > 4990  # some garments are photographed twice
+    more = fashion_mnist(3000, 4000)
+    assert torch.equal(more.train.images, data.train.images)
+    assert torch.equal(more.validation.images[:2000], data.validation.images)
+    seen = torch.cat([more.train.images, more.validation.images]).flatten(1)
+    assert len(torch.unique(seen, dim=0)) > 6980
+
+
+@pytest.mark.parametrize("counts", [(58_010, 2000), (50_000, 10_010), (1000, 1000)])
+def test_more_fashion_images_than_there_are_are_refused(counts: tuple[int, int]) -> None:
+    with pytest.raises(NetworkError, match=r"give 2000 or more to validate, and 60000 or fewer in all"):
+        fashion_mnist(*counts)
 
 
 # ---- ResNet-8 --------------------------------------------------------------------------------------------------------
