@@ -52,7 +52,7 @@ FOR_RESNET = {
 }
 BOOSTING = {
     ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
-    ("lenet", False): replace(FP32_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
+    ("lenet", False): replace(FP32_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=10.0),
     ("resnet8", True): replace(INTEGER_BOOSTING, highest=5.0, **FOR_RESNET),  # type: ignore[arg-type]
     ("resnet8", False): replace(FP32_BOOSTING, highest=8.0, **FOR_RESNET),  # type: ignore[arg-type]
 }  # by network, and whether the precision is an integer
