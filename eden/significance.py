@@ -18,8 +18,9 @@ and Viterbi's algorithm finds the cheapest way through all units together, as in
 and Fischer, IEEE Trans. Communications, 1990): the same bits choose among many more combinations. A reader looks up one
 permutation a unit; it needs neither the map of weak cells nor the search.
 
-What a flip costs is the square of the change of the value that the network gets to see, after implausible values are
-zeroed (`eden.bounding`). Squares of changes add up where errors are independent, and are what a layer's output feels.
+What a flip costs is the square of the change of the value that the network gets to see, after known bits and guarded
+signs are put right and implausible values zeroed (`eden.bounding`). Squares of changes add up where errors are
+independent, and are what a layer's output feels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +34,12 @@ import torch
 from numba import njit
 
 from eden.approximate import ApproximateNetwork, TensorSpec
+from eden.bounding import Bounding, correct
 from eden.mapping import DramMapping, Partition, made_mapping
 from eden.memory import ApproximateMemory, ReliableMemory, gathered
 from eden.placement import Piece, Placement
 from eden.precision import Precision
-from eden.tensor_format import STORED_TYPE
+from eden.tensor_format import STORED_TYPE, TINY, TensorFormat
 from profiles.cells import WeakCells
 from profiles.errors import CapacityError, NetworkError
 from profiles.schema import OperatingPoint
@@ -115,23 +117,22 @@ def from_words(words: Words, precision: Precision, unsigned: bool) -> Words:
     return cast(Words, np.where(words & sign, sign | (-words & (sign - 1)), words))
 
 
-def flip_costs(words: Words, precision: Precision, unsigned: bool, low: float, high: float, bits: range) -> Costs:
-    """What a flip of each of some bits costs: squared change of the number, one outside low .. high becoming zero.
+def flip_costs(words: Words, tensor_format: TensorFormat, unsigned: bool, bits: range) -> Costs:
+    """What a flip of each of some bits costs: squared change of the value that a bounded network gets to see.
 
     Args:
         words: as `to_words` made them.
-        low, high: range of the stored numbers: codes for integers. Costs are relative to the larger magnitude's square.
+        tensor_format: what a reader goes by; costs are relative to its larger magnitude's square.
         bits: which bits of each word, from 0, the least significant.
 
     Returns:
         float32[words, len(bits)].
     """
-    half_unit = np.float32(_magnitude(low, high) / 2)
+    half_unit = np.float32(_magnitude(tensor_format) / 2)
 
     def half_seen(read: Words) -> npt.NDArray[np.float32]:  # half, so that a difference cannot overflow
-        numbers = _numbers(from_words(read, precision, unsigned), precision)
-        plausible = (numbers >= low) & (numbers <= high)  # False for a NaN
-        return np.where(plausible, numbers, np.float32(0)) * np.float32(0.5)
+        stored = _stored(from_words(read, tensor_format.precision, unsigned), tensor_format.precision)
+        return correct(stored, tensor_format, Bounding.ZERO).to(torch.float32).numpy() * np.float32(0.5)
 
     clean = half_seen(words)
     costs = np.empty((words.size, len(bits)), np.float32)
@@ -140,10 +141,10 @@ def flip_costs(words: Words, precision: Precision, unsigned: bool, low: float, h
     return costs
 
 
-def _magnitude(low: float, high: float) -> float:
-    """The larger magnitude; 1 where nothing is larger than the smallest normal number."""
-    largest = max(abs(low), abs(high))
-    return largest if largest > 2 * float(np.finfo(np.float32).tiny) else 1.0
+def _magnitude(tensor_format: TensorFormat) -> float:
+    """The larger magnitude, in the stored domain; 1 where nothing is larger than the smallest normal number."""
+    largest = max(abs(end - tensor_format.offset) for end in (tensor_format.low, tensor_format.high))
+    return largest if largest > 2 * TINY else 1.0
 
 
 def _stored_words(data: Bits, precision: Precision) -> Words:
@@ -158,13 +159,11 @@ def _stored_bytes(words: Words, precision: Precision) -> Bits:
     return words.view(np.uint8)
 
 
-def _numbers(words: Words, precision: Precision) -> npt.NDArray[np.float32]:
-    """What stored words stand for: codes, or values; float32 holds every one of them."""
-    if not precision.is_integer:
-        return torch.from_numpy(words).view(STORED_TYPE[precision]).to(torch.float32).numpy()
+def _stored(words: Words, precision: Precision) -> torch.Tensor:
+    """Stored words as numbers of the precision's `STORED_TYPE`."""
     if precision is Precision.INT4:
-        return (words ^ 8).astype(np.float32) - np.float32(8)
-    return words.view({8: np.int8, 16: np.int16}[precision.bits]).astype(np.float32)
+        return torch.from_numpy((words ^ 8) - np.uint8(8)).view(torch.int8)
+    return torch.from_numpy(words).view(STORED_TYPE[precision])
 
 
 def _bits_of(words: Words, bits: range) -> Bits:
@@ -183,10 +182,12 @@ class Layout:
         precision: stored number format.
         high_bits: bits of each value in the first stream, the most significant ones; all of them where nothing is
             split.
+        tensor_format: what a reader of the tensor goes by; None takes the range of what is stored.
     """
 
     precision: Precision
     high_bits: int
+    tensor_format: TensorFormat | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.high_bits <= self.precision.bits:
@@ -222,7 +223,7 @@ class Encoded:
         unsigned: whether no number of it is negative. With the choices, all that a reader needs.
         size: bytes of the tensor.
         cost: expected sum of squared changes of one read, relative to the largest magnitude's square.
-        energy: sum of the squared numbers, relative to the same.
+        energy: sum of the squared values, relative to the same.
     """
 
     data: Bits
@@ -246,9 +247,10 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
             ignored.
     """
     precision = layout.precision
-    numbers = _numbers(_stored_words(data, precision), precision)
-    numbers = numbers[np.isfinite(numbers)]
-    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+    numbers = _stored(_stored_words(data, precision), precision).to(torch.float32)
+    numbers = numbers[numbers.isfinite()]
+    low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
+    tensor_format = layout.tensor_format or TensorFormat(precision, 1.0, low, high)
     unsigned = precision.is_integer and low >= 0
     words = to_words(data, precision, unsigned)
     units = sum(layout.stream_units(data.size))
@@ -259,7 +261,7 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
         for start in range(0, words.size, _SEGMENT):
             part = words[start : start + _SEGMENT]
             unit_bits = _in_units(_bits_of(part, bits))
-            costs = _in_units(flip_costs(part, precision, unsigned, low, high, bits))
+            costs = _in_units(flip_costs(part, tensor_format, unsigned, bits))
             last = first + unit_bits.shape[0]
             state = int(choice[first - 1]) % STATES if first else 0
             choice[first:last], cheapest = _cheapest(costs, unit_bits, weak, first, state)
@@ -267,7 +269,7 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
             cost, first = cost + cheapest, last
     book = codebook()
     _write(stored, _ways(choice), book.source, book.inverted)
-    energy = float(((numbers / np.float32(_magnitude(low, high))) ** 2).sum(dtype=np.float64))
+    energy = float((((numbers - tensor_format.offset) / _magnitude(tensor_format)) ** 2).sum(dtype=torch.float64))
     return Encoded(np.packbits(stored, bitorder="little"), _pack(choice), unsigned, data.size, cost, energy)
 
 
@@ -510,6 +512,7 @@ class SignificancePlan:
 def plan_significance(
     tensors: Sequence[TensorSpec],
     stored: Mapping[str, Bits],
+    formats: Mapping[str, TensorFormat],
     weak_cells: Mapping[str, WeakCells],
     partitions: Sequence[Partition],
     point: OperatingPoint,
@@ -520,6 +523,7 @@ def plan_significance(
     Args:
         tensors: the network's, those to be given the best rows first.
         stored: bytes of the tensors known now, its weights; they decide the split.
+        formats: of the tensors, as far as they are known.
         weak_cells: of each kind, "weight" and "ifm", in module numbering.
         partitions: where to place; rows with fewer errors are filled first.
         point: operating point of all.
@@ -529,7 +533,7 @@ def plan_significance(
         CapacityError: the partitions are too small.
     """
     by_tensor = {tensor.name: weak_cells[tensor.kind] for tensor in tensors}
-    plans = [_plan(tensors, by_tensor, partitions, point, images, share) for share in SPLITS]
+    plans = [_plan(tensors, formats, by_tensor, partitions, point, images, share) for share in SPLITS]
 
     def noise(plan: SignificancePlan) -> float:
         memory = plan.memory(ReliableMemory())
@@ -540,22 +544,25 @@ def plan_significance(
     return min(plans, key=noise) if stored else plans[0]
 
 
-def stored_weights(network: ApproximateNetwork) -> dict[str, Bits]:
-    """The stored bytes of a network's parameters, by name."""
+def stored_weights(network: ApproximateNetwork) -> tuple[dict[str, Bits], dict[str, TensorFormat]]:
+    """The stored bytes of a network's parameters, by name, and the formats of all its tensors."""
     stored = network.twin()
     stored.store_weights()
-    return {name: stored.memory.load(name).numpy() for name, _ in stored.module.named_parameters()}
+    return {name: stored.memory.load(name).numpy() for name, _ in stored.module.named_parameters()}, stored.formats
 
 
 def _plan(
     tensors: Sequence[TensorSpec],
+    formats: Mapping[str, TensorFormat],
     weak_cells: Mapping[str, WeakCells],
     partitions: Sequence[Partition],
     point: OperatingPoint,
     images: int,
     high_share: float,
 ) -> SignificancePlan:
-    layouts = {t.name: Layout(t.precision, max(1, round(high_share * t.precision.bits))) for t in tensors}
+    layouts = {
+        t.name: Layout(t.precision, max(1, round(high_share * t.precision.bits)), formats.get(t.name)) for t in tensors
+    }
     rows = sorted((row for partition in partitions for row in _rows(partition, point)), key=lambda row: row.ber)
     free = _Rows(rows, point)
     pieces: dict[str, list[Piece]] = {tensor.name: [] for tensor in tensors}

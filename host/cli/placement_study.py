@@ -366,9 +366,11 @@ class Trial:
         """``plain`` and ``values`` fill rows by address; ``values`` and ``rows`` leave every unit in way 0."""
         by_rows = arm in ("rows", "all")
         partition = known.partition if by_rows else replace(known.partition, rows=None)
-        weights = stored_weights(self.network) if by_rows else {}
+        weights, formats = stored_weights(self.network)
         specs: list[TensorSpec] = self.network.tensors()
-        plan = plan_significance(specs, weights, known.weak_cells, [partition], known.point, BATCH)
+        plan = plan_significance(
+            specs, weights if by_rows else {}, formats, known.weak_cells, [partition], known.point, BATCH
+        )
         nothing = WeakCells(np.empty(0, np.int64), np.empty(0), np.empty(0))
         return plan if arm == "all" else replace(plan, weak_cells=dict.fromkeys(plan.weak_cells, nothing))
 

@@ -537,6 +537,6 @@ def significance_plan(network: ApproximateNetwork, profile: Profile, mapping: Dr
         "weight": measured_weak_cells(profile, point, NOMINAL),
         "ifm": measured_weak_cells(profile, point, AT_POINT),
     }
-    weights = stored_weights(network)
-    plan = plan_significance(network.tensors(), weights, weak, partitions(profile), point, mapping.images)
+    tensors = network.tensors()
+    plan = plan_significance(tensors, *stored_weights(network), weak, partitions(profile), point, mapping.images)
     return replace(plan, mapping=plan.mapping.model_copy(update={"module": profile.header.module}))

@@ -445,7 +445,7 @@ def test_placed_by_significance_the_board_s_errors_change_weights_less(
     """The profile says where not to put what; the board errs as it does, and the reader has the metadata only."""
     mapping = mapped(network, profile, CLIFF)
     plan = stages.significance_plan(network, profile, mapping)
-    weights = stored_weights(network)
+    weights, _ = stored_weights(network)
 
     def noise(placements: DramMapping, wrap: Callable[[BoardMemory], ApproximateMemory]) -> tuple[float, int]:
         opened = board()
