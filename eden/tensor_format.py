@@ -35,7 +35,7 @@ STORED_TYPE = {
 TINY, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 SIGN_COPIES = 3  # the fewest of which one may be wrong
 BOTH_SIGNS, ONE_SIGN = 1.5, 1.0  # offsets in one binade
-SPARED_BITS = 7  # of a value with its sign, fewer are not given up for copies of it: int4 and bf16 guard no sign
+TOO_FEW_BITS = 7  # of an integer or a mantissa, to spare two for copies of the sign: int4 and bf16 guard none
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,9 @@ class TensorFormat:
 
 
 def _can_guard(precision: Precision) -> bool:
-    """Whether enough bits are left of a value beside copies of its sign."""
+    """Whether there are bits to spare for copies of a sign."""
     bits = precision.bits if precision.is_integer else _fraction_bits(precision)
-    return bits > SPARED_BITS
+    return bits > TOO_FEW_BITS
 
 
 def _fraction_bits(precision: Precision) -> int:
