@@ -72,6 +72,7 @@ from profiles.progress import Progress, silent
 CALIBRATION_IMAGES = 1000
 PROBE_STEP = 2.0  # from what the baseline tolerates up, until a rate misses the target
 HIGHEST_PROBE = 0.25
+PROBE_IMAGES = 2000  # of the validation split: an estimate is rough, what it costs is not
 EPOCH_NOISE = 2.0  # between the estimates of epochs that are as good; of these the last has the lowest learning rate
 
 
@@ -299,9 +300,10 @@ class _Retraining:
             for ours, theirs in zip(self.averaged.module.buffers(), self.network.module.buffers(), strict=True):
                 ours.copy_(theirs)  # a batch norm's statistics are averages already
         self._take_ranges(self.averaged)
-        meter = AccuracyMeter(self.averaged, self.data.validation, Sampling(1, 50, derive_seed(self.seed, "probe")))
-        estimated = self._estimate(meter) if meter.clean >= self.target and self._may_be_kept(epoch) else 0.0
-        self.history.append(EpochRecord(epoch, self.rates[epoch], meter.clean, estimated))
+        clean = AccuracyMeter(self.averaged, self.data.validation, Sampling(1)).clean
+        to_lose = clean - self.target
+        estimated = self._estimate(to_lose) if to_lose >= 0 and self._may_be_kept(epoch) else 0.0
+        self.history.append(EpochRecord(epoch, self.rates[epoch], clean, estimated))
         if estimated * EPOCH_NOISE > self._best:
             self.kept_epoch = epoch
             self._kept = _copy(self.averaged)
@@ -310,13 +312,16 @@ class _Retraining:
     def _may_be_kept(self, epoch: int) -> bool:
         return epoch >= len(self.rates) * self.settings.ramp - 1
 
-    def _estimate(self, meter: AccuracyMeter) -> float:
+    def _estimate(self, to_lose: float) -> float:
         """Rough tolerance. Probes go on until one misses: a highest one would make all good epochs look alike."""
+        sampling = Sampling(1, 50, derive_seed(self.seed, "probe"))
+        meter = AccuracyMeter(self.averaged, self.data.validation.first(PROBE_IMAGES), sampling)
+        target = meter.clean - to_lose
         points, ber = [CurvePoint(0.0, meter.clean, meter.clean, meter.clean)], self.tolerated_ber
-        while points[-1].accuracy >= self.target and ber <= HIGHEST_PROBE:
+        while points[-1].accuracy >= target and ber <= HIGHEST_PROBE:
             points.append(meter.at(ber, self._memory_factory(ber)))
             ber *= PROBE_STEP
-        return crossing(points, self.target)
+        return crossing(points, target)
 
     def _memory_factory(self, ber: float) -> Callable[[int], ApproximateMemory]:
         return lambda seed: self.memory_at(ber, seed)

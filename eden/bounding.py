@@ -18,7 +18,7 @@ from enum import StrEnum
 
 import torch
 
-from eden.tensor_format import SIGN_COPIES, TensorFormat
+from eden.tensor_format import TensorFormat
 
 
 class Bounding(StrEnum):
@@ -37,24 +37,24 @@ def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Boundin
     if bounding is Bounding.OFF:
         return stored
     stored = _with_agreed_signs(_with_known_bits(stored, tensor_format), tensor_format)
+    if tensor_format.offset:
+        return stored  # of one binade, all that is left is in range
     low, high = _bounds(tensor_format)
-    zero = tensor_format.offset
     limited = stored.clamp(low, high)
     if bounding is Bounding.SATURATE:
-        return limited if tensor_format.precision.is_integer else torch.where(limited.isnan(), zero, limited)
+        return limited if tensor_format.precision.is_integer else torch.where(limited.isnan(), 0.0, limited)
     plausible = limited == stored  # False for a NaN
     if tensor_format.precision.is_integer:
         return limited.mul_(plausible)  # torch.where on integers takes some ten times as long
-    return torch.where(plausible, stored, zero)
+    return torch.where(plausible, stored, 0.0)
 
 
 def _with_known_bits(stored: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
     mask, bits = tensor_format.known_bits
     if not mask:
         return stored
-    words = _words(stored, tensor_format)
-    unknown, known = (_constant(each, words, tensor_format) for each in (~mask, bits))
-    return ((words & unknown) | known).view(stored.dtype)
+    unknown, known = (_signed(each, tensor_format.precision.bits) for each in (~mask, bits))
+    return ((_words(stored, tensor_format) & unknown) | known).view(stored.dtype)
 
 
 def _with_agreed_signs(stored: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
@@ -62,12 +62,12 @@ def _with_agreed_signs(stored: torch.Tensor, tensor_format: TensorFormat) -> tor
     mask, positive = tensor_format.sign_copies
     if not mask:
         return stored
-    words = _words(stored, tensor_format)
-    rest, copies, of_positive = (_constant(each, words, tensor_format) for each in (~mask, mask, positive))
-    negative, highest = words ^ of_positive, tensor_format.precision.bits - 1
-    above = highest + 1 - mask.bit_length()
-    first, second, third = ((negative << above + copy) >> highest for copy in range(SIGN_COPIES))  # all bits of a copy
-    sign = (first & second) | (third & (first | second))
+    words, bits = _words(stored, tensor_format), tensor_format.precision.bits
+    rest, copies, of_positive = (_signed(each, bits) for each in (~mask, mask, positive))
+    first = words ^ of_positive
+    second, third = first << 1, first << 2
+    agreed = (first & second) | (third & (first | second))
+    sign = agreed << (bits - mask.bit_length()) >> (bits - 1)  # in all bits
     return ((words & rest) | (of_positive ^ (sign & copies))).view(stored.dtype)
 
 
@@ -76,10 +76,6 @@ def _words(stored: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
     if tensor_format.precision.is_integer:
         return stored
     return stored.view(torch.int32 if tensor_format.precision.bits == 32 else torch.int16)
-
-
-def _constant(word: int, words: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
-    return torch.tensor(_signed(word, tensor_format.precision.bits), dtype=words.dtype)
 
 
 def _signed(word: int, bits: int) -> int:
