@@ -32,8 +32,15 @@ TARGET_DROP, DRAWS, RATIO = 0.01, 3, 1.15
 START_BER, HIGHEST_BER = 2e-4, 0.1
 HARSHER = (1.0, 2.0, 4.0, 8.0)  # multiples of the baseline's tolerated rate that accuracies are measured at
 BASELINE, GOOD, BAD, FOREIGN, ABRUPT = "baseline", "good fit", "bad fit", "another vendor's", "good fit, no curriculum"
-ARMS = (BASELINE, GOOD, BAD, FOREIGN, ABRUPT)
-COMPARED = {BAD: GOOD, FOREIGN: GOOD, ABRUPT: GOOD, BASELINE: GOOD}  # which is to tolerate less than which
+CONTROL = "no errors"  # the same retraining without any: what no error model can be thanked for
+ARMS = (BASELINE, GOOD, BAD, FOREIGN, ABRUPT, CONTROL)
+COMPARED = {
+    BAD: GOOD,
+    FOREIGN: GOOD,
+    ABRUPT: GOOD,
+    CONTROL: GOOD,
+    BASELINE: GOOD,
+}  # which is to tolerate less than which
 
 
 def models(
@@ -46,10 +53,10 @@ def models(
 
     LeNet at int8 is retrained (EDEN, section 1) with errors of the best of EDEN's Error Models 0-3 as fitted to a
     module of vendor C, of the worst of them, of the best one of another vendor's module, and of the best one at once at
-    the highest rate, without a curriculum. Whoever retrains knows only the model: the tolerance to start from, and the
-    epoch that is kept, are found with it. What counts is then the bit error rate that the network tolerates on the
-    module's own cells, on test images, with at most 1 % lost against the network before; and its accuracy at harsher
-    rates. Each seed is another network and another module. Finished tasks are kept.
+    the highest rate, without a curriculum; and, as a control, without errors. Whoever retrains knows only the model:
+    the tolerance to start from, and the epoch that is kept, are found with it. What counts is then the bit error rate
+    that the network tolerates on the module's own cells, on test images, with at most 1 % lost against the network
+    before; and its accuracy at harsher rates. Each seed is another network and another module. Finished tasks are kept.
     """
     stages.use_one_thread()
     tasks = [Task(out, seed, arm) for seed in range(1, seeds + 1) for arm in ARMS]
@@ -140,7 +147,8 @@ class Task:
         how = default_boosting(PRECISION)
         if arm == ABRUPT:
             how = replace(how, ramp=0.0)
-        return boost(baseline, memory_at, data, tolerated, TARGET_DROP, clean, self.seed, how).network
+        start = (tolerated, TARGET_DROP, clean, self.seed)
+        return boost(baseline, memory_at, data, *start, how, control=arm == CONTROL).network
 
     def _memory(self, arm: str) -> MemoryAt:
         """Fresh maps of the arm's error model."""

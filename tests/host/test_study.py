@@ -293,6 +293,7 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
         "good fit over bad fit",
         "good fit over another vendor's",
         "good fit over good fit, no curriculum",
+        "good fit over no errors",
         "good fit over baseline",
     ]
     for row in rows:
