@@ -5,18 +5,18 @@ flip would do. What is free to choose is where each bit lies and how it is writt
 
 - **rows**: all tensors' high-order bits fill the rows with the fewest weak cells, their low-order bits the rest, and
   the worst rows stay empty where there is room to spare (`plan_significance`). Clusters are avoided so.
-- **values**: integers are stored as sign and magnitude, and a sign that says nothing as a second copy of the highest
-  bit (`to_words`). This needs no map.
+- **values**: integers are stored as sign and magnitude, unless their signs are guarded, and a sign that says nothing as
+  a second copy of the highest bit (`to_words`). This needs no map.
 - **cells**: each unit of 512 cells (a burst of a 64-bit bus) is written in one of `CHOICES` ways, each a permutation of
   its bits, half of them inverted as well: the way that costs least (`SignificanceMemory`). Single weak cells are
   avoided so, and the value that a cell does not hold.
 
-A choice of 32 ways among 512 cells is 5 bits: 0.98 % of what is stored; nothing else is kept but the order of rows, and
-a bit a tensor. To choose each unit's way on its own would waste some of that: most units have several good ways, a few
-have none. Here the permutations of a unit depend on the choice made in the unit before it (`STATES` sets of `CHOICES`),
-and Viterbi's algorithm finds the cheapest way through all units together, as in trellis-coded quantisation (Marcellin
-and Fischer, IEEE Trans. Communications, 1990): the same bits choose among many more combinations. A reader looks up one
-permutation a unit; it needs neither the map of weak cells nor the search.
+A choice of 32 ways among 512 cells is 5 bits: 0.98 % of what is stored; nothing else is kept but the order of rows. To
+choose each unit's way on its own would waste some of that: most units have several good ways, a few have none. Here the
+permutations of a unit depend on the choice made in the unit before it (`STATES` sets of `CHOICES`), and Viterbi's
+algorithm finds the cheapest way through all units together, as in trellis-coded quantisation (Marcellin and Fischer,
+IEEE Trans. Communications, 1990): the same bits choose among many more combinations. A reader looks up one permutation
+a unit; it needs neither the map of weak cells nor the search.
 
 What a flip costs is the square of the change of the value that the network gets to see, after known bits and guarded
 signs are put right and implausible values zeroed (`eden.bounding`). Squares of changes add up where errors are
@@ -88,37 +88,41 @@ def codebook() -> Codebook:
 # ---- how a value is written, and what a flip of a bit of it costs ----------------------------------------------------
 
 
-def to_words(data: Bits, precision: Precision, unsigned: bool) -> Words:
+def to_words(data: Bits, tensor_format: TensorFormat) -> Words:
     """Stored bytes as words that errors cost less in; of int4 both nibbles of each byte.
 
     Integers become sign and magnitude: a flipped sign then costs twice a small value, not half of the range. Where no
-    number is negative (``unsigned``), the sign says nothing, and its bit is a second copy of the highest bit. Floating
-    point has sign and magnitude already.
+    number is negative, the sign says nothing, and its bit is a second copy of the highest bit. Guarded signs are left
+    as they are, three copies. Floating point has sign and magnitude already.
 
     Returns:
         Unsigned words of the precision's bits, uint8 for int4.
     """
+    precision = tensor_format.precision
     words = _stored_words(data, precision)
-    if not precision.is_integer:
+    if not precision.is_integer or tensor_format.sign_copies[0]:
         return words
     sign, highest = (words.dtype.type(1 << (precision.bits - back)) for back in (1, 2))
-    if unsigned:
+    if tensor_format.low >= 0:
         return cast(Words, words | ((words & highest) << 1))
     return cast(Words, np.where(words & sign, sign | (-words & (sign - 1)), words))
 
 
-def from_words(words: Words, precision: Precision, unsigned: bool) -> Words:
+def from_words(words: Words, tensor_format: TensorFormat) -> Words:
     """What `to_words` was given, as words. Where the two copies of a highest bit differ it is 0, as it mostly is."""
-    if not precision.is_integer:
+    precision = tensor_format.precision
+    if not precision.is_integer or tensor_format.sign_copies[0]:
         return words
     sign, highest = (words.dtype.type(1 << (precision.bits - back)) for back in (1, 2))
-    if unsigned:
+    if tensor_format.low >= 0:
         return cast(Words, words & ((sign - 1) ^ highest | words >> 1 & highest))
     return cast(Words, np.where(words & sign, sign | (-words & (sign - 1)), words))
 
 
-def flip_costs(words: Words, tensor_format: TensorFormat, unsigned: bool, bits: range) -> Costs:
-    """What a flip of each of some bits costs: squared change of the value that a bounded network gets to see.
+def flip_costs(words: Words, tensor_format: TensorFormat, bits: range) -> Costs:
+    """What a flip of each of some bits costs: squared change of what a bounded network gets to see, in stored numbers.
+
+    Scales do not count: neither is a tensor held to another, nor a channel of integers.
 
     Args:
         words: as `to_words` made them.
@@ -131,7 +135,7 @@ def flip_costs(words: Words, tensor_format: TensorFormat, unsigned: bool, bits: 
     half_unit = np.float32(_magnitude(tensor_format) / 2)
 
     def half_seen(read: Words) -> npt.NDArray[np.float32]:  # half, so that a difference cannot overflow
-        stored = _stored(from_words(read, tensor_format.precision, unsigned), tensor_format.precision)
+        stored = _stored(from_words(read, tensor_format), tensor_format.precision)
         return correct(stored, tensor_format, Bounding.ZERO).to(torch.float32).numpy() * np.float32(0.5)
 
     clean = half_seen(words)
@@ -178,22 +182,26 @@ def _bits_of(words: Words, bits: range) -> Bits:
 class Layout:
     """How a tensor's bits are laid out before the ways are chosen: high-order bits of all values, then the others.
 
+    High-order are the upper bits of a word, those included that a reader knows or has copies of.
+
     Attributes:
-        precision: stored number format.
+        tensor_format: what a reader of the tensor goes by.
         high_bits: bits of each value in the first stream, the most significant ones; all of them where nothing is
             split.
-        tensor_format: what a reader of the tensor goes by; None takes the range of what is stored.
     """
 
-    precision: Precision
+    tensor_format: TensorFormat
     high_bits: int
-    tensor_format: TensorFormat | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.high_bits <= self.precision.bits:
             raise NetworkError(
                 f"{self.high_bits} high-order bits of an {self.precision} value; give 1 to {self.precision.bits}"
             )
+
+    @property
+    def precision(self) -> Precision:
+        return self.tensor_format.precision
 
     def streams(self) -> list[range]:
         """The bits of each value that each stream holds."""
@@ -219,8 +227,7 @@ class Encoded:
 
     Attributes:
         data: uint8[n], whole units.
-        choices: uint8[m], choice of each unit, packed `CHOICE_BITS` a unit.
-        unsigned: whether no number of it is negative. With the choices, all that a reader needs.
+        choices: uint8[m], choice of each unit, packed `CHOICE_BITS` a unit: with the layout, all that a reader needs.
         size: bytes of the tensor.
         cost: expected sum of squared changes of one read, relative to the largest magnitude's square.
         energy: sum of the squared values, relative to the same.
@@ -228,14 +235,13 @@ class Encoded:
 
     data: Bits
     choices: Bits
-    unsigned: bool
     size: int
     cost: float
     energy: float
 
     @property
     def metadata_bits(self) -> int:
-        return self.data.size * 8 // UNIT_BITS * CHOICE_BITS + 1
+        return self.data.size * 8 // UNIT_BITS * CHOICE_BITS
 
 
 def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
@@ -246,13 +252,10 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
         weak: weak cells of the place that it goes to, numbered by the encoded tensor's bits; cells beyond it are
             ignored.
     """
-    precision = layout.precision
+    precision, tensor_format = layout.precision, layout.tensor_format
     numbers = _stored(_stored_words(data, precision), precision).to(torch.float32)
     numbers = numbers[numbers.isfinite()]
-    low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 0.0)
-    tensor_format = layout.tensor_format or TensorFormat(precision, 1.0, low, high)
-    unsigned = precision.is_integer and low >= 0
-    words = to_words(data, precision, unsigned)
+    words = to_words(data, tensor_format)
     units = sum(layout.stream_units(data.size))
     stored = np.empty((units, UNIT_BITS), np.uint8)
     choice = np.empty(units, np.uint8)
@@ -261,7 +264,7 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
         for start in range(0, words.size, _SEGMENT):
             part = words[start : start + _SEGMENT]
             unit_bits = _in_units(_bits_of(part, bits))
-            costs = _in_units(flip_costs(part, tensor_format, unsigned, bits))
+            costs = _in_units(flip_costs(part, tensor_format, bits))
             last = first + unit_bits.shape[0]
             state = int(choice[first - 1]) % STATES if first else 0
             choice[first:last], cheapest = _cheapest(costs, unit_bits, weak, first, state)
@@ -270,11 +273,11 @@ def encode(data: Bits, layout: Layout, weak: WeakCells) -> Encoded:
     book = codebook()
     _write(stored, _ways(choice), book.source, book.inverted)
     energy = float((((numbers - tensor_format.offset) / _magnitude(tensor_format)) ** 2).sum(dtype=torch.float64))
-    return Encoded(np.packbits(stored, bitorder="little"), _pack(choice), unsigned, data.size, cost, energy)
+    return Encoded(np.packbits(stored, bitorder="little"), _pack(choice), data.size, cost, energy)
 
 
 def decode(data: Bits, encoded: Encoded, layout: Layout) -> Bits:
-    """The bytes of a tensor of which ``data`` was read; of ``encoded`` it looks at choices, sign and size only.
+    """The bytes of a tensor of which ``data`` was read; of ``encoded`` it looks at choices and size only.
 
     Raises:
         NetworkError: ``data`` is not as long as such a tensor is when stored.
@@ -295,7 +298,7 @@ def decode(data: Bits, encoded: Encoded, layout: Layout) -> Bits:
         for column, bit in enumerate(bits):
             words |= flat[:, column].astype(words.dtype) << words.dtype.type(bit)
         first += units
-    return _stored_bytes(from_words(words, precision, encoded.unsigned), precision)
+    return _stored_bytes(from_words(words, layout.tensor_format), precision)
 
 
 def _in_units(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -487,10 +490,10 @@ class SignificancePlan:
     order_bits: int
 
     def metadata_bits(self, tensors: Sequence[TensorSpec]) -> int:
-        """All that a reader needs of ``tensors`` at the batch size planned for: choices, signs, order of rows."""
+        """What a reader of ``tensors`` needs besides their formats, at the batch size planned for."""
         images = self.mapping.images
         stored = sum(self.layouts[tensor.name].stored_bits(tensor.bits(images) // 8) for tensor in tensors)
-        return stored // UNIT_BITS * CHOICE_BITS + len(tensors) + self.order_bits
+        return stored // UNIT_BITS * CHOICE_BITS + self.order_bits
 
     def memory(self, inner: ApproximateMemory) -> SignificanceMemory:
         """Placement by significance around ``inner``, which keeps tensors at the places of `mapping`."""
@@ -523,7 +526,7 @@ def plan_significance(
     Args:
         tensors: the network's, those to be given the best rows first.
         stored: bytes of the tensors known now, its weights; they decide the split.
-        formats: of the tensors, as far as they are known.
+        formats: of the tensors.
         weak_cells: of each kind, "weight" and "ifm", in module numbering.
         partitions: where to place; rows with fewer errors are filled first.
         point: operating point of all.
@@ -560,9 +563,7 @@ def _plan(
     images: int,
     high_share: float,
 ) -> SignificancePlan:
-    layouts = {
-        t.name: Layout(t.precision, max(1, round(high_share * t.precision.bits)), formats.get(t.name)) for t in tensors
-    }
+    layouts = {t.name: Layout(formats[t.name], max(1, round(high_share * t.precision.bits))) for t in tensors}
     rows = sorted((row for partition in partitions for row in _rows(partition, point)), key=lambda row: row.ber)
     free = _Rows(rows, point)
     pieces: dict[str, list[Piece]] = {tensor.name: [] for tensor in tensors}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 from matplotlib.figure import Figure
 
@@ -19,6 +20,7 @@ from eden.memory import ApproximateMemory, ProfileMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.significance import SignificanceMemory, SignificancePlan, plan_significance, stored_weights
+from eden.tensor_format import TensorFormat
 from eden.tolerance import AccuracyMeter, Sampling, coarse
 from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, train_baseline
 from host.boards import MOCK_GEOMETRY, open_board
@@ -333,6 +335,10 @@ class Trial:
             kinds[tensor.kind] += tensor.bits(BATCH)
         return kinds
 
+    @cached_property
+    def _stored_weights(self) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, TensorFormat]]:
+        return stored_weights(self.network)
+
     @property
     def rows(self) -> int:
         """As many rows as leave at least `OCCUPANCY` of their cells in use."""
@@ -366,7 +372,7 @@ class Trial:
         """``plain`` and ``values`` fill rows by address; ``values`` and ``rows`` leave every unit in way 0."""
         by_rows = arm in ("rows", "all")
         partition = known.partition if by_rows else replace(known.partition, rows=None)
-        weights, formats = stored_weights(self.network)
+        weights, formats = self._stored_weights
         specs: list[TensorSpec] = self.network.tensors()
         plan = plan_significance(
             specs, weights if by_rows else {}, formats, known.weak_cells, [partition], known.point, BATCH

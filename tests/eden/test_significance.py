@@ -22,7 +22,6 @@ from eden.significance import (
     SPLITS,
     STATES,
     UNIT_BITS,
-    Encoded,
     Layout,
     SignificanceMemory,
     codebook,
@@ -34,11 +33,12 @@ from eden.significance import (
     stored_weights,
     to_words,
 )
-from eden.tensor_format import TensorFormat
+from eden.tensor_format import STORED_TYPE, TensorFormat
 from profiles.cells import WeakCells
 from profiles.errors import CapacityError, NetworkError
 from profiles.schema import OperatingPoint
 
+WHOLE, FLOATS = TensorFormat(Precision.INT8, 1.0, -127, 127), TensorFormat(Precision.FP32, 1.0, -5.0, 5.0)
 INTEGERS = [precision for precision in Precision if precision.is_integer]
 
 
@@ -56,6 +56,18 @@ def weights(precision: Precision, count: int, seed: int = 0) -> np.ndarray:
     """Stored bytes of normally distributed values."""
     values = torch.from_numpy(np.random.default_rng(seed).standard_normal(count).astype(np.float32))
     return TensorFormat.for_range(precision, float(values.min()), float(values.max())).encode(values).numpy()
+
+
+def layout_of(data: np.ndarray, precision: Precision, high_bits: int) -> Layout:
+    """Of a tensor whose range is that of ``data``."""
+    numbers = codes(data, precision).astype(np.float64) if precision.is_integer else finite(data, precision)
+    return Layout(TensorFormat(precision, 1.0, float(numbers.min()), float(numbers.max())), high_bits)
+
+
+def finite(data: np.ndarray, precision: Precision) -> np.ndarray:
+    """The finite values of stored floating point, and a zero."""
+    numbers = torch.from_numpy(data.copy()).view(STORED_TYPE[precision]).double().numpy()
+    return np.append(numbers[np.isfinite(numbers)], 0.0)
 
 
 def codes(data: np.ndarray, precision: Precision) -> np.ndarray:
@@ -80,7 +92,7 @@ def test_what_is_stored_is_read_back_bit_for_bit(data: st.DataObject) -> None:
             stored &= 0x77
         else:
             stored.reshape(-1, precision.bits // 8)[:, -1] &= 0x7F
-    layout = Layout(precision, data.draw(st.integers(1, precision.bits)))
+    layout = layout_of(stored, precision, data.draw(st.integers(1, precision.bits)))
     weak = some_weak_cells(
         layout.stored_bits(stored.size), data.draw(st.sampled_from([0, 0.02, 0.3])), data.draw(st.integers(0, 99))
     )
@@ -92,7 +104,7 @@ def test_what_is_stored_is_read_back_bit_for_bit(data: st.DataObject) -> None:
 def test_tensors_of_several_segments_are_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eden.significance._SEGMENT", 512)
     data = weights(Precision.INT8, 5000)
-    whole, weak = Layout(Precision.INT8, 5), some_weak_cells(50_000, 0.02, 1)
+    whole, weak = layout_of(data, Precision.INT8, 5), some_weak_cells(50_000, 0.02, 1)
     encoded = encode(data, whole, weak)
     assert np.array_equal(decode(encoded.data, encoded, whole), data)
 
@@ -101,24 +113,36 @@ def test_tensors_of_several_segments_are_read_back(monkeypatch: pytest.MonkeyPat
 def test_every_code_has_a_word_of_its_own(precision: Precision) -> None:
     every = np.arange(1 << precision.bits, dtype=np.uint16 if precision is Precision.INT16 else np.uint8)
     data = every if precision is not Precision.INT4 else every[0::2] | every[1::2] << 4
-    words = to_words(data.view(np.uint8), precision, unsigned=False)
+    signed, unsigned = (TensorFormat(precision, 1.0, low, precision.largest_code) for low in (-1, 0))
+    words = to_words(data.view(np.uint8), signed)
     assert np.array_equal(np.sort(words), every)
-    assert np.array_equal(from_words(words, precision, unsigned=False), every)
+    assert np.array_equal(from_words(words, signed), every)
     positive = data.view(np.uint8)[: data.nbytes // 2]
-    copied = to_words(positive, precision, unsigned=True)
-    assert np.array_equal(from_words(copied, precision, unsigned=True), every[: every.size // 2])
+    copied = to_words(positive, unsigned)
+    assert np.array_equal(from_words(copied, unsigned), every[: every.size // 2])
 
 
 def test_a_flipped_sign_of_a_small_code_costs_little_and_a_copied_bit_nothing() -> None:
     """By hand: 3 to -3 is a change of 6 of 127; the second copy of a 0 does no harm, that of a 1 reads 0: 64 less."""
     data = np.array([3, 127], np.uint8)
-    signed = flip_costs(
-        to_words(data, Precision.INT8, False), TensorFormat(Precision.INT8, 1.0, -127, 127), False, range(8)
-    )
+    both, positive = (TensorFormat(Precision.INT8, 1.0, low, 127) for low in (-127, 0))
+    signed = flip_costs(to_words(data, both), both, range(8))
     assert signed[0, 7] == pytest.approx((6 / 127) ** 2)
-    copied = flip_costs(to_words(data, Precision.INT8, True), TensorFormat(Precision.INT8, 1.0, 0, 127), True, range(8))
+    copied = flip_costs(to_words(data, positive), positive, range(8))
     assert copied[0, 7] == copied[0, 6] == 0
     assert copied[1, 7] == copied[1, 6] == pytest.approx((64 / 127) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "spared", "next_bit"),
+    [(Precision.INT8, range(5, 8), (16 / 31) ** 2), (Precision.FP32, range(20, 32), (2**-4 / 2**-3) ** 2)],
+)
+def test_known_bits_and_copies_of_a_sign_cost_nothing(precision: Precision, spared: range, next_bit: float) -> None:
+    """By hand: of int8 within 31 bits 5 to 7 are copies; of FP32 in one binade 20 to 22 are, 23 to 31 are known."""
+    form = TensorFormat.for_range(precision, -1.0, 1.0, guarded_signs=True)
+    words = to_words(form.encode(torch.tensor([-0.8, -0.1, 0.0, 0.1, 0.8])).numpy(), form)
+    assert not flip_costs(words, form, spared).any()
+    assert flip_costs(words, form, range(spared.start - 1, spared.start)).max() == pytest.approx(next_bit, rel=1e-5)
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -127,12 +151,12 @@ def test_a_flip_costs_what_a_bounded_network_would_see(precision: Precision, gua
     values = torch.from_numpy(np.random.default_rng(1).standard_normal(64).astype(np.float32))
     form = TensorFormat.for_range(precision, float(values.min()), float(values.max()), guarded)
     data = form.encode(values).numpy()
-    words = to_words(data, precision, False)
-    costs = flip_costs(words, form, False, range(precision.bits))
+    words = to_words(data, form)
+    costs = flip_costs(words, form, range(precision.bits))
     clean = form.stored_elements(torch.from_numpy(data), 64).double()
     unit = max(abs(form.low - form.offset), abs(form.high - form.offset))
     for bit in range(precision.bits):
-        read = from_words(words ^ words.dtype.type(1 << bit), precision, False)
+        read = from_words(words ^ words.dtype.type(1 << bit), form)
         raw = read[0::2] | read[1::2] << 4 if precision is Precision.INT4 else read.view(np.uint8)
         stored = correct(form.stored_elements(torch.from_numpy(raw.copy()), 64), form, Bounding.ZERO)
         change = (stored.double() - clean) / unit
@@ -141,7 +165,8 @@ def test_a_flip_costs_what_a_bounded_network_would_see(precision: Precision, gua
 
 def test_a_weak_cell_a_unit_meets_only_bits_of_least_weight() -> None:
     """The planted truth: whatever cell is weak, some way puts a low-order bit there."""
-    data, layout = weights(Precision.INT8, 64 * 40), Layout(Precision.INT8, 8)
+    data = weights(Precision.INT8, 64 * 40)
+    layout = layout_of(data, Precision.INT8, 8)
     planted = np.arange(40) * UNIT_BITS + np.random.default_rng(2).integers(0, UNIT_BITS, 40)
     encoded = encode(data, layout, weak_cells(planted))
     stored = np.unpackbits(encoded.data, bitorder="little")
@@ -158,7 +183,8 @@ def test_a_weak_cell_a_unit_meets_only_bits_of_least_weight() -> None:
 
 @pytest.mark.parametrize("flips", [(1.0, 0.0), (0.0, 1.0)])
 def test_cells_that_lose_one_value_only_are_given_the_other(flips: tuple[float, float]) -> None:
-    data, layout = weights(Precision.FP32, 16 * 40), Layout(Precision.FP32, 32)
+    data = weights(Precision.FP32, 16 * 40)
+    layout = layout_of(data, Precision.FP32, 32)
     planted = np.sort(np.random.default_rng(3).choice(40 * UNIT_BITS, 80, replace=False))
     encoded = encode(data, layout, weak_cells(planted, *flips))
     assert encoded.cost == 0
@@ -173,11 +199,11 @@ def test_cells_that_lose_one_value_only_are_given_the_other(flips: tuple[float, 
 
 def test_the_choices_are_the_cheapest_of_all() -> None:
     """Against all 32 x 32 paths through two units, each written out and priced bit by bit."""
-    data, layout = weights(Precision.INT8, 128), Layout(Precision.INT8, 8)
+    data = weights(Precision.INT8, 128)
+    layout = layout_of(data, Precision.INT8, 8)
     weak = some_weak_cells(2 * UNIT_BITS, 0.1, 4)
-    words = to_words(data, Precision.INT8, False)
-    low, high = codes(data, Precision.INT8).min(), codes(data, Precision.INT8).max()
-    costs = flip_costs(words, TensorFormat(Precision.INT8, 1.0, low, high), False, range(8)).reshape(2, UNIT_BITS)
+    words = to_words(data, layout.tensor_format)
+    costs = flip_costs(words, layout.tensor_format, range(8)).reshape(2, UNIT_BITS)
     bits = np.unpackbits(words, bitorder="little").reshape(2, UNIT_BITS)
     book = codebook()
 
@@ -198,7 +224,8 @@ def test_the_choices_are_the_cheapest_of_all() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.01, 0.05]), st.sampled_from(list(Precision)))
 def test_more_weak_cells_never_cost_less(seed: int, share: float, precision: Precision) -> None:
-    data, layout = weights(precision, 1024, seed), Layout(precision, precision.bits)
+    data = weights(precision, 1024, seed)
+    layout = layout_of(data, precision, precision.bits)
     weak = some_weak_cells(layout.stored_bits(data.size), share, seed)
     kept = np.random.default_rng(seed).random(weak.cell.size) < 0.7
     fewer = WeakCells(weak.cell[kept], weak.flip_zero[kept], weak.flip_one[kept])
@@ -206,7 +233,8 @@ def test_more_weak_cells_never_cost_less(seed: int, share: float, precision: Pre
 
 
 def test_the_expected_cost_is_what_reads_show(place_in_a_row: Callable[[dict[str, int]], dict[str, Placement]]) -> None:
-    data, layout = weights(Precision.INT8, 20_000), Layout(Precision.INT8, 8)
+    data = weights(Precision.INT8, 20_000)
+    layout = layout_of(data, Precision.INT8, 8)
     bits = layout.stored_bits(data.size)
     weak = some_weak_cells(bits, 0.03, 5)
     inner = ProfileMemory(weak, place_in_a_row({"a": bits}), seed=1)
@@ -223,11 +251,12 @@ def test_the_expected_cost_is_what_reads_show(place_in_a_row: Callable[[dict[str
 
 
 def test_metadata_are_counted_and_all_that_a_reader_needs() -> None:
-    data, layout = weights(Precision.INT8, 10_000), Layout(Precision.INT8, 5)
+    data = weights(Precision.INT8, 10_000)
+    layout = layout_of(data, Precision.INT8, 5)
     encoded = encode(data, layout, some_weak_cells(90_000, 0.02, 6))
     units = -(-50_000 // UNIT_BITS) + -(-30_000 // UNIT_BITS)
     assert encoded.data.size * 8 == units * UNIT_BITS == layout.stored_bits(data.size)
-    assert encoded.metadata_bits == units * CHOICE_BITS + 1
+    assert encoded.metadata_bits == units * CHOICE_BITS
     assert encoded.choices.size == -(-units * CHOICE_BITS // 8)
     nothing = np.empty(0, np.uint8)
     stripped = replace(encoded, data=nothing, cost=np.nan, energy=np.nan)
@@ -240,7 +269,8 @@ def test_metadata_are_counted_and_all_that_a_reader_needs() -> None:
 
 
 def test_without_weak_cells_units_stay_as_they_are(no_weak_cells: WeakCells) -> None:
-    data, layout = weights(Precision.FP32, 100), Layout(Precision.FP32, 32)
+    data = weights(Precision.FP32, 100)
+    layout = layout_of(data, Precision.FP32, 32)
     encoded = encode(data, layout, no_weak_cells)
     assert np.array_equal(encoded.data[: data.size], data)
     assert not encoded.choices.any()
@@ -261,8 +291,9 @@ def partition_of(rates: list[float], point: OperatingPoint, row_cells: int = 4 *
 def test_rows_that_hold_are_filled_first_and_the_worst_stay_empty(point: OperatingPoint) -> None:
     """Two tensors of five units in rows of four: rows 1, 3 and 2, in this order; row 0, the worst, is left over."""
     tensors = [TensorSpec(name, "weight", 5 * 64, Precision.INT8) for name in ("a", "b")]
+    formats = dict.fromkeys("ab", WHOLE)
     everywhere = {"weight": weak_cells(np.arange(4 * UNIT_BITS))}
-    plan = plan_significance(tensors, {}, {}, everywhere, [partition_of([0.5, 0.0, 0.02, 0.01], point)], point, 1)
+    plan = plan_significance(tensors, {}, formats, everywhere, [partition_of([0.5, 0.0, 0.02, 0.01], point)], point, 1)
     row = 4 * UNIT_BITS
     first, second = plan.mapping.placements["a"], plan.mapping.placements["b"]
     assert [(piece.first_cell, piece.cells) for piece in first.pieces] == [(row, row), (3 * row, UNIT_BITS)]
@@ -277,7 +308,7 @@ def test_where_half_of_the_rows_are_weak_they_get_the_low_order_bits(point: Oper
     rates = [0.1, 0.0] * 2
     weak = np.concatenate([some_weak_cells(4 * UNIT_BITS, 0.2, r).cell + 8 * r * UNIT_BITS for r in (0, 1)])
     plan = plan_significance(
-        [tensor], {"a": data}, {}, {"weight": weak_cells(weak)}, [partition_of(rates, point)], point, images=1
+        [tensor], {"a": data}, {"a": WHOLE}, {"weight": weak_cells(weak)}, [partition_of(rates, point)], point, images=1
     )
     assert plan.layouts["a"].high_bits == 4
     assert [piece.first_cell // (4 * UNIT_BITS) for piece in plan.mapping.placements["a"].pieces] == [1, 3, 0, 2]
@@ -286,7 +317,9 @@ def test_where_half_of_the_rows_are_weak_they_get_the_low_order_bits(point: Oper
 def test_too_few_rows_are_refused(point: OperatingPoint) -> None:
     tensor = TensorSpec("a", "weight", 64 * 20, Precision.INT8)
     with pytest.raises(CapacityError, match="find no room"):
-        plan_significance([tensor], {}, {}, {"weight": weak_cells([])}, [partition_of([0.1], point)], point, 1)
+        plan_significance(
+            [tensor], {}, {"a": WHOLE}, {"weight": weak_cells([])}, [partition_of([0.1], point)], point, 1
+        )
 
 
 @pytest.mark.parametrize("precision", list(Precision))
@@ -313,9 +346,10 @@ def test_in_one_binade_what_a_reader_puts_right_is_not_kept_from_weak_cells() ->
     values = torch.from_numpy(np.random.default_rng(4).standard_normal(4000).astype(np.float32))
     form = TensorFormat.for_range(Precision.FP32, float(values.min()), float(values.max()), guarded_signs=True)
     data, weak = form.encode(values).numpy(), some_weak_cells(128_000, 0.02, 3)
-    knowing, guessing = (encode(data, Layout(Precision.FP32, 32, known), weak) for known in (form, None))
+    knowing, plain = Layout(form, 32), layout_of(data, Precision.FP32, 32)
 
-    def lost(encoded: Encoded, layout: Layout) -> float:
+    def lost(layout: Layout) -> float:
+        encoded = encode(data, layout, weak)
         cells = np.unpackbits(encoded.data, bitorder="little")
         wrong = cells.copy()
         draw = np.random.default_rng(5).random(weak.cell.size)
@@ -325,11 +359,11 @@ def test_in_one_binade_what_a_reader_puts_right_is_not_kept_from_weak_cells() ->
         seen = form.values(correct(stored, form, Bounding.ZERO), values.shape)
         return float(((seen - values) ** 2).sum())
 
-    assert lost(knowing, Layout(Precision.FP32, 32, form)) < 0.5 * lost(guessing, Layout(Precision.FP32, 32))
+    assert lost(knowing) < 0.5 * lost(plain)
 
 
 def test_errors_say_what_to_do() -> None:
-    memory = SignificanceMemory(ReliableMemory(), {"a": Layout(Precision.FP32, 32)}, lambda t, bits: weak_cells([]))
+    memory = SignificanceMemory(ReliableMemory(), {"a": Layout(FLOATS, 32)}, lambda t, bits: weak_cells([]))
     with pytest.raises(NetworkError, match="map the network again"):
         memory.store("b", torch.zeros(4, dtype=torch.uint8))
     with pytest.raises(NetworkError, match="no whole fp32"):
@@ -337,7 +371,7 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(NetworkError, match="store it first"):
         memory.load("a")
     with pytest.raises(NetworkError, match="give 1 to 8"):
-        Layout(Precision.INT8, 9)
-    encoded = encode(weights(Precision.INT8, 64), Layout(Precision.INT8, 8), weak_cells([]))
+        Layout(WHOLE, 9)
+    encoded = encode(weights(Precision.INT8, 64), Layout(WHOLE, 8), weak_cells([]))
     with pytest.raises(NetworkError, match="different tensor"):
-        decode(np.zeros(128, np.uint8), encoded, Layout(Precision.INT8, 8))
+        decode(np.zeros(128, np.uint8), encoded, Layout(WHOLE, 8))
