@@ -273,7 +273,8 @@ class ApproximateNetwork(nn.Module):
         """Load what `save` wrote into this network. Formats of weights follow from the weights themselves.
 
         Raises:
-            NetworkError: no such file, a foreign or damaged one, another precision, or weights of another network.
+            NetworkError: no such file, a foreign or damaged one, one of a format that is gone, another precision, or
+                weights of another network.
         """
         metadata = read_checkpoint_metadata(path)
         if metadata["precision"] != self.precision:
@@ -419,7 +420,7 @@ def read_checkpoint_metadata(path: Path) -> dict[str, str]:
     """The metadata that `ApproximateNetwork.save` wrote: network, precision, formats.
 
     Raises:
-        NetworkError: no such file, or not one of ours, or of a newer version.
+        NetworkError: no such file, or not one of ours, of a newer version, or of a format that is gone.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -7,7 +7,7 @@ rate rises from 0 in small steps. What the short schedule needs beyond the paper
 - ranges are *tightened*: weights are kept within some standard deviations and IFMs within a quantile. The largest value
   sets the scale of every error. Ranges are taken anew each epoch, as weights move;
 - signs are *guarded*: codes of tensors with both signs take up two bits less, so that signs are stored three times,
-  and floating point is stored likewise, in one binade (`eden.tensor_format`). In two's complement a flipped sign
+  and FP32 and FP16 are stored likewise, in one binade (`eden.tensor_format`). In two's complement a flipped sign
   moves a small weight by half of all codes, plausibly. LeNet at int8 (seed 1, fresh maps, 30,000 images) loses 0.38
   instead of 0.69 points at a BER of 2e-3, 1.07 instead of 1.76 at 5e-3, and 0.25 instead of 0.32 without errors. IFMs
   behind a ReLU have no sign to lose; nothing guards the highest bit of a value;
@@ -87,7 +87,7 @@ class Boosting:
             there is no curriculum: the rate is the highest from the first epoch on.
         weight_limit: standard deviations that a weight may reach.
         ifm_quantile: quantile of an IFM's values that its range holds.
-        guarded_signs: whether tensors keep three copies of their signs, as of `TensorFormat.for_range`.
+        guarded_signs: whether tensors of both signs keep three copies of them, as of `TensorFormat.for_range`.
         teacher: weight of the unboosted network's outputs in the loss; labels have the rest.
         temperature: softens those outputs.
         averaged_epochs: about so many of the last epochs' weights are averaged (exponentially) in the network that is
@@ -112,7 +112,7 @@ INTEGER_BOOSTING = Boosting(
     ifm_quantile=0.98,
     guarded_signs=True,
 )
-FP32_BOOSTING = Boosting(
+FLOAT_BOOSTING = Boosting(
     Training(epochs=12, learning_rate=3e-3, shift_pixels=1),
     highest=3.0,
     weight_limit=1.7,
@@ -128,7 +128,7 @@ def default_boosting(precision: Precision, network: str = "lenet") -> Boosting:
     validation images in the fifth of ten epochs at LeNet's 3e-3, without errors to 64 %, and no epoch kept its clean
     accuracy; at 1e-3 it lost a point in the first epochs and none at the end.
     """
-    settings, rate = INTEGER_BOOSTING if precision.is_integer else FP32_BOOSTING, recipe(network).retraining_rate
+    settings, rate = INTEGER_BOOSTING if precision.is_integer else FLOAT_BOOSTING, recipe(network).retraining_rate
     return settings if rate is None else replace(settings, training=replace(settings.training, learning_rate=rate))
 
 

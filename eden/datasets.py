@@ -73,8 +73,8 @@ def mnist5000() -> Dataset:
 def fashion_mnist(train_images: int = 58_000, validation_images: int = FASHION_VALIDATION_IMAGES) -> Dataset:
     """Fashion-MNIST of the Debian package dataset-fashion-mnist: its 10,000 test images, others train and validate.
 
-    Classes are in balance, and images in excess of what a class has are left out. However many more than 2,000
-    validate, the same ones train.
+    Classes are in balance: counts are rounded down to multiples of ten. The same images train, and the first 2,000 that
+    validate are the same, in balance too, however many more do.
 
     Raises:
         NetworkError: the data set is not installed, or a file of it is damaged; or fewer than 2,000 shall validate, or

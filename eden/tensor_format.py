@@ -9,9 +9,9 @@ may also turn a code into ``-2 ** (bits - 1)``, which no network stores.
 
 A network that was retrained for it (`eden.boosting`) may have its signs *guarded*. Integer codes of both signs then
 take up two bits less, so that their three highest bits are copies of the sign, and a reader goes by the majority.
-Floating point is stored as fixed point, in effect: values are scaled and shifted into the one binade 1 .. 2, where a
+FP32 and FP16 are stored as fixed point, in effect: values are scaled and shifted into the one binade 1 .. 2, where a
 reader knows sign and exponent of every number; around 1.5 where there are both signs, and so close to it that the three
-highest bits of the mantissa say on which side.
+highest bits of the mantissa say on which side. int4 and bf16 have no bits to spare, and stay as they are.
 """
 
 import math
@@ -35,7 +35,7 @@ STORED_TYPE = {
 TINY, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 SIGN_COPIES = 3  # the fewest of which one may be wrong
 BOTH_SIGNS, ONE_SIGN = 1.5, 1.0  # offsets in one binade
-TOO_FEW_BITS = 7  # of an integer or a mantissa, to spare two for copies of the sign: int4 and bf16 guard none
+TOO_FEW_BITS = 7  # of an integer or a mantissa, to spare two for copies of the sign
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ class TensorFormat:
         """The format for values from ``smallest`` to ``largest``: the scale comes from the larger magnitude.
 
         Ranges of floating point reach to the last number with the exponent of ``smallest`` and of ``largest``: an error
-        in the mantissa of a value near the end is small, and would be made a large one by correcting it to zero.
+        in the mantissa of a value near the end is small, and would be made a large one by correcting it to zero. With
+        guarded signs they are all of what is left of one binade, for the same reason.
 
         Args:
             precision: number format.
             smallest, largest: the range.
-            guarded_signs: of integers, whether codes take up two bits less where the range has both signs (but for
-                int4); of floating point, whether numbers lie in one binade, and likewise (but for bf16).
+            guarded_signs: of int8 and int16, whether codes take up two bits less where the range has both signs; of
+                FP32 and FP16, whether numbers lie in one binade, and likewise. Magnitudes beyond 4e37 saturate there.
 
         Raises:
             NetworkError: the range is empty or not finite.
@@ -92,7 +93,7 @@ class TensorFormat:
                 "check the network's inputs and weights"
             )
         if not precision.is_integer:
-            if guarded_signs and max(abs(smallest), abs(largest)) >= TINY:
+            if guarded_signs and _can_guard(precision) and max(abs(smallest), abs(largest)) >= TINY:
                 return cls._in_one_binade(precision, smallest, largest)
             return cls(precision, 1.0, _end_of_binade(smallest, precision, -1), _end_of_binade(largest, precision, 1))
         guarded = guarded_signs and smallest < 0 < largest
@@ -102,13 +103,10 @@ class TensorFormat:
 
     @classmethod
     def _in_one_binade(cls, precision: Precision, smallest: float, largest: float) -> "TensorFormat":
-        """Zero is stored as 1.5, all others within as much of it as has copies of the sign; or as 1, if it has none.
-
-        All of that is the range, whatever the values, so that no number in it is implausible.
-        """
+        """Zero is 1.5, the largest magnitude 2^-3 from it; with one sign, zero is 1 and the largest lies below 2."""
         step = torch.finfo(STORED_TYPE[precision]).eps
         both = smallest < 0 < largest
-        offset, reach = (BOTH_SIGNS, 2.0 ** -(SIGN_COPIES if _can_guard(precision) else 1)) if both else (ONE_SIGN, 1.0)
+        offset, reach = (BOTH_SIGNS, 2.0**-SIGN_COPIES) if both else (ONE_SIGN, 1.0)
         extreme = max(-smallest, largest) if both or largest > 0 else smallest
         scale = float(torch.tensor(extreme / reach).clamp(-LARGEST, LARGEST))
         return cls(precision, scale, offset - reach if both else offset, offset + reach - step, offset=offset)
@@ -137,9 +135,14 @@ class TensorFormat:
 
     @property
     def metadata_bits(self) -> int:
-        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, range and offset."""
+        """Bits that a reader needs besides the stored ones, in reliable memory: FP32 scales, and the range.
+
+        Of one binade the range follows from whether values have both signs.
+        """
+        if self.offset:
+            return 32 + 1
         if not self.precision.is_integer:
-            return (32 + 3 * self.precision.bits) if self.offset else 2 * self.precision.bits
+            return 2 * self.precision.bits
         return 32 * (len(self.scale) if isinstance(self.scale, tuple) else 1) + 2 * self.precision.bits
 
     @cached_property
@@ -158,7 +161,7 @@ class TensorFormat:
 
     def _word(self, number: float) -> int:
         """The bits of a number of the stored domain."""
-        return int(number) if self.precision.is_integer else _word(number, self.precision)
+        return int(number) if self.precision.is_integer else _float_word(number, self.precision)
 
     @cached_property
     def sign_copies(self) -> tuple[int, int]:
@@ -167,10 +170,10 @@ class TensorFormat:
         Of negative ones they are the opposite. The mask is 0 where no sign is guarded.
         """
         if self.precision.is_integer:
-            end = 1 << max(0, self.precision.bits - SIGN_COPIES)
+            end = 1 << (self.precision.bits - SIGN_COPIES)
             guarded = _can_guard(self.precision) and -end <= self.low < 0 <= self.high < end
             return ((end << SIGN_COPIES) - end, 0) if guarded else (0, 0)
-        if self.offset != BOTH_SIGNS or not _can_guard(self.precision):
+        if self.offset != BOTH_SIGNS:
             return 0, 0
         last = _fraction_bits(self.precision) - SIGN_COPIES
         return ((1 << SIGN_COPIES) - 1) << last, 1 << (last + SIGN_COPIES - 1)
@@ -255,7 +258,7 @@ def _nearest(value: float, precision: Precision) -> float:
     return float(torch.tensor(max(-largest, min(largest, value))).to(STORED_TYPE[precision]))
 
 
-def _word(number: float, precision: Precision) -> int:
+def _float_word(number: float, precision: Precision) -> int:
     """The bits of a number that a floating-point ``precision`` has."""
     data = torch.tensor([number]).to(STORED_TYPE[precision]).view(torch.uint8)
     return int.from_bytes(bytes(data.tolist()), "little")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import FP32_BOOSTING, INTEGER_BOOSTING, Boosting
+from eden.boosting import FLOAT_BOOSTING, INTEGER_BOOSTING, Boosting
 from eden.boosting import boost as boost_network
 from eden.datasets import Dataset, Split, fashion_mnist
 from eden.memory import ApproximateMemory, PerTensorMemory, ReliableMemory
@@ -52,9 +52,9 @@ FOR_RESNET = {
 }
 BOOSTING = {
     ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
-    ("lenet", False): replace(FP32_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=10.0),
+    ("lenet", False): replace(FLOAT_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=10.0),
     ("resnet8", True): replace(INTEGER_BOOSTING, highest=5.0, **FOR_RESNET),  # type: ignore[arg-type]
-    ("resnet8", False): replace(FP32_BOOSTING, highest=8.0, **FOR_RESNET),  # type: ignore[arg-type]
+    ("resnet8", False): replace(FLOAT_BOOSTING, highest=8.0, **FOR_RESNET),  # type: ignore[arg-type]
 }  # by network, and whether the precision is an integer
 FLOAT_TRAINING, QUANTISED_TRAINING = Training(12, 4e-3, shift_pixels=1), Training(2, 5e-4, shift_pixels=1)
 
@@ -78,8 +78,8 @@ def boost(
     another module of vendor B. On fresh maps of the Error Model 0 fitted to the module, networks are boosted with such
     maps; on the module's own map, as scanned at falling VDD, with that map, its reads drawn anew. A control is
     retrained alike, without errors. Ablations (of LeNet) leave ranges as training makes them, signs unguarded, or start
-    at the highest rate, at int8, and leave exponents free, at FP32; and it is measured what errors cost in one field of
-    its numbers, or in one tensor, alone. Finished tasks are kept, boost.json holds what they say so far: stopped and
+    at the highest rate, at int8, and leave FP32 as it is; and it is measured what errors cost in one field of its
+    numbers, or in one tensor, alone. Finished tasks are kept, boost.json holds what they say so far: stopped and
     started again, it goes on. Goals count as met or missed from three seeds on.
     """
     stages.use_one_thread()
@@ -103,7 +103,7 @@ class Arm:
 
     errors: str | None
     memories: tuple[str, ...] = (FRESH,)
-    settings: Mapping[str, float | None] = field(default_factory=dict)
+    settings: Mapping[str, float | bool] = field(default_factory=dict)
     precision: Precision = Precision.INT8
 
     def boosting(self, network: str, precision: Precision) -> Boosting:
@@ -124,8 +124,11 @@ COMPARED = ("baseline", "control", "boosted")  # whose losses are
 LOSS_BER, LOSS_IMAGES, LOSS_DRAWS = 3e-3, 2000, 3
 FIELDS = {
     Precision.FP32: {
-        **{"sign": 0x8000_0000, "exponent": 0x7F80_0000, "mantissa's first three": 0x0070_0000},
-        **{"its fourth": 0x0008_0000, "lower bits": 0x0007_FFFF},
+        "sign": 0x8000_0000,
+        "exponent": 0x7F80_0000,
+        "mantissa's first three bits": 0x0070_0000,
+        "mantissa's fourth bit": 0x0008_0000,
+        "lower bits": 0x0007_FFFF,
     },
     Precision.INT8: {"sign": 0x80, "highest bit": 0x40, "next bit": 0x20, "lower bits": 0x1F},
 }  # bits of a stored number

@@ -32,7 +32,7 @@ TARGET_DROP, DRAWS, RATIO = 0.01, 3, 1.15
 START_BER, HIGHEST_BER = 2e-4, 0.1
 HARSHER = (1.0, 2.0, 4.0, 8.0)  # multiples of the baseline's tolerated rate that accuracies are measured at
 BASELINE, GOOD, BAD, FOREIGN, ABRUPT = "baseline", "good fit", "bad fit", "another vendor's", "good fit, no curriculum"
-CONTROL = "no errors"  # the same retraining without any: what no error model can be thanked for
+CONTROL = "no errors"  # retrained alike, but without: what ranges, guarded signs and teacher are worth alone
 ARMS = (BASELINE, GOOD, BAD, FOREIGN, ABRUPT, CONTROL)
 COMPARED = {
     BAD: GOOD,
@@ -162,7 +162,7 @@ class Task:
         return best_first[-1] if arm == BAD else best_first[0]
 
     def _model_number(self) -> int | None:
-        return None if self.arm == BASELINE else self._number(self.arm)
+        return None if self.arm in (BASELINE, CONTROL) else self._number(self.arm)
 
     def _module(self, vendor: str) -> ModuleMaps:
         return ModuleMaps(vendor, self.seed, self.folder / "scans", ROWS)

@@ -10,11 +10,11 @@ import torch
 from eden import boosting
 from eden.approximate import ApproximateNetwork
 from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
-from eden.datasets import Dataset, mnist5000
+from eden.datasets import Dataset, Split, mnist5000
 from eden.memory import ApproximateMemory, BitErrorMemory, ReliableMemory
 from eden.networks import build
 from eden.precision import Precision
-from eden.tolerance import CurvePoint
+from eden.tolerance import AccuracyMeter, CurvePoint, Sampling
 from eden.training import Training, train_baseline
 from profiles.errors import NetworkError
 
@@ -70,6 +70,26 @@ def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Data
     assert result.kept_epoch == -1
     assert all(torch.equal(a, b) for a, b in zip(result.network.parameters(), baseline.parameters(), strict=True))
     assert result.network.formats == baseline.formats
+
+
+def test_the_whole_validation_split_decides_what_is_kept_and_few_of_its_images_estimate(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Counting(AccuracyMeter):
+        def __init__(self, network: ApproximateNetwork, split: Split, sampling: Sampling) -> None:
+            seen.append(len(split))
+            super().__init__(network, split, sampling)
+
+    monkeypatch.setattr(boosting, "AccuracyMeter", Counting)
+    monkeypatch.setattr(boosting, "PROBE_IMAGES", 10)
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(2, 3e-3), Training(1, 5e-4))
+    last = boost(
+        baseline, BitErrorMemory, data, 1e-4, 1.0, 1.0, 7, replace(SHORT, ramp=0.0, training=Training(2, 1e-3))
+    )
+    assert seen == [100, 10] * 2
+    assert all(epoch.estimated_ber > 0 for epoch in last.history)
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP32])

@@ -51,7 +51,7 @@ def test_implausible_floats_become_zero_or_the_bound(precision: Precision) -> No
 
 
 @pytest.mark.parametrize("bounding", ON)
-@pytest.mark.parametrize("precision", FLOATS)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 @pytest.mark.parametrize("ends", [(-1.0, 3.0), (0.0, 3.0), (-3.0, 0.0)])
 def test_errors_in_known_bits_are_put_right_exactly(
     precision: Precision, bounding: Bounding, ends: tuple[float, float]

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import INTEGER_BOOSTING
+from eden.boosting import INTEGER_BOOSTING, boost
 from eden.datasets import Dataset, Split, mnist5000
 from eden.memory import BitErrorMemory
 from eden.precision import Precision
@@ -162,7 +162,15 @@ def test_boost_says_what_errors_cost_by_field_and_by_tensor(tmp_path: Path, monk
     monkeypatch.setattr(boost_study.Task, "_train", lambda task, _: train(task, "baseline"))
     result = boost_study.LossTask(tmp_path, "lenet", Precision.FP32, 1).measured()
     lost = result["lost"]["boosted"]
-    fields = ["all", "sign", "exponent", "mantissa's first three", "its fourth", "lower bits", "0.weight"]
+    fields = [
+        "all",
+        "sign",
+        "exponent",
+        "mantissa's first three bits",
+        "mantissa's fourth bit",
+        "lower bits",
+        "0.weight",
+    ]
     assert list(lost)[: len(fields)] == fields
     assert "0.ifm" in lost
     assert lost["all"] > lost["exponent"] > 0.02 > lost["lower bits"]
@@ -279,6 +287,13 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
         return train_baseline(*arguments, Training(3, 4e-3, shift_pixels=0), Training(1, 5e-4))
 
     short = replace(INTEGER_BOOSTING, training=Training(2, 2e-3, shift_pixels=0))
+    controls: list[bool] = []
+
+    def boosted(*arguments: Any, control: bool) -> Any:
+        controls.append(control)
+        return boost(*arguments, control=control)
+
+    monkeypatch.setattr(models_study, "boost", boosted)
     monkeypatch.setattr(models_study, "study_data", few_digits)
     monkeypatch.setattr(models_study, "train_baseline", quickly)
     monkeypatch.setattr(models_study, "default_boosting", lambda precision: short)
@@ -296,6 +311,7 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
         "good fit over no errors",
         "good fit over baseline",
     ]
+    assert controls == [False, False, False, False, True] * 2
     for row in rows:
         assert (row["seeds"], row["goal"], row["met"]) == ([1, 2], 1, None)
         more, less = row["ber"].values()
