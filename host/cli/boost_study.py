@@ -25,7 +25,7 @@ from eden.training import Training, train_baseline
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.intervals import mean_interval
-from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio
+from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio, rows_of
 from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
 from profiles.errors import PlanError
 
@@ -244,8 +244,7 @@ class Task:
 
     def _trial(self, network: ApproximateNetwork) -> Trial:
         """The network in the rows of its module, stored as it comes."""
-        rows = Trial(network, None).rows
-        return Trial(network, self._module(rows))
+        return Trial(network, self._module(rows_of(network)), study_data().validation)
 
     def _module(self, rows: int) -> ModuleMaps:
         return ModuleMaps(VENDOR, self.seed, self.folder / "scans" / f"{rows} rows", rows)

@@ -103,7 +103,7 @@ class Task:
         """What the arm's network tolerates on the module's own cells, and its accuracy there at given rates."""
         baseline, network, test = self._trained(BASELINE), self._trained(self.arm), study_data().test
         clean = AccuracyMeter(baseline, test, Sampling(1, BATCH)).clean
-        trial = Trial(network, self._module(VENDOR))
+        trial = Trial(network, self._module(VENDOR), study_data().validation)
         sampling = Sampling(DRAWS, BATCH, derive_seed(self.seed, "module"))
 
         def memory_at(ber: float, seed: int) -> Any:

@@ -261,13 +261,13 @@ def infer(
     """
     stages.use_one_thread()
     loaded, places = stages.load_network(network), DramMapping.load(mapping)
-    test = stages.network_data(network).test
-    test = test if images is None else test.first(images)
+    data = stages.network_data(network)
+    test = data.test if images is None else data.test.first(images)
     if significance is not None and profile is not None:
         raise PlanError("--profile predicts the mapping's own places; leave out --profile or --significance")
     plan = None
     if significance is not None:
-        plan = stages.significance_plan(loaded, Profile.open(significance), places)
+        plan = stages.significance_plan(loaded, data.validation, Profile.open(significance), places)
         places = plan.mapping
     measured = Profile.open(profile) if profile else None
     clean = evaluate(loaded, test.images, test.labels)

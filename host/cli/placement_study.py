@@ -3,24 +3,21 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import typer
 from matplotlib.figure import Figure
 
-from eden.approximate import ApproximateNetwork, TensorSpec
+from eden.approximate import ApproximateNetwork
 from eden.boosting import boost, default_boosting
 from eden.datasets import Split
 from eden.mapping import Partition, RowRates
 from eden.memory import ApproximateMemory, ProfileMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
-from eden.significance import SignificanceMemory, SignificancePlan, plan_significance, stored_weights
-from eden.tensor_format import TensorFormat
+from eden.significance import SignificanceMemory, SignificancePlan, plan_significance, stored_tensors
 from eden.tolerance import AccuracyMeter, Sampling, coarse
 from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, train_baseline
 from host.boards import MOCK_GEOMETRY, open_board
@@ -232,7 +229,7 @@ class Task:
     def measured(self) -> dict[str, Any]:
         """Tolerated rate by arm, with what placement costs."""
         network, clean = self._network()
-        trial = Trial(network, self._maps(Trial(network, None).rows))
+        trial = Trial(network, self._maps(rows_of(network)), validation(self.precision))
         found: dict[str, Any] = {}
         for arm in self.arms:
             start = ARMS[arm] * (4 if self.boosted else 1)
@@ -257,7 +254,7 @@ class Task:
             "ber": {arm: trial.measured_ber(ber, self.seed) for arm, ber in found.items()},
             "metadata_share": trial.metadata_share,
             "occupancy": trial.occupancy,
-            "high_bits": sorted(trial.high_bits),
+            "costly_bits": sorted(trial.costly_bits),
         }
 
     def _maps(self, rows: int) -> Maps:
@@ -311,38 +308,29 @@ def validation(precision: Precision) -> Split:
     return stages.dataset().validation.first(images(precision))
 
 
+def stored_bits(network: ApproximateNetwork) -> dict[str, int]:
+    """Bits of each kind that a network stores for a batch."""
+    kinds: dict[str, int] = {"weight": 0, "ifm": 0}
+    for tensor in network.tensors():
+        kinds[tensor.kind] += tensor.bits(BATCH)
+    return kinds
+
+
+def rows_of(network: ApproximateNetwork) -> int:
+    """As many rows as leave at least `OCCUPANCY` of their cells in use."""
+    return int(sum(stored_bits(network).values()) / (OCCUPANCY * MOCK_GEOMETRY.row_bits))
+
+
 class Trial:
-    """One network in the rows of known maps, placed in different ways."""
+    """One network in the rows of known maps, placed in different ways; ``sample`` says what its IFMs are like."""
 
-    def __init__(self, network: ApproximateNetwork, maps: Maps | None) -> None:
-        self.network = network
-        self._maps = maps
+    def __init__(self, network: ApproximateNetwork, maps: Maps, sample: Split) -> None:
+        self.network, self.maps = network, maps
+        self.rows, self.bits = rows_of(network), stored_bits(network)
         self.metadata_share = 0.0
-        self.high_bits: set[int] = set()
+        self.costly_bits: set[int] = set()
+        self._stored, self._formats = stored_tensors(network, sample.first(BATCH).images)
         self._last: list[tuple[SignificancePlan, SignificanceMemory]] = []
-
-    @property
-    def maps(self) -> Maps:
-        if self._maps is None:
-            raise PlanError("this trial has no maps; give some")
-        return self._maps
-
-    @cached_property
-    def bits(self) -> dict[str, int]:
-        """Bits of each kind that the network stores."""
-        kinds: dict[str, int] = {"weight": 0, "ifm": 0}
-        for tensor in self.network.tensors():
-            kinds[tensor.kind] += tensor.bits(BATCH)
-        return kinds
-
-    @cached_property
-    def _stored_weights(self) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, TensorFormat]]:
-        return stored_weights(self.network)
-
-    @property
-    def rows(self) -> int:
-        """As many rows as leave at least `OCCUPANCY` of their cells in use."""
-        return int(sum(self.bits.values()) / (OCCUPANCY * MOCK_GEOMETRY.row_bits))
 
     @property
     def occupancy(self) -> float:
@@ -372,10 +360,9 @@ class Trial:
         """``plain`` and ``values`` fill rows by address; ``values`` and ``rows`` leave every unit in way 0."""
         by_rows = arm in ("rows", "all")
         partition = known.partition if by_rows else replace(known.partition, rows=None)
-        weights, formats = self._stored_weights
-        specs: list[TensorSpec] = self.network.tensors()
+        stored = self._stored if by_rows else {}
         plan = plan_significance(
-            specs, weights if by_rows else {}, formats, known.weak_cells, [partition], known.point, BATCH
+            *(self.network.tensors(), stored, self._formats, known.weak_cells, [partition], known.point, BATCH)
         )
         nothing = WeakCells(np.empty(0, np.int64), np.empty(0), np.empty(0))
         return plan if arm == "all" else replace(plan, weak_cells=dict.fromkeys(plan.weak_cells, nothing))
@@ -386,7 +373,7 @@ class Trial:
             if memory.stored_bits:
                 bits = memory.metadata_bits + plan.order_bits
                 self.metadata_share = max(self.metadata_share, bits / memory.stored_bits)
-                self.high_bits |= {layout.high_bits for layout in plan.layouts.values()}
+                self.costly_bits |= {layout.costly_bits for layout in plan.layouts.values()}
         self._last.clear()
 
 
@@ -442,7 +429,7 @@ def _row(memory: str, precision: str, boosted: bool, arm: str, group: list[dict[
         "seeds": [each["seed"] for each in group],
         "metadata_share": metadata,
         "occupancy": occupancy,
-        "high_bits": sorted({bits for each in group for bits in each["high_bits"]}),
+        "costly_bits": sorted({bits for each in group for bits in each["costly_bits"]}),
         "goal": goal,
         "met": None if goal is None or len(group) < len(SEEDS) else reached,
     }

@@ -33,7 +33,7 @@ from eden.optimal import optimal_mapping
 from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
-from eden.significance import SignificancePlan, plan_significance, stored_weights
+from eden.significance import SignificancePlan, plan_significance, stored_tensors
 from eden.training import recipe
 from host.plan import Cells, Rows, ScanPlan
 from profiles import statistics
@@ -523,8 +523,12 @@ def _sample_rows(model: ErrorModel, placement: Piece, part: Partition, kind: str
     return joined(pieces)
 
 
-def significance_plan(network: ApproximateNetwork, profile: Profile, mapping: DramMapping) -> SignificancePlan:
+def significance_plan(
+    network: ApproximateNetwork, sample: Split, profile: Profile, mapping: DramMapping
+) -> SignificancePlan:
     """Placement by significance at the operating point of ``mapping``, over all rows whose cells the profile knows.
+
+    ``sample`` says what the network's IFMs are like: a batch of it, of the size that the mapping has room for.
 
     Raises:
         PlanError: the mapping has several operating points.
@@ -537,6 +541,6 @@ def significance_plan(network: ApproximateNetwork, profile: Profile, mapping: Dr
         "weight": measured_weak_cells(profile, point, NOMINAL),
         "ifm": measured_weak_cells(profile, point, AT_POINT),
     }
-    tensors = network.tensors()
-    plan = plan_significance(tensors, *stored_weights(network), weak, partitions(profile), point, mapping.images)
+    stored = stored_tensors(network, sample.first(mapping.images).images)
+    plan = plan_significance(network.tensors(), *stored, weak, partitions(profile), point, mapping.images)
     return replace(plan, mapping=plan.mapping.model_copy(update={"module": profile.header.module}))

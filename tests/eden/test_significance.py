@@ -25,12 +25,13 @@ from eden.significance import (
     Layout,
     SignificanceMemory,
     codebook,
+    costly_first,
     decode,
     encode,
     flip_costs,
     from_words,
     plan_significance,
-    stored_weights,
+    stored_tensors,
     to_words,
 )
 from eden.tensor_format import STORED_TYPE, TensorFormat
@@ -58,10 +59,10 @@ def weights(precision: Precision, count: int, seed: int = 0) -> np.ndarray:
     return TensorFormat.for_range(precision, float(values.min()), float(values.max())).encode(values).numpy()
 
 
-def layout_of(data: np.ndarray, precision: Precision, high_bits: int) -> Layout:
+def layout_of(data: np.ndarray, precision: Precision, costly_bits: int) -> Layout:
     """Of a tensor whose range is that of ``data``."""
     numbers = codes(data, precision).astype(np.float64) if precision.is_integer else finite(data, precision)
-    return Layout(TensorFormat(precision, 1.0, float(numbers.min()), float(numbers.max())), high_bits)
+    return Layout(TensorFormat(precision, 1.0, float(numbers.min()), float(numbers.max())), costly_bits)
 
 
 def finite(data: np.ndarray, precision: Precision) -> np.ndarray:
@@ -302,6 +303,42 @@ def test_rows_that_hold_are_filled_first_and_the_worst_stay_empty(point: Operati
     assert not plan.weak_cells["a"].within(row, 3 * row).cell.size
 
 
+@pytest.mark.parametrize(
+    ("tensor_format", "order"),
+    [
+        (TensorFormat(Precision.INT8, 1.0, -127, 127), [7, 6, 5, 4, 3, 2, 1, 0]),  # sign and magnitude
+        (TensorFormat(Precision.INT8, 1.0, -31, 31), [4, 3, 2, 1, 0, 7, 6, 5]),  # three copies of the sign
+        (TensorFormat(Precision.INT8, 1.0, 0, 15), [3, 2, 1, 0, 7, 6, 5, 4]),  # half of the range: upper bits are known
+        (TensorFormat.for_range(Precision.FP32, -1.0, 1.0, True), [*range(19, -1, -1), *range(31, 19, -1)]),
+    ],
+)
+def test_bits_are_ordered_by_what_their_flips_cost(tensor_format: TensorFormat, order: list[int]) -> None:
+    assert list(costly_first(tensor_format)) == order
+
+
+def test_of_floating_point_the_sign_and_exponent_matter_most() -> None:
+    assert set(costly_first(FLOATS)[:9]) == set(range(23, 32))
+    assert list(costly_first(FLOATS)[9:]) == list(range(22, -1, -1))
+
+
+@pytest.mark.parametrize("knows_ifms", [False, True])
+def test_ifms_that_are_left_with_the_weak_rows_decide_the_split(point: OperatingPoint, knows_ifms: bool) -> None:
+    """A weight fits in the row that holds, whole; the IFM beside it has only half of its bits to put there."""
+    stored = {name: weights(Precision.INT8, 64 * count, count) for name, count in [("a", 8), ("b", 24)]}
+    tensors = [
+        TensorSpec(name, kind, stored[name].size, Precision.INT8) for name, kind in [("a", "weight"), ("b", "ifm")]
+    ]
+    row = 16 * UNIT_BITS
+    weak = weak_cells(some_weak_cells(row, 0.2, 1).cell + row)
+    known = stored if knows_ifms else {"a": stored["a"]}
+    plan = plan_significance(
+        *(tensors, known, dict.fromkeys("ab", WHOLE), {"weight": weak, "ifm": weak}),
+        *([partition_of([0.0, 0.1], point, row)], point),
+        images=1,
+    )
+    assert plan.layouts["b"].costly_bits == (4 if knows_ifms else 8)
+
+
 def test_where_half_of_the_rows_are_weak_they_get_the_low_order_bits(point: OperatingPoint) -> None:
     data = weights(Precision.INT8, 64 * 16)
     tensor = TensorSpec("a", "weight", data.size, Precision.INT8)
@@ -310,7 +347,7 @@ def test_where_half_of_the_rows_are_weak_they_get_the_low_order_bits(point: Oper
     plan = plan_significance(
         [tensor], {"a": data}, {"a": WHOLE}, {"weight": weak_cells(weak)}, [partition_of(rates, point)], point, images=1
     )
-    assert plan.layouts["a"].high_bits == 4
+    assert plan.layouts["a"].costly_bits == 4
     assert [piece.first_cell // (4 * UNIT_BITS) for piece in plan.mapping.placements["a"].pieces] == [1, 3, 0, 2]
 
 
@@ -331,9 +368,11 @@ def test_a_network_placed_on_cells_that_hold_is_the_clean_one(
     clean = network(small_images)
     cells = partition_of([0.01 * row for row in range(400)], point)
     nothing = {kind: weak_cells([]) for kind in ("weight", "ifm")}
-    plan = plan_significance(network.tensors(), *stored_weights(network), nothing, [cells], point, images=8)
+    plan = plan_significance(
+        network.tensors(), *stored_tensors(network, small_images), nothing, [cells], point, images=8
+    )
     assert all(layout.tensor_format == network.formats[name] for name, layout in plan.layouts.items())
-    assert {share for share in SPLITS} >= {layout.high_bits / precision.bits for layout in plan.layouts.values()}
+    assert {share for share in SPLITS} >= {layout.costly_bits / precision.bits for layout in plan.layouts.values()}
     memory = plan.memory(ProfileMemory(weak_cells([]), plan.mapping.placements, seed=1))
     network.memory = memory
     assert torch.equal(network(small_images), clean)

@@ -16,7 +16,7 @@ from eden.mapping import DramMapping, fine_mapping, mapping_cost, vdd_then_trcd,
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.networks import build
 from eden.precision import Precision
-from eden.significance import stored_weights
+from eden.significance import stored_tensors
 from host.board import Board
 from host.boards import open_mock
 from host.cli import stages
@@ -440,12 +440,13 @@ def test_inference_on_the_board_repeats_to_the_bit(profile: Profile, network: Ap
 
 
 def test_placed_by_significance_the_board_s_errors_change_weights_less(
-    profile: Profile, network: ApproximateNetwork
+    profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
     """The profile says where not to put what; the board errs as it does, and the reader has the metadata only."""
     mapping = mapped(network, profile, CLIFF)
-    plan = stages.significance_plan(network, profile, mapping)
-    weights, _ = stored_weights(network)
+    plan = stages.significance_plan(network, split, profile, mapping)
+    stored, _ = stored_tensors(network, split.first(BATCH).images)
+    weights = {tensor.name: stored[tensor.name] for tensor in network.tensors() if tensor.kind == "weight"}
 
     def noise(placements: DramMapping, wrap: Callable[[BoardMemory], ApproximateMemory]) -> tuple[float, int]:
         opened = board()
@@ -471,7 +472,7 @@ def test_placement_by_significance_repeats_on_the_board_and_takes_one_point(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
     mapping, found = mapped(network, profile, CLIFF), []
-    plan = stages.significance_plan(network, profile, mapping)
+    plan = stages.significance_plan(network, split, profile, mapping)
     for _ in range(2):
         opened = board()
         found.append(infer_on_board(opened, network, plan.mapping, split, 1, significance=plan))
@@ -480,7 +481,7 @@ def test_placement_by_significance_repeats_on_the_board_and_takes_one_point(
     first = next(iter(mapping.placements))
     moved = {**mapping.placements, first: mapping.placements[first].model_copy(update={"point": POINTS[0]})}
     with pytest.raises(PlanError, match="2 operating points"):
-        stages.significance_plan(network, profile, mapping.model_copy(update={"placements": moved}))
+        stages.significance_plan(network, split, profile, mapping.model_copy(update={"placements": moved}))
 
 
 def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
