@@ -311,7 +311,7 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
         return Dataset("few", data.train.first(1500), data.validation.first(200), data.test.first(200))
 
     def quickly(*arguments: Any) -> ApproximateNetwork:
-        return train_baseline(*arguments, Training(3, 4e-3, shift_pixels=0), Training(1, 5e-4))
+        return train_baseline(*arguments[:4], Training(3, 4e-3, shift_pixels=0), Training(1, 5e-4))
 
     short = replace(INTEGER_BOOSTING, training=Training(2, 2e-3, shift_pixels=0))
     controls: list[bool] = []
@@ -323,7 +323,7 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
     monkeypatch.setattr(models_study, "boost", boosted)
     monkeypatch.setattr(models_study, "study_data", few_digits)
     monkeypatch.setattr(models_study, "train_baseline", quickly)
-    monkeypatch.setattr(models_study, "default_boosting", lambda precision: short)
+    monkeypatch.setitem(models_study.BOOSTING, ("lenet", True), short)
     monkeypatch.setattr(models_study, "TARGET_DROP", 0.1)
     monkeypatch.setattr(models_study, "RATIO", 2.5)
     monkeypatch.setattr(models_study, "DRAWS", 2)
@@ -340,14 +340,38 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
     ]
     assert controls == [False, False, False, False, True] * 2
     for row in rows:
-        assert (row["seeds"], row["goal"], row["met"]) == ([1, 2], 1, None)
-        more, less = row["ber"].values()
-        assert row["figure"] == pytest.approx(math.prod(a / b for a, b in zip(more, less, strict=True)) ** 0.5)
-        assert len(row["accuracy_gained"]) == len(row["at_multiples"])
+        assert (row["seeds"], row["goal"], row["met"]) == ([1, 2], None if row["ablation"] else 0, None)
+        assert row["ablation"] == row["compared"].endswith("no errors")
+        assert row["figure"] == pytest.approx(sum(gain[0] for gain in row["accuracy_gained"]) / len(models_study.RATES))
+        assert len(row["accuracy_gained"]) == len(row["at_ber"]) == len(models_study.RATES)
     good, bad = rows[0]["models"].values()
     assert set(good) <= set(models_study.EDENS)
     assert all(a != b for a, b in zip(good, bad, strict=True))
     assert (tmp_path / "models.png").stat().st_size > 1000
+
+
+def test_models_reads_tolerated_rates_off_the_curve_and_counts_gains_beyond_chance() -> None:
+    """By hand: between 0.86 at 1e-3 and 0.82 at 1e-2 lies 0.84, half a decade above 1e-3; 0.89 lies nowhere."""
+    rates = [1e-4, 1e-3, 1e-2]
+    curve = {"baseline_accuracy": 0.9, "clean_accuracy": 0.9, "at_ber": rates, "model": 0}
+    one = curve | {"accuracy": [0.88, 0.86, 0.82]}
+    assert models_study._tolerated(one, 0.06) == pytest.approx(10**-2.5)
+    assert models_study._tolerated(one, 0.01) is None
+    assert models_study._tolerated(one, 0.2) is None
+
+    def arms(seed: int, gained: float) -> list[dict[str, Any]]:
+        better = curve | {"accuracy": [accuracy + gained for accuracy in one["accuracy"]]}
+        return [
+            one | {"seed": seed, "arm": models_study.BAD},
+            better | {"seed": seed, "arm": models_study.GOOD},
+        ]
+
+    (surely,) = models_study._rows([*arms(1, 0.010), *arms(2, 0.011), *arms(3, 0.012)])
+    (by_chance,) = models_study._rows([*arms(1, 0.03), *arms(2, -0.01), *arms(3, 0.01)])
+    assert surely["figure"] == pytest.approx(0.011)
+    assert (surely["met"], by_chance["met"]) == (True, False)
+    assert surely["tolerated"]["0.01"] is None
+    assert models_study._rows(arms(1, 0.01)[:1]) == []
 
 
 def mapped(seed: int, coarse: float, fine: float, holds: bool = True) -> dict[str, Any]:
