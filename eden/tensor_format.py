@@ -203,12 +203,16 @@ class TensorFormat:
 
         Never a number: a GPU would multiply by its reciprocal instead of dividing, and round otherwise than a CPU.
         """
-        scale = torch.tensor(self.scale, device=device)
+        scale = self._scale_on_cpu.to(device)
         if not isinstance(self.scale, tuple):
             return scale
         shape = [1] * dimensions
         shape[self.axis] = len(self.scale)
         return scale.view(shape)
+
+    @cached_property
+    def _scale_on_cpu(self) -> torch.Tensor:
+        return torch.tensor(self.scale)
 
     def stored_elements(self, data: torch.Tensor, elements: int) -> torch.Tensor:
         """The ``elements`` stored numbers in ``data``, of the precision's `STORED_TYPE`. May share its memory.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from eden import bounding as bounding_module
 from eden.bounding import Bounding, correct
 from eden.precision import Precision
 from eden.tensor_format import STORED_TYPE, TensorFormat
@@ -142,3 +143,29 @@ def test_upper_bits_that_all_codes_share_are_put_right() -> None:
     read = torch.tensor([97 ^ bit for bit in (64, 32, 16, 8)] + [97 - 128], dtype=torch.int8)
     assert correct(read, tensor_format, Bounding.ZERO).tolist() == [97] * 5
     assert TensorFormat(Precision.INT8, 0.1, -1, 100).known_bits == (0, 0)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("ends", [(-1.0, 3.0), (0.0, 3.0), (-3.0, 0.0), (0.5, 0.6)])
+def test_what_a_cpu_does_at_once_is_what_any_device_does_in_steps(
+    precision: Precision, guarded: bool, ends: tuple[float, float]
+) -> None:
+    """Any bits, as errors make them, in two dimensions."""
+    tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=guarded)
+    count = 1 << (precision.bits if precision.bits < 16 else 12)
+    data = torch.from_numpy(np.random.default_rng(1).integers(0, 256, precision.stored_bytes(count)).astype(np.uint8))
+    stored = tensor_format.stored_elements(data, count).view(2, -1)
+    in_steps = bounding_module._with_agreed_signs(
+        bounding_module._with_known_bits(stored, tensor_format), tensor_format
+    )
+    put_right = bounding_module._put_right(stored, tensor_format)
+    assert torch.equal(put_right.view(torch.uint8), in_steps.view(torch.uint8))
+    if guarded and ends == (-1.0, 3.0) and precision not in (Precision.INT4, Precision.BF16):
+        assert not torch.equal(put_right.view(torch.uint8), stored.view(torch.uint8))
+    for bounding in ON:
+        read = correct(stored, tensor_format, bounding)
+        assert read.shape == stored.shape
+        assert torch.equal(
+            read.view(torch.uint8), bounding_module._corrected(stored, tensor_format, bounding).view(torch.uint8)
+        )
