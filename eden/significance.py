@@ -49,7 +49,7 @@ CHOICE_BITS = 5
 CHOICES = 1 << CHOICE_BITS
 STATES = 16
 SPLITS = (1.0, 0.875, 0.75, 0.625, 0.5)  # shares of a value's bits that are tried as its costly ones
-_PROBES = 256  # values over the range that say which bits are costly
+_PROBES = 256  # numbers over the range that say which bits are costly
 _SEED = 20191012
 _SEGMENT = 1 << 16  # elements encoded at a time, whole units at any number of bits: bounds the memory it takes
 
@@ -148,14 +148,16 @@ def flip_costs(words: Words, tensor_format: TensorFormat, bits: Sequence[int]) -
 
 @lru_cache(maxsize=1024)
 def costly_first(tensor_format: TensorFormat) -> tuple[int, ...]:
-    """Bits of a word, those first whose flips cost most, in the mean over values spread evenly over the range.
+    """Bits of a word, those first whose flips cost most, in the mean over all codes, or numbers spread over the range.
 
-    A reader finds this order by the format alone. Bits that it knows, and copies of signs, come last.
+    A reader finds this order by the format alone. Bits whose flips it puts right come last.
     """
     precision = tensor_format.precision
-    spread = torch.linspace(tensor_format.low, tensor_format.high, _PROBES, dtype=torch.float64)
-    numbers = (spread.round() if precision.is_integer else spread).to(STORED_TYPE[precision])
-    words = to_words(pack(numbers, precision).numpy(), tensor_format)
+    if precision.is_integer:  # at the ends any flip is implausible: as few of many codes, they must not count for more
+        numbers = torch.arange(int(tensor_format.low), int(tensor_format.high) + 1)
+    else:
+        numbers = torch.linspace(tensor_format.low, tensor_format.high, _PROBES, dtype=torch.float64)
+    words = to_words(pack(numbers.to(STORED_TYPE[precision]), precision).numpy(), tensor_format)
     costs = flip_costs(words, tensor_format, range(precision.bits)).mean(axis=0, dtype=np.float64)
     highest_first = np.arange(precision.bits)[::-1]
     return tuple(int(bit) for bit in highest_first[np.argsort(-costs[highest_first], kind="stable")])
@@ -570,7 +572,7 @@ def stored_tensors(
     """The stored bytes of a network's tensors, by name, IFMs as ``inputs`` make them, and the formats of all."""
     stored = network.twin().eval()
     with torch.no_grad():
-        stored(inputs)
+        stored(inputs.to(stored.device))
     return {tensor.name: stored.memory.load(tensor.name).numpy() for tensor in stored.tensors()}, stored.formats
 
 

@@ -17,7 +17,7 @@ from eden.mapping import Partition, RowRates
 from eden.memory import ApproximateMemory, ProfileMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
-from eden.significance import SignificanceMemory, SignificancePlan, plan_significance, stored_tensors
+from eden.significance import SPLITS, SignificanceMemory, SignificancePlan, plan_significance, stored_tensors
 from eden.tolerance import AccuracyMeter, Sampling, coarse
 from eden.training import FLOAT_TRAINING, QUANTISED_TRAINING, train_baseline
 from host.boards import MOCK_GEOMETRY, open_board
@@ -224,7 +224,8 @@ class Task:
     def key(self) -> str:
         """See `host.cli.tasks.Task`."""
         count = images(self.precision)
-        return f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {TRCD_PS} {LADDER_STEP} {LADDER} {self.arms}"
+        maps = f"{TRCD_PS} {LADDER_STEP} {LADDER}"
+        return f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {maps} {SPLITS} {self.arms}"
 
     def measured(self) -> dict[str, Any]:
         """Tolerated rate by arm, with what placement costs."""

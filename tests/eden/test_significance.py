@@ -308,6 +308,7 @@ def test_rows_that_hold_are_filled_first_and_the_worst_stay_empty(point: Operati
     [
         (TensorFormat(Precision.INT8, 1.0, -127, 127), [7, 6, 5, 4, 3, 2, 1, 0]),  # sign and magnitude
         (TensorFormat(Precision.INT8, 1.0, -31, 31), [4, 3, 2, 1, 0, 7, 6, 5]),  # three copies of the sign
+        (TensorFormat(Precision.INT16, 1.0, -8191, 5003), [*range(12, -1, -1), 15, 14, 13]),
         (TensorFormat(Precision.INT8, 1.0, 0, 15), [3, 2, 1, 0, 7, 6, 5, 4]),  # half of the range: upper bits are known
         (TensorFormat.for_range(Precision.FP32, -1.0, 1.0, True), [*range(19, -1, -1), *range(31, 19, -1)]),
     ],
