@@ -555,7 +555,9 @@ def plan_significance(
         CapacityError: the partitions are too small.
     """
     by_tensor = {tensor.name: weak_cells[tensor.kind] for tensor in tensors}
-    plans = [_plan(tensors, formats, by_tensor, partitions, point, images, share) for share in SPLITS]
+
+    def split(share: float) -> SignificancePlan:
+        return _plan(tensors, formats, by_tensor, partitions, point, images, share)
 
     def noise(plan: SignificancePlan) -> float:
         memory = plan.memory(ReliableMemory())
@@ -563,7 +565,7 @@ def plan_significance(
             memory.store(name, torch.from_numpy(data))
         return sum(kept.cost / kept.energy for kept in memory.encoded.values() if kept.energy)
 
-    return min(plans, key=noise) if stored else plans[0]
+    return min(map(split, SPLITS), key=noise) if stored else split(SPLITS[0])
 
 
 def stored_tensors(

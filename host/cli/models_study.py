@@ -48,7 +48,7 @@ COMPARED = {
     ABRUPT: GOOD,
     CONTROL: GOOD,
     BASELINE: GOOD,
-}  # which is to be less accurate than which
+}  # what the good fit, the second of each, is compared with
 
 
 def models(

@@ -224,13 +224,13 @@ class Task:
     def key(self) -> str:
         """See `host.cli.tasks.Task`."""
         count = images(self.precision)
-        maps = f"{TRCD_PS} {LADDER_STEP} {LADDER}"
-        return f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {maps} {SPLITS} {self.arms}"
+        maps, sample = f"{TRCD_PS} {LADDER_STEP} {LADDER}", f"{SPLITS} by training images"
+        return f"{NETWORK} {TARGET_DROP} {count} {DRAWS} {BATCH} {RATIO} {maps} {sample} {self.arms}"
 
     def measured(self) -> dict[str, Any]:
         """Tolerated rate by arm, with what placement costs."""
         network, clean = self._network()
-        trial = Trial(network, self._maps(rows_of(network)), validation(self.precision))
+        trial = Trial(network, self._maps(rows_of(network)), stages.dataset().train)
         found: dict[str, Any] = {}
         for arm in self.arms:
             start = ARMS[arm] * (4 if self.boosted else 1)

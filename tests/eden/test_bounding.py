@@ -163,9 +163,21 @@ def test_what_a_cpu_does_at_once_is_what_any_device_does_in_steps(
     assert torch.equal(put_right.view(torch.uint8), in_steps.view(torch.uint8))
     if guarded and ends == (-1.0, 3.0) and precision not in (Precision.INT4, Precision.BF16):
         assert not torch.equal(put_right.view(torch.uint8), stored.view(torch.uint8))
-    for bounding in ON:
-        read = correct(stored, tensor_format, bounding)
-        assert read.shape == stored.shape
-        assert torch.equal(
-            read.view(torch.uint8), bounding_module._corrected(stored, tensor_format, bounding).view(torch.uint8)
-        )
+    assert torch.equal(
+        bounding_module._put_right(stored.T, tensor_format).contiguous().view(torch.uint8),
+        in_steps.T.contiguous().view(torch.uint8),
+    )
+
+
+@pytest.mark.parametrize("bounding", ON)
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8])
+@pytest.mark.parametrize("ends", [(-1.0, 3.0), (0.0, 3.0), (-3.0, 0.0)])
+def test_what_is_looked_up_is_what_would_be_computed(
+    precision: Precision, bounding: Bounding, ends: tuple[float, float]
+) -> None:
+    tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=True)
+    count = 1 << precision.bits
+    codes = torch.arange(-count // 2, count // 2, dtype=torch.int8).view(2, -1)
+    for stored in (codes, codes.T, codes[:, ::2], codes[:0]):
+        expected = bounding_module._corrected(stored.clone(), tensor_format, bounding)
+        assert torch.equal(correct(stored, tensor_format, bounding), expected)

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -324,7 +325,6 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
     monkeypatch.setattr(models_study, "study_data", few_digits)
     monkeypatch.setattr(models_study, "train_baseline", quickly)
     monkeypatch.setitem(models_study.BOOSTING, ("lenet", True), short)
-    monkeypatch.setattr(models_study, "TARGET_DROP", 0.1)
     monkeypatch.setattr(models_study, "RATIO", 2.5)
     monkeypatch.setattr(models_study, "DRAWS", 2)
     arguments = ["study", "models", "--out", str(tmp_path), "--seeds", "2", "--workers", "1"]
@@ -398,4 +398,36 @@ def test_fine_meets_its_goal_only_where_it_saves_more_beyond_chance_and_holds_on
     assert [row["met"] for row in fine_study._rows(better[:2])] == [None, None]
     nothing_certified = mapped(1, 0.30, 0.33)
     nothing_certified["objectives"] = {name: dict.fromkeys(fine_study.ARMS) for name in fine_study.OBJECTIVES}
-    assert fine_study._rows([nothing_certified]) == []
+    for row in fine_study._rows([*better[1:], nothing_certified]):
+        assert (row["seeds"], row["met"]) == ([2, 3, 1], False)  # it counts, as saving nothing
+        assert row["saved"]["fine"] == [0.335, 0.32, 0]
+
+
+def test_the_better_of_two_claims_is_chosen_among_surer_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A certificate that holds two rungs at 97.5 % and one more at 95 %: the mapping by one of two has two."""
+    asked: list[tuple[int, float]] = []
+
+    def certify(*arguments: Any) -> Any:
+        ladder, confidence = arguments[1], arguments[-1]
+        asked.append((len(ladder), confidence))
+        held = {0.975: 2, 0.95: 1}[round(confidence, 3)]
+        return SimpleNamespace(rungs=[SimpleNamespace(holds=rung < held) for rung in range(min(len(ladder), held + 1))])
+
+    rates, images = {"a": 1e-3, "b": 1e-3}, Split(torch.zeros(2, 1), torch.zeros(2))
+    model = SimpleNamespace(highest_ber=0.1)
+    monkeypatch.setattr(fine_study, "certify", certify)
+    monkeypatch.setattr(fine_study, "SHARES", (0.25, 0.5, 1.0, 2.0))
+    monkeypatch.setattr(fine_study, "fit", lambda *_: SimpleNamespace(anywhere=model))
+    for name in ("reference_point", "model_memory", "any_map_memory"):
+        monkeypatch.setattr(fine_study.stages, name, lambda _: None)
+    monkeypatch.setattr(fine_study, "study_data", lambda: Dataset("none", images, images, images))
+    monkeypatch.setattr(
+        fine_study, "evaluate", lambda *_: SimpleNamespace(accuracy=1.0, correct_images=torch.ones(2, dtype=torch.bool))
+    )
+    monkeypatch.setattr(fine_study, "coarse", lambda *_, **__: SimpleNamespace(ber=1e-3))
+    monkeypatch.setattr(fine_study, "fine_tolerances", lambda *_, **__: SimpleNamespace(ber=rates))
+    found = fine_study.Task(tmp_path, "lenet", 1)._certified(None, None)  # type: ignore[arg-type]
+    assert [(rungs, round(confidence, 3)) for rungs, confidence in asked] == [(4, 0.975), (2, 0.95)] * 2
+    for name in ("one", "each"):
+        assert found[fine_study.CHOSEN][name] == pytest.approx({"a": 5e-4, "b": 5e-4})
+        assert found[fine_study.ALONE][name] == pytest.approx({"a": 1e-3, "b": 1e-3})
