@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -34,7 +35,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from eden import attention
-from eden.bounding import Bounding, correct
+from eden.bounding import Bounding, values_read
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.precision import Precision
 from eden.tensor_format import TensorFormat
@@ -373,7 +374,7 @@ class ApproximateNetwork(nn.Module):
         """What ``data`` means, in the shape of the ``reliable`` values and on their device."""
         tensor_format = self.formats[tensor]
         stored = tensor_format.stored_elements(data.to(reliable.device), reliable.numel())
-        return tensor_format.values(correct(stored, tensor_format, self.bounding), reliable.shape)
+        return values_read(stored, tensor_format, self.bounding, reliable.shape)
 
     def _check_reached(self, observer: "_RangeObserver") -> None:
         if not observer.images:
@@ -404,7 +405,8 @@ class _RangeObserver:
         if rank == flat.numel():
             smallest, largest = torch.aminmax(flat)
         else:
-            smallest, largest = -torch.kthvalue(-flat, rank).values, torch.kthvalue(flat, rank).values
+            places = [flat.numel() - rank, rank - 1]
+            smallest, largest = np.partition(flat.cpu().numpy(), places)[places]
         self.ranges.setdefault(name, []).append((float(smallest), float(largest)))
         self.elements[name] = max(-(-value.numel() // self.images), self.elements.get(name, 0))
 

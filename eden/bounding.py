@@ -13,21 +13,19 @@ are guarded (`TensorFormat.sign_copies`), what most of the three copies say is t
 
 Integers are compared as codes, never as dequantised floats against float bounds: rounding would condemn legal codes.
 
-torch's operations do all of it, on any device. On a CPU small tensors would spend most of their time between them:
-there, what becomes of a code of eight bits or less is looked up, and bits of others are put right in one pass.
+torch's operations do all of it, on any device; on a CPU, what a network reads takes one pass where one is written
+(`eden.one_pass`).
 """
 
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 
+from eden import one_pass
 from eden.precision import Precision
-from eden.tensor_format import TensorFormat
+from eden.tensor_format import TensorFormat, signed
 
 
 class Bounding(StrEnum):
@@ -38,6 +36,35 @@ class Bounding(StrEnum):
     SATURATE = "saturate"
 
 
+def values_read(
+    stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding, shape: torch.Size
+) -> torch.Tensor:
+    """Float32 values, in ``shape``, of ``stored`` numbers that were read, corrected as by `correct`."""
+    values = _in_one_pass(stored, tensor_format, bounding)
+    if values is None:
+        return tensor_format.values(correct(stored, tensor_format, bounding), shape)
+    return torch.from_numpy(values).view(shape)
+
+
+def _in_one_pass(
+    stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding
+) -> npt.NDArray[np.float32] | None:
+    """What `values_read` returns, flat, if there is one pass for it."""
+    if stored.device.type != "cpu" or bounding is Bounding.OFF or isinstance(tensor_format.scale, tuple):
+        return None
+    saturate, scale = bounding is Bounding.SATURATE, np.float32(tensor_format.scale)
+    words, masks = _words(stored.contiguous(), tensor_format).numpy(), tensor_format.word_masks
+    values: npt.NDArray[np.float32] | None = None
+    if tensor_format.precision.is_integer:
+        ends = np.int32(tensor_format.low), np.int32(tensor_format.high)
+        values = one_pass.values_of_codes(words, *masks, *ends, saturate, scale)
+    elif tensor_format.offset:
+        values = one_pass.values_in_one_binade(words, *masks, *tensor_format.mantissa, scale)
+    elif tensor_format.precision is Precision.FP32 and not saturate:
+        values = one_pass.zero_outside(words.view(np.float32), *map(np.float32, _bounds(tensor_format)))
+    return values
+
+
 def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding) -> torch.Tensor:
     """Correct ``stored`` numbers (codes, or values of a floating-point precision) outside the format's range.
 
@@ -45,37 +72,7 @@ def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Boundin
     """
     if bounding is Bounding.OFF:
         return stored
-    if stored.dtype is torch.int8 and stored.device.type == "cpu":
-        return _looked_up(stored, tensor_format, bounding)
-    return _corrected(stored, tensor_format, bounding)
-
-
-def _looked_up(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding) -> torch.Tensor:
-    """As `_corrected`, of codes that are held in bytes on a CPU."""
-    table = _table(tensor_format.precision, tensor_format.low, tensor_format.high, bounding)
-    codes = stored.contiguous().view(torch.uint8).numpy()
-    return torch.from_numpy(_taken(table, codes.reshape(-1))).view(stored.shape)
-
-
-@lru_cache(maxsize=4096)
-def _table(precision: Precision, low: float, high: float, bounding: Bounding) -> npt.NDArray[np.int8]:
-    """What becomes of each code that a byte may hold, by the byte as an unsigned number."""
-    every = torch.arange(256).to(torch.uint8).view(torch.int8)
-    table: npt.NDArray[np.int8] = _corrected(every, TensorFormat(precision, 1.0, low, high), bounding).numpy()
-    return table
-
-
-@njit(cache=True, nogil=True)
-def _taken(table, index):  # type: ignore[no-untyped-def]
-    taken = np.empty(index.size, table.dtype)
-    for at in range(index.size):
-        taken[at] = table[index[at]]
-    return taken
-
-
-def _corrected(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding) -> torch.Tensor:
-    """As `correct`, of a bounding that is on."""
-    stored = _put_right(stored, tensor_format)
+    stored = _with_agreed_signs(_with_known_bits(stored, tensor_format), tensor_format)
     if tensor_format.offset:
         return stored  # of one binade, all that is left is in range
     low, high = _bounds(tensor_format)
@@ -88,46 +85,11 @@ def _corrected(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Boun
     return torch.where(plausible, stored, 0.0)
 
 
-def _put_right(stored: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
-    """Numbers with bits that are known, and copies of signs, put right."""
-    if not (tensor_format.known_bits[0] or tensor_format.sign_copies[0]):
-        return stored
-    if stored.device.type != "cpu":
-        return _with_agreed_signs(_with_known_bits(stored, tensor_format), tensor_format)
-    words = _words(stored.contiguous(), tensor_format).numpy().reshape(-1)
-    masks, first_copy = _masks(tensor_format.precision, tensor_format.known_bits, tensor_format.sign_copies)
-    done = _put_right_words(words, *masks, first_copy)  # type: ignore[call-arg]  # of a compiled function
-    return torch.from_numpy(done).view(stored.dtype).view(stored.shape)
-
-
-@lru_cache(maxsize=1024)
-def _masks(precision: Precision, known_bits: tuple[int, int], sign_copies: tuple[int, int]) -> tuple[list[Any], int]:
-    """What `_put_right_words` goes by, in the type of words that the precision is held in."""
-    (mask, known), (copies, positive) = known_bits, sign_copies
-    word = {8: np.int8, 16: np.int16, 32: np.int32}[max(8, precision.bits)]
-    masks = [word(_signed(each, precision.bits)) for each in (~mask, known, ~copies, copies, positive)]
-    return masks, max(0, copies.bit_length() - 1)
-
-
-@njit(cache=True, nogil=True)
-def _put_right_words(words, unknown, known, rest, copies, positive, first_copy):  # type: ignore[no-untyped-def]
-    """`_with_known_bits` and `_with_agreed_signs` in one pass; ``first_copy`` is the highest bit of ``copies``."""
-    done = np.empty_like(words)
-    for at in range(words.size):
-        word = (words[at] & unknown) | known
-        first = word ^ positive
-        second, third = first << 1, first << 2
-        agreed = (first & second) | (third & (first | second))
-        sign = -((agreed >> first_copy) & 1)  # in all bits
-        done[at] = (word & rest) | (positive ^ (sign & copies))
-    return done
-
-
 def _with_known_bits(stored: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
     mask, bits = tensor_format.known_bits
     if not mask:
         return stored
-    unknown, known = (_signed(each, tensor_format.precision.bits) for each in (~mask, bits))
+    unknown, known = (signed(each, tensor_format.precision.bits) for each in (~mask, bits))
     return ((_words(stored, tensor_format) & unknown) | known).view(stored.dtype)
 
 
@@ -137,7 +99,7 @@ def _with_agreed_signs(stored: torch.Tensor, tensor_format: TensorFormat) -> tor
     if not mask:
         return stored
     words, bits = _words(stored, tensor_format), tensor_format.precision.bits
-    rest, copies, of_positive = (_signed(each, bits) for each in (~mask, mask, positive))
+    rest, copies, of_positive = (signed(each, bits) for each in (~mask, mask, positive))
     first = words ^ of_positive
     second, third = first << 1, first << 2
     agreed = (first & second) | (third & (first | second))
@@ -150,12 +112,6 @@ def _words(stored: torch.Tensor, tensor_format: TensorFormat) -> torch.Tensor:
     if tensor_format.precision.is_integer:
         return stored
     return stored.view(torch.int32 if tensor_format.precision.bits == 32 else torch.int16)
-
-
-def _signed(word: int, bits: int) -> int:
-    """``word``'s lowest ``bits`` bits in two's complement; of int4 that extends a sign to the byte it is held in."""
-    word &= (1 << bits) - 1
-    return word - ((word >> (bits - 1)) << bits)
 
 
 def _bounds(tensor_format: TensorFormat) -> tuple[float, float]:

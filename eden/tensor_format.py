@@ -16,10 +16,12 @@ highest bits of the mantissa say on which side. int4 and bf16 have no bits to sp
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 
+from eden.one_pass import encode_codes, encode_floats
 from eden.precision import Precision
 from profiles.errors import NetworkError
 
@@ -97,8 +99,7 @@ class TensorFormat:
                 return cls._in_one_binade(precision, smallest, largest)
             return cls(precision, 1.0, _end_of_binade(smallest, precision, -1), _end_of_binade(largest, precision, 1))
         guarded = guarded_signs and smallest < 0 < largest
-        extreme = torch.tensor([smallest, largest], dtype=torch.float64).abs().max()
-        scale = float(_scale(extreme, _largest_code(precision, guarded)))
+        scale = _scale(max(abs(smallest), abs(largest)), _largest_code(precision, guarded))
         return cls(precision, scale, float(round(smallest / scale)), float(round(largest / scale)))
 
     @classmethod
@@ -108,7 +109,7 @@ class TensorFormat:
         both = smallest < 0 < largest
         offset, reach = (BOTH_SIGNS, 2.0**-SIGN_COPIES) if both else (ONE_SIGN, 1.0)
         extreme = max(-smallest, largest) if both or largest > 0 else smallest
-        scale = float(torch.tensor(extreme / reach).clamp(-LARGEST, LARGEST))
+        scale = float(np.float32(max(-LARGEST, min(LARGEST, extreme / reach))))
         return cls(precision, scale, offset - reach if both else offset, offset + reach - step, offset=offset)
 
     @classmethod
@@ -128,7 +129,7 @@ class TensorFormat:
         if not bool(largest.isfinite().all()):
             raise NetworkError("values are not all finite; check the network's inputs and weights")
         largest_code = _largest_code(precision, guarded_signs and bool((values < 0).any() and (values > 0).any()))
-        scales = tuple(_scale(largest.double(), largest_code).tolist())
+        scales = tuple(_scale(each, largest_code) for each in largest.tolist())
         whole = cls(precision, scales, -largest_code, largest_code, axis)
         smallest, largest = torch.aminmax(whole._codes(values))
         return cls(precision, scales, float(smallest), float(largest), axis)
@@ -159,6 +160,20 @@ class TensorFormat:
         mask = every & ~((1 << (least ^ most).bit_length()) - 1)
         return mask, least & mask
 
+    @property
+    def word_masks(self) -> tuple[tuple[np.uint32, ...], tuple[np.uint32, ...]]:
+        """`known_bits` and `sign_copies` as `eden.one_pass` takes them, in words of 32 bits: codes extend their signs.
+
+        They are the bits that are not known, and those that are; the bits that are no copies, the copies, what these
+        are of positive values, and the number of the highest copy.
+        """
+        return _word_masks(self.precision, self.low, self.high, self.offset)
+
+    @property
+    def mantissa(self) -> tuple[np.uint32, np.int32, np.float32]:
+        """Of floating point in one binade: the mantissa's bits, what they are of zero, and what the last is worth."""
+        return _mantissa(self.precision, self.offset)
+
     def _word(self, number: float) -> int:
         """The bits of a number of the stored domain."""
         return int(number) if self.precision.is_integer else _float_word(number, self.precision)
@@ -183,19 +198,29 @@ class TensorFormat:
 
         Values saturate at ``low`` and ``high``; a NaN is stored as ``low``.
         """
-        if not self.precision.is_integer:
-            return self._numbers(values.detach().reshape(-1)).to(STORED_TYPE[self.precision]).view(torch.uint8)
-        return pack(self._codes(values).to(STORED_TYPE[self.precision]), self.precision)
+        numbers = self._codes(values) if self.precision.is_integer else self._numbers(values)
+        return pack(numbers.to(STORED_TYPE[self.precision]), self.precision)
 
-    def _numbers(self, flat: torch.Tensor) -> torch.Tensor:
-        """What is stored of ``flat`` in floating point, as float32."""
+    def _numbers(self, values: torch.Tensor) -> torch.Tensor:
+        """What is stored of ``values`` in floating point, as float32 and flat."""
+        flat = values.detach().reshape(-1)
+        if flat.device.type == "cpu":
+            shift = self.offset or -0.0  # which, unlike 0.0, leaves -0.0 as it is
+            settings = np.array([self.scale, shift, self.low, self.high], np.float32)
+            return torch.from_numpy(encode_floats(flat.numpy(), *settings))
         if self.offset:
             flat = flat / self._scale_along(1, flat.device) + self.offset
         return _saturate(flat, self.low, self.high)
 
     def _codes(self, values: torch.Tensor) -> torch.Tensor:
-        """Codes of ``values``, float32 and flat."""
-        scaled = values.detach() / self._scale_along(values.dim(), values.device)
+        """Codes of ``values``, flat: of the precision's `STORED_TYPE` or, elsewhere than on a CPU, float32."""
+        values = values.detach()
+        if values.device.type == "cpu" and not isinstance(self.scale, tuple):
+            codes = torch.empty(values.numel(), dtype=STORED_TYPE[self.precision])
+            settings = np.array([self.scale, self.low, self.high], np.float32)
+            encode_codes(values.reshape(-1).numpy(), codes.numpy(), *settings)
+            return codes
+        scaled = values / self._scale_along(values.dim(), values.device)
         return _saturate(scaled.reshape(-1), self.low, self.high).round_()
 
     def _scale_along(self, dimensions: int, device: torch.device) -> torch.Tensor:
@@ -234,6 +259,30 @@ class TensorFormat:
         return self.values(self.stored_elements(data, shape.numel()), shape)
 
 
+@lru_cache(maxsize=4096)  # weights have another format after each step of training, but few ranges
+def _word_masks(
+    precision: Precision, low: float, high: float, offset: float
+) -> tuple[tuple[np.uint32, ...], tuple[np.uint32, ...]]:
+    of_range = TensorFormat(precision, 1.0, low, high, offset=offset)
+    (mask, known), (copies, positive) = of_range.known_bits, of_range.sign_copies
+    words = [signed(each, precision.bits) for each in (~mask, known, ~copies, copies, positive)]
+    unknown_bits, known_bits, *rest = (np.uint32(each & 0xFFFF_FFFF) for each in words)
+    return (unknown_bits, known_bits), (*rest, np.uint32(max(0, copies.bit_length() - 1)))
+
+
+@lru_cache
+def _mantissa(precision: Precision, offset: float) -> tuple[np.uint32, np.int32, np.float32]:
+    bits = _fraction_bits(precision)
+    fraction = (1 << bits) - 1
+    return np.uint32(fraction), np.int32(_float_word(offset, precision) & fraction), np.float32(2.0**-bits)
+
+
+def signed(word: int, bits: int) -> int:
+    """``word``'s lowest ``bits`` bits in two's complement; of int4 that extends a sign to the byte it is held in."""
+    word &= (1 << bits) - 1
+    return word - ((word >> (bits - 1)) << bits)
+
+
 def _can_guard(precision: Precision) -> bool:
     """Whether there are bits to spare for copies of a sign."""
     bits = precision.bits if precision.is_integer else _fraction_bits(precision)
@@ -250,10 +299,10 @@ def _largest_code(precision: Precision, guarded: bool) -> int:
     return precision.largest_code >> (SIGN_COPIES - 1) if guarded and _can_guard(precision) else precision.largest_code
 
 
-def _scale(magnitudes: torch.Tensor, largest_code: int) -> torch.Tensor:
-    """The scales at which ``magnitudes`` (float64) have this code; 1 where values are zero at FP32."""
-    scales = magnitudes / largest_code
-    return torch.where(scales >= TINY, scales, 1.0)
+def _scale(magnitude: float, largest_code: int) -> float:
+    """The scale at which ``magnitude`` has this code; 1 where values are zero at FP32."""
+    scale = magnitude / largest_code
+    return scale if scale >= TINY else 1.0
 
 
 def _nearest(value: float, precision: Precision) -> float:

@@ -62,12 +62,14 @@ class CoarseTolerance:
         ber: the highest rate found to meet the target; 0 if none does.
         ceiling: the lowest rate found to miss it; infinite if none did.
         target: accuracy to meet.
+        clean: accuracy without errors.
         curve: every rate tried, ascending.
     """
 
     ber: float
     ceiling: float
     target: float
+    clean: float
     curve: tuple[CurvePoint, ...]
 
 
@@ -180,7 +182,7 @@ def coarse(
     while low > 0 and math.isfinite(high) and high / low > ratio:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if meets(middle) else (low, middle)
-    return CoarseTolerance(low, high, target, tuple(curve[ber] for ber in sorted(curve)))
+    return CoarseTolerance(low, high, target, meter.clean, tuple(curve[ber] for ber in sorted(curve)))
 
 
 def _bracket(meets: Callable[[float], bool], start: float, highest: float) -> tuple[float, float]:

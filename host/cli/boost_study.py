@@ -1,11 +1,12 @@
 """`eden study boost`: how much more BER a boosted network tolerates, beside the same retraining without errors."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from eden.datasets import Dataset, Split, fashion_mnist
 from eden.memory import ApproximateMemory, PerTensorMemory, ReliableMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
-from eden.tolerance import AccuracyMeter, MemoryAt, Sampling, coarse
+from eden.tolerance import AccuracyMeter, CoarseTolerance, MemoryAt, Sampling, coarse
 from eden.training import Training, train_baseline
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.intervals import mean_interval
 from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio, rows_of
-from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
+from host.cli.tasks import Scheduler, Workers, kept_network, kept_result, rows_of_tasks
 from profiles.errors import PlanError
 
 FOLDER = Path("build/study")
@@ -52,7 +53,7 @@ FOR_RESNET = {
 }
 BOOSTING = {
     ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
-    ("lenet", False): replace(FLOAT_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=10.0),
+    ("lenet", False): replace(FLOAT_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
     ("resnet8", True): replace(INTEGER_BOOSTING, highest=5.0, **FOR_RESNET),  # type: ignore[arg-type]
     ("resnet8", False): replace(FLOAT_BOOSTING, highest=8.0, **FOR_RESNET),  # type: ignore[arg-type]
 }  # by network, and whether the precision is an integer
@@ -138,16 +139,18 @@ def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: i
     for network in networks:
         if network not in NETWORKS:
             raise PlanError(f"the study has no network {network!r}; choose from {', '.join(NETWORKS)}")
-    for seed in range(1, seeds + 1):
-        for network in networks:
-            for precision in precisions:
-                ablations = [
-                    name for name, arm in ABLATIONS.items() if (network, precision) == (ABLATED, arm.precision)
-                ]
-                for arm in ("baseline", *ARMS, *ablations):
-                    yield Task(out, network, precision, seed, arm)
-                if network == ABLATED and precision in FIELDS:
-                    yield LossTask(out, network, precision, seed)
+    # Baselines first, then what starts from them, then what compares these: a task that finds what it needs in the
+    # making waits for it, and its processor with it.
+    every = list(itertools.product(range(1, seeds + 1), networks, precisions))
+    for seed, network, precision in every:
+        yield Task(out, network, precision, seed, "baseline")
+    for seed, network, precision in every:
+        ablations = [name for name, arm in ABLATIONS.items() if (network, precision) == (ABLATED, arm.precision)]
+        for arm in (*ARMS, *ablations):
+            yield Task(out, network, precision, seed, arm)
+    for seed, network, precision in every:
+        if network == ABLATED and precision in FIELDS:
+            yield LossTask(out, network, precision, seed)
 
 
 @dataclass(frozen=True)
@@ -183,18 +186,41 @@ class Task:
 
     def measured(self) -> dict[str, Any]:
         """Rates that the arm's network tolerates, by where they are measured."""
-        network, test = self._trained(self.arm), study_data().test
-        clean = AccuracyMeter(self._trained("baseline"), test, Sampling(1, BATCH)).clean
+        network, test, clean = self._trained(self.arm), study_data().test, self._baseline_clean("test")
         memories = (FRESH, OWN) if self.arm == "baseline" else _arm(self.arm).memories
+        found = {memory: self._tolerated(network, memory, test, clean, TEST_DRAWS) for memory in memories}
         return {
             "network": self.network,
             "precision": self.precision.value,
             "seed": self.seed,
             "arm": self.arm,
             "baseline_accuracy": clean,
-            "clean_accuracy": AccuracyMeter(network, test, Sampling(1, BATCH)).clean,
-            "ber": {memory: self._tolerated(network, memory, test, clean, TEST_DRAWS) for memory in memories},
+            "clean_accuracy": found[memories[0]].clean,
+            "ber": {memory: tolerance.ber for memory, tolerance in found.items()},
         }
+
+    def _baseline_clean(self, split: Literal["validation", "test"]) -> float:
+        """What the baseline has without errors."""
+
+        def accuracy(baseline: ApproximateNetwork) -> float:
+            return AccuracyMeter(baseline, getattr(study_data(), split), Sampling(1, BATCH)).clean
+
+        return self._of_baseline(f"clean {split}", accuracy)
+
+    def _baseline_ber(self, errors: str) -> float:
+        """What the baseline tolerates on validation images."""
+        clean = self._baseline_clean("validation")
+
+        def tolerated(baseline: ApproximateNetwork) -> float:
+            return self._tolerated(baseline, errors, study_data().validation, clean, SEARCH_DRAWS).ber
+
+        return self._of_baseline(f"for {BOOSTED_FOR[errors]}", tolerated)
+
+    def _of_baseline(self, what: str, measured: Callable[[ApproximateNetwork], float]) -> float:
+        """A figure that several arms need of their baseline: as it is kept, or measured now."""
+        file = self.folder / f"{self._name(f'baseline {what}')}.json"
+        made = kept_result(file, self._key("baseline"), lambda: {"figure": measured(self._trained("baseline"))})
+        return float(made["figure"])
 
     def _trained(self, arm: str) -> ApproximateNetwork:
         """The network of an arm: as kept, or trained now."""
@@ -206,15 +232,14 @@ class Task:
         data = study_data()
         if arm == "baseline":
             return train_baseline(self.network, self.precision, data, self.seed, FLOAT_TRAINING, QUANTISED_TRAINING)
-        baseline, validation, how = self._trained("baseline"), data.validation, _arm(arm)
-        clean = AccuracyMeter(baseline, validation, Sampling(1, BATCH)).clean
+        baseline, how = self._trained("baseline"), _arm(arm)
         errors = how.errors or FRESH
-        tolerated = self._tolerated(baseline, errors, validation, clean, SEARCH_DRAWS)
+        tolerated = self._baseline_ber(errors)
         found = boost_network(
             baseline,
             self._memory_at(errors, baseline),
             data,
-            *(tolerated, TARGET_DROP, clean, self.seed),
+            *(tolerated, TARGET_DROP, self._baseline_clean("validation"), self.seed),
             how.boosting(self.network, self.precision),
             control=how.errors is None,
         )
@@ -223,8 +248,10 @@ class Task:
         stages.keep_results(notes, self._key(arm), {"baseline_ber": tolerated, **course})
         return found.network
 
-    def _tolerated(self, network: ApproximateNetwork, memory: str, split: Split, clean: float, draws: int) -> float:
-        """The bit error rate that the network tolerates; of a module, that of the rows it lies in."""
+    def _tolerated(
+        self, network: ApproximateNetwork, memory: str, split: Split, clean: float, draws: int
+    ) -> CoarseTolerance:
+        """What the network tolerates; of a module, the bit error rate of the rows it lies in."""
         sampling = Sampling(draws, BATCH, derive_seed(self.seed, "boost study"))
         trial = self._trial(network)
         found = coarse(
@@ -232,8 +259,8 @@ class Task:
             start_ber=START_BER,
             highest_ber=trial.maps.highest_ber,
             ratio=RATIO,
-        ).ber
-        return trial.measured_ber(found, self.seed) if memory == OWN else found
+        )
+        return replace(found, ber=trial.measured_ber(found.ber, self.seed)) if memory == OWN else found
 
     def _memory_at(self, errors: str, network: ApproximateNetwork) -> MemoryAt:
         """Memories of any rate with these errors: fresh maps, or the module's rows as scanned."""

@@ -129,6 +129,15 @@ def kept_network(file: Path, name: str, key: str, make: Callable[[], Approximate
         return stages.load_network(file)
 
 
+def kept_result(file: Path, key: str, make: Callable[[], Result]) -> Result:
+    """The result in ``file``, if it was made from ``key``; else made, and kept, now."""
+    with alone(file):
+        if (found := stages.kept_results(file, key)) is None:
+            found = make()
+            stages.keep_results(file, key, found)
+        return found
+
+
 @dataclass(frozen=True)
 class Baseline:
     """A network of `eden.networks` that its recipe trains: in one precision, from one seed."""

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eden import bounding as bounding_module
-from eden.bounding import Bounding, correct
+from eden.bounding import Bounding, correct, values_read
 from eden.precision import Precision
 from eden.tensor_format import STORED_TYPE, TensorFormat
 
@@ -145,39 +144,27 @@ def test_upper_bits_that_all_codes_share_are_put_right() -> None:
     assert TensorFormat(Precision.INT8, 0.1, -1, 100).known_bits == (0, 0)
 
 
+@pytest.mark.parametrize("bounding", list(Bounding))
 @pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("precision", list(Precision))
 @pytest.mark.parametrize("ends", [(-1.0, 3.0), (0.0, 3.0), (-3.0, 0.0), (0.5, 0.6)])
-def test_what_a_cpu_does_at_once_is_what_any_device_does_in_steps(
-    precision: Precision, guarded: bool, ends: tuple[float, float]
+def test_what_a_cpu_reads_in_one_pass_is_what_any_device_reads_in_steps(
+    precision: Precision, guarded: bool, bounding: Bounding, ends: tuple[float, float]
 ) -> None:
-    """Any bits, as errors make them, in two dimensions."""
+    """Any bits, as errors make them; of four and eight all."""
     tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=guarded)
-    count = 1 << (precision.bits if precision.bits < 16 else 12)
+    count = 1 << min(12, 2 * precision.bits)
     data = torch.from_numpy(np.random.default_rng(1).integers(0, 256, precision.stored_bytes(count)).astype(np.uint8))
-    stored = tensor_format.stored_elements(data, count).view(2, -1)
-    in_steps = bounding_module._with_agreed_signs(
-        bounding_module._with_known_bits(stored, tensor_format), tensor_format
-    )
-    put_right = bounding_module._put_right(stored, tensor_format)
-    assert torch.equal(put_right.view(torch.uint8), in_steps.view(torch.uint8))
-    if guarded and ends == (-1.0, 3.0) and precision not in (Precision.INT4, Precision.BF16):
-        assert not torch.equal(put_right.view(torch.uint8), stored.view(torch.uint8))
-    assert torch.equal(
-        bounding_module._put_right(stored.T, tensor_format).contiguous().view(torch.uint8),
-        in_steps.T.contiguous().view(torch.uint8),
-    )
+    if precision.bits <= 8:
+        data[:256] = torch.arange(len(data[:256])).to(torch.uint8)
+    stored, shape = tensor_format.stored_elements(data, count), torch.Size((2, count // 2))
+    in_steps = tensor_format.values(correct(stored.clone(), tensor_format, bounding), shape)
+    read = values_read(stored, tensor_format, bounding, shape)
+    assert torch.equal(read.view(torch.int32), in_steps.view(torch.int32))
 
 
-@pytest.mark.parametrize("bounding", ON)
-@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8])
-@pytest.mark.parametrize("ends", [(-1.0, 3.0), (0.0, 3.0), (-3.0, 0.0)])
-def test_what_is_looked_up_is_what_would_be_computed(
-    precision: Precision, bounding: Bounding, ends: tuple[float, float]
-) -> None:
-    tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=True)
-    count = 1 << precision.bits
-    codes = torch.arange(-count // 2, count // 2, dtype=torch.int8).view(2, -1)
-    for stored in (codes, codes.T, codes[:, ::2], codes[:0]):
-        expected = bounding_module._corrected(stored.clone(), tensor_format, bounding)
-        assert torch.equal(correct(stored, tensor_format, bounding), expected)
+def test_a_tensor_of_nothing_is_read_as_nothing() -> None:
+    for precision in Precision:
+        tensor_format = TensorFormat.for_range(precision, -1.0, 3.0, guarded_signs=True)
+        stored = tensor_format.stored_elements(tensor_format.encode(torch.empty(0, 5)), 0)
+        assert values_read(stored, tensor_format, Bounding.ZERO, torch.Size((0, 5))).shape == (0, 5)

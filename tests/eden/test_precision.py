@@ -114,6 +114,33 @@ def test_values_beyond_the_plausible_range_saturate_when_stored(precision: Preci
     assert decoded == [0.0, high, 0.0, high, 0.0]
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("ends", [(-1.0, 3.0), (0.0, 3.0), (-3.0, 0.0), (0.5, 0.6)])
+def test_each_value_is_divided_shifted_saturated_and_rounded_in_single_precision(
+    precision: Precision, guarded: bool, ends: tuple[float, float]
+) -> None:
+    """Bit for bit, against these steps in numpy; with values half way between codes, zeros of both signs, no number."""
+    tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=guarded)
+    assert isinstance(tensor_format.scale, float)
+    halves = torch.arange(-300, 300) * tensor_format.scale / 2
+    special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -1e-40]
+    values = torch.cat(
+        [torch.randn(2000, generator=torch.Generator().manual_seed(1)) * 2, halves, torch.tensor(special)]
+    )
+    low, high, scale, offset = map(
+        np.float32, (tensor_format.low, tensor_format.high, tensor_format.scale, tensor_format.offset)
+    )
+    with np.errstate(invalid="ignore"):
+        scaled = values.numpy() / scale
+    shifted = scaled + offset if offset else scaled
+    saturated = np.where(np.isnan(shifted) | (shifted < low), low, np.where(shifted > high, high, shifted))
+    numbers = torch.from_numpy(np.rint(saturated) if precision.is_integer else saturated).to(STORED_TYPE[precision])
+    expected = pack(numbers, precision)
+    assert torch.equal(tensor_format.encode(values), expected)
+    assert torch.equal(tensor_format.encode(values[::2]), pack(numbers[::2].contiguous(), precision))
+
+
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.FP32])
 def test_ranges_of_floating_point_reach_to_the_end_of_their_binades(precision: Precision) -> None:
     """1.0 and -0.7 as 2 and -1 but for a last place, so that no error in a mantissa there leaves the range."""
