@@ -571,11 +571,15 @@ def plan_significance(
 def stored_tensors(
     network: ApproximateNetwork, inputs: torch.Tensor
 ) -> tuple[dict[str, Bits], dict[str, TensorFormat]]:
-    """The stored bytes of a network's tensors, by name, IFMs as ``inputs`` make them, and the formats of all."""
-    stored = network.twin().eval()
+    """The stored bytes of a network's tensors, by name, IFMs as ``inputs`` make them, and the formats of all.
+
+    IFMs of layers that ``inputs`` do not reach, though those of the calibration did, have none.
+    """
+    memory = ReliableMemory()
+    stored = network.twin(memory).eval()
     with torch.no_grad():
         stored(inputs.to(stored.device))
-    return {tensor.name: stored.memory.load(tensor.name).numpy() for tensor in stored.tensors()}, stored.formats
+    return {name: memory.load(name).numpy() for name in list(memory.bits_read)}, stored.formats
 
 
 def _plan(

@@ -282,7 +282,7 @@ class Task:
     def _key(self, arm: str) -> str:
         """All that an arm's network depends on, besides the code."""
         images = (TRAIN_IMAGES, VALIDATION_IMAGES, TEST_IMAGES)
-        settings = (TARGET_DROP, VENDOR, *images, SEARCH_DRAWS, BATCH, RATIO, FITTED_ROWS)
+        settings = (TARGET_DROP, VENDOR, *images, SEARCH_DRAWS, BATCH, START_BER, RATIO, FITTED_ROWS)
         retraining = "" if arm == "baseline" else _arm(arm).boosting(self.network, self.precision)
         return f"{settings} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
 

@@ -171,8 +171,9 @@ class Task:
         """All that an arm's network depends on."""
         images = (TRAIN_IMAGES, VALIDATION_IMAGES, TEST_IMAGES)
         settings = (NETWORK, PRECISION, VENDOR, FOREIGN_VENDOR, ROWS, TARGET_DROP, *images, DRAWS, RATIO, BATCH)
+        searches = (START_BER, HIGHEST_BER)
         retraining = "" if arm == BASELINE else BOOSTING[NETWORK, PRECISION.is_integer]
-        return f"{settings} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
+        return f"{settings} {searches} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------

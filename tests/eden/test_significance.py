@@ -381,6 +381,31 @@ def test_a_network_placed_on_cells_that_hold_is_the_clean_one(
         network(torch.cat([small_images] * 20))
 
 
+class Branching(nn.Module):
+    """One layer more for images that are dark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.extra = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        seen: torch.Tensor = self.first(values)
+        return self.extra(seen) if values.mean() < 0 else seen
+
+
+def test_a_layer_that_the_planning_batch_does_not_reach_is_planned_without_its_input(point: OperatingPoint) -> None:
+    network = ApproximateNetwork(Branching(), Precision.INT8)
+    bright = torch.rand(8, 4)
+    network.calibrate([bright, -bright])
+    stored, formats = stored_tensors(network, bright)
+    names = {tensor.name for tensor in network.tensors()}
+    assert set(stored) == names - {"extra.ifm"}
+    nothing = {kind: weak_cells([]) for kind in ("weight", "ifm")}
+    cells = partition_of([0.01 * row for row in range(400)], point)
+    plan = plan_significance(network.tensors(), stored, formats, nothing, [cells], point, images=8)
+    assert set(plan.mapping.placements) == names
+
+
 def test_in_one_binade_what_a_reader_puts_right_is_not_kept_from_weak_cells() -> None:
     """One cell in fifty is weak, ten in a unit: a choice that spares exponents has none left for what matters."""
     values = torch.from_numpy(np.random.default_rng(4).standard_normal(4000).astype(np.float32))
