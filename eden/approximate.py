@@ -406,7 +406,7 @@ class _RangeObserver:
             smallest, largest = torch.aminmax(flat)
         else:
             places = [flat.numel() - rank, rank - 1]
-            smallest, largest = np.partition(flat.cpu().numpy(), places)[places]
+            smallest, largest = np.partition(flat.float().cpu().numpy(), places)[places]
         self.ranges.setdefault(name, []).append((float(smallest), float(largest)))
         self.elements[name] = max(-(-value.numel() // self.images), self.elements.get(name, 0))
 

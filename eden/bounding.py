@@ -20,7 +20,6 @@ torch's operations do all of it, on any device; on a CPU, what a network reads t
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from eden import one_pass
@@ -39,30 +38,28 @@ class Bounding(StrEnum):
 def values_read(
     stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding, shape: torch.Size
 ) -> torch.Tensor:
-    """Float32 values, in ``shape``, of ``stored`` numbers that were read, corrected as by `correct`."""
-    values = _in_one_pass(stored, tensor_format, bounding)
-    if values is None:
-        return tensor_format.values(correct(stored, tensor_format, bounding), shape)
-    return torch.from_numpy(values).view(shape)
+    """Float32 values, in ``shape``, of ``stored`` numbers (flat) that were read, corrected as by `correct`."""
+    if stored.device.type == "cpu" and bounding is not Bounding.OFF:
+        if tensor_format.precision.is_integer:
+            return _values_of_codes(stored, tensor_format, bounding, shape)
+        if tensor_format.offset:
+            settings = *tensor_format.word_masks, *tensor_format.mantissa, tensor_format.common_scale
+            values = one_pass.values_in_one_binade(_words(stored, tensor_format).numpy(), *settings)
+            return torch.from_numpy(values).view(shape)
+        if tensor_format.precision is Precision.FP32 and bounding is Bounding.ZERO:
+            low, high = map(np.float32, _bounds(tensor_format))
+            return torch.from_numpy(one_pass.zero_outside(stored.numpy(), low, high)).view(shape)
+    return tensor_format.values(correct(stored, tensor_format, bounding), shape)
 
 
-def _in_one_pass(
-    stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding
-) -> npt.NDArray[np.float32] | None:
-    """What `values_read` returns, flat, if there is one pass for it."""
-    if stored.device.type != "cpu" or bounding is Bounding.OFF or isinstance(tensor_format.scale, tuple):
-        return None
-    saturate, scale = bounding is Bounding.SATURATE, np.float32(tensor_format.scale)
-    words, masks = _words(stored.contiguous(), tensor_format).numpy(), tensor_format.word_masks
-    values: npt.NDArray[np.float32] | None = None
-    if tensor_format.precision.is_integer:
-        ends = np.int32(tensor_format.low), np.int32(tensor_format.high)
-        values = one_pass.values_of_codes(words, *masks, *ends, saturate, scale)
-    elif tensor_format.offset:
-        values = one_pass.values_in_one_binade(words, *masks, *tensor_format.mantissa, scale)
-    elif tensor_format.precision is Precision.FP32 and not saturate:
-        values = one_pass.zero_outside(words.view(np.float32), *map(np.float32, _bounds(tensor_format)))
-    return values
+def _values_of_codes(
+    codes: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding, shape: torch.Size
+) -> torch.Tensor:
+    """As `values_read`, of integers on a CPU; of channels, the scales come after the pass."""
+    low, high = map(np.int32, _bounds(tensor_format))
+    settings = *tensor_format.word_masks, low, high, bounding is Bounding.SATURATE, tensor_format.common_scale
+    values = torch.from_numpy(one_pass.values_of_codes(codes.numpy(), *settings)).view(shape)
+    return tensor_format.scaled(values) if isinstance(tensor_format.scale, tuple) else values
 
 
 def correct(stored: torch.Tensor, tensor_format: TensorFormat, bounding: Bounding) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What `eden.tensor_format` and `eden.bounding` do in steps, in one pass each, for numbers on a CPU.
 
 A network reads all its weights and input feature maps on every pass. In torch's steps, each of which reads and writes
-the whole tensor, that takes longer than the network's own arithmetic. The results are the same, bit for bit.
+the whole tensor, that takes a small network on one core about as long as its own arithmetic. The results are the same,
+bit for bit.
 
 Numbers are handled as words of 32 bits, whatever they are held in: numba would take 64, and half as many at a time.
 """
@@ -46,7 +47,7 @@ def _put_right(word, known, copies):  # type: ignore[no-untyped-def]
     return _bits32((word & rest) | (positive ^ (sign & copy_bits)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True)
 def values_of_codes(codes, known, copies, low, high, saturate, scale):  # type: ignore[no-untyped-def]
     """float32[n]: codes put right, then 0 outside ``low .. high`` or, with ``saturate``, the end, times ``scale``."""
     values = np.empty(codes.size, np.float32)
@@ -58,7 +59,7 @@ def values_of_codes(codes, known, copies, low, high, saturate, scale):  # type: 
     return values
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True)
 def values_in_one_binade(words, known, copies, fraction, zero, step, scale):  # type: ignore[no-untyped-def]
     """float32[n]: mantissas (``fraction`` of the words) put right, by ``step`` from that of ``zero``, times ``scale``.
 

@@ -131,7 +131,7 @@ class TensorFormat:
         largest_code = _largest_code(precision, guarded_signs and bool((values < 0).any() and (values > 0).any()))
         scales = tuple(_scale(each, largest_code) for each in largest.tolist())
         whole = cls(precision, scales, -largest_code, largest_code, axis)
-        smallest, largest = torch.aminmax(whole._codes(values))
+        smallest, largest = torch.aminmax(whole._codes(values.detach()))
         return cls(precision, scales, float(smallest), float(largest), axis)
 
     @property
@@ -194,31 +194,32 @@ class TensorFormat:
         return ((1 << SIGN_COPIES) - 1) << last, 1 << (last + SIGN_COPIES - 1)
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
-        """The bytes as stored (uint8, flat) of float32 ``values`` of any shape; always a new buffer.
+        """The bytes as stored (uint8, flat) of ``values`` of any shape, taken in float32; always a new buffer.
 
-        Values saturate at ``low`` and ``high``; a NaN is stored as ``low``.
+        Values saturate at ``low`` and ``high``; a NaN is stored as ``low``. In half precision, as layers in autocast
+        have them, they could not: the ends of the range are numbers of the stored format, not of theirs.
         """
+        values = values.detach().to(torch.float32)
         numbers = self._codes(values) if self.precision.is_integer else self._numbers(values)
         return pack(numbers.to(STORED_TYPE[self.precision]), self.precision)
 
     def _numbers(self, values: torch.Tensor) -> torch.Tensor:
         """What is stored of ``values`` in floating point, as float32 and flat."""
-        flat = values.detach().reshape(-1)
+        flat = values.reshape(-1)
         if flat.device.type == "cpu":
             shift = self.offset or -0.0  # which, unlike 0.0, leaves -0.0 as it is
             settings = np.array([self.scale, shift, self.low, self.high], np.float32)
-            return torch.from_numpy(encode_floats(flat.numpy(), *settings))
+            return torch.from_numpy(encode_floats(flat.resolve_neg().numpy(), *settings))
         if self.offset:
             flat = flat / self._scale_along(1, flat.device) + self.offset
         return _saturate(flat, self.low, self.high)
 
     def _codes(self, values: torch.Tensor) -> torch.Tensor:
-        """Codes of ``values``, flat: of the precision's `STORED_TYPE` or, elsewhere than on a CPU, float32."""
-        values = values.detach()
+        """Codes of ``values``, flat; in float32, or where they take one pass in the precision's `STORED_TYPE`."""
         if values.device.type == "cpu" and not isinstance(self.scale, tuple):
             codes = torch.empty(values.numel(), dtype=STORED_TYPE[self.precision])
             settings = np.array([self.scale, self.low, self.high], np.float32)
-            encode_codes(values.reshape(-1).numpy(), codes.numpy(), *settings)
+            encode_codes(values.reshape(-1).resolve_neg().numpy(), codes.numpy(), *settings)
             return codes
         scaled = values / self._scale_along(values.dim(), values.device)
         return _saturate(scaled.reshape(-1), self.low, self.high).round_()
@@ -234,6 +235,11 @@ class TensorFormat:
         shape = [1] * dimensions
         shape[self.axis] = len(self.scale)
         return scale.view(shape)
+
+    @property
+    def common_scale(self) -> np.float32:
+        """The scale of all; 1 where each channel has one of its own."""
+        return np.float32(1.0 if isinstance(self.scale, tuple) else self.scale)
 
     @cached_property
     def _scale_on_cpu(self) -> torch.Tensor:
@@ -252,7 +258,11 @@ class TensorFormat:
         numbers = stored.to(torch.float32).view(shape)
         if self.offset:
             numbers = numbers - self.offset
-        return numbers * self._scale_along(len(shape), stored.device) if self.scale != 1.0 else numbers
+        return self.scaled(numbers)
+
+    def scaled(self, numbers: torch.Tensor) -> torch.Tensor:
+        """``numbers`` (float32, in the shape of the values), each times its scale."""
+        return numbers * self._scale_along(numbers.dim(), numbers.device) if self.scale != 1.0 else numbers
 
     def decode(self, data: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Float32 values of stored bytes, uncorrected. Raises NetworkError where the length does not fit ``shape``."""

@@ -94,27 +94,47 @@ def train_baseline(
     Returns:
         The network, calibrated, on reliable memory, in evaluation mode.
     """
+    usual = recipe(network_name)
+    float_training = float_training or usual.float_training
+    quantised_training = quantised_training or usual.quantised_training
+    total = float_training.epochs + (quantised_training.epochs if precision.is_integer else 0)
+    module = train_float(network_name, data, seed, float_training, lambda done, _: progress(done, total))
+    return store_trained(
+        ApproximateNetwork(module, precision, per_channel=per_channel),
+        data,
+        seed,
+        quantised_training,
+        usual.integer_quantile,
+        progress=lambda done, _: progress(float_training.epochs + done, total),
+    )
+
+
+def train_float(
+    network_name: str, data: Dataset, seed: int, training: Training, progress: Progress = silent
+) -> nn.Module:
+    """The first part of `train_baseline`: the network trained in float, its batch norms folded."""
     module, usual = build(network_name, seed), recipe(network_name)
     if usual.pretrained is not None:
         usual.pretrained(module, data.train)
-    float_training = float_training or usual.float_training
-    quantised_training = quantised_training or usual.quantised_training
-    quantised_epochs = quantised_training.epochs if precision.is_integer else 0
-    total = float_training.epochs + quantised_epochs
-    train(module, data.train, float_training, seed, progress=lambda done, _: progress(done, total))
-    network = ApproximateNetwork(folded(module), precision, per_channel=per_channel)
-    quantile = usual.integer_quantile if precision.is_integer else 1.0
-    calibrate(network, data.train, quantile)
-    if quantised_epochs:
-        train(
-            network,
-            data.train,
-            quantised_training,
-            seed + 1,
-            hooks=Hooks(before_epoch=lambda epoch: calibrate(network, data.train, quantile)),
-            progress=lambda done, _: progress(float_training.epochs + done, total),
-        )
-        calibrate(network, data.train, quantile)
+    train(module, data.train, training, seed, progress=progress)
+    return folded(module)
+
+
+def store_trained(
+    network: ApproximateNetwork,
+    data: Dataset,
+    seed: int,
+    training: Training,
+    integer_quantile: float = 1.0,
+    progress: Progress = silent,
+) -> ApproximateNetwork:
+    """The rest of `train_baseline`: ``network``, trained in float, is calibrated; of integers, trained on as stored."""
+    if not network.precision.is_integer:
+        calibrate(network, data.train)
+        return network.eval()
+    hooks = Hooks(before_epoch=lambda _: calibrate(network, data.train, integer_quantile))
+    train(network, data.train, training, seed + 1, hooks=hooks, progress=progress)
+    calibrate(network, data.train, integer_quantile)
     return network.eval()
 
 

@@ -22,7 +22,7 @@ from eden.memory import ApproximateMemory, PerTensorMemory, ReliableMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, CoarseTolerance, MemoryAt, Sampling, coarse
-from eden.training import Training, train_baseline
+from eden.training import Training, store_trained, train_float
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.intervals import mean_interval
@@ -139,16 +139,15 @@ def _tasks(out: Path, networks: list[str], precisions: list[Precision], seeds: i
     for network in networks:
         if network not in NETWORKS:
             raise PlanError(f"the study has no network {network!r}; choose from {', '.join(NETWORKS)}")
-    # Baselines first, then what starts from them, then what compares these: a task that finds what it needs in the
-    # making waits for it, and its processor with it.
-    every = list(itertools.product(range(1, seeds + 1), networks, precisions))
-    for seed, network, precision in every:
-        yield Task(out, network, precision, seed, "baseline")
-    for seed, network, precision in every:
-        ablations = [name for name, arm in ABLATIONS.items() if (network, precision) == (ABLATED, arm.precision)]
-        for arm in (*ARMS, *ablations):
-            yield Task(out, network, precision, seed, arm)
-    for seed, network, precision in every:
+    # Neighbours have nothing to make in common: a task that finds what it needs in the making waits for it, and its
+    # processor with it. Integers start from what FP32 has learnt.
+    in_order = sorted(precisions, key=lambda precision: precision.is_integer)
+    every = list(itertools.product(in_order, range(1, seeds + 1), networks))
+    for arm in ("baseline", *ARMS, *ABLATIONS):
+        for precision, seed, network in every:
+            if arm not in ABLATIONS or (network, precision) == (ABLATED, ABLATIONS[arm].precision):
+                yield Task(out, network, precision, seed, arm)
+    for precision, seed, network in every:
         if network == ABLATED and precision in FIELDS:
             yield LossTask(out, network, precision, seed)
 
@@ -231,7 +230,7 @@ class Task:
         """The network of an arm; what was chosen on the validation split, and how it went, is kept beside it."""
         data = study_data()
         if arm == "baseline":
-            return train_baseline(self.network, self.precision, data, self.seed, FLOAT_TRAINING, QUANTISED_TRAINING)
+            return self._train_baseline()
         baseline, how = self._trained("baseline"), _arm(arm)
         errors = how.errors or FRESH
         tolerated = self._baseline_ber(errors)
@@ -247,6 +246,15 @@ class Task:
         notes = self.folder / f"{self._name(arm)}.training.json"
         stages.keep_results(notes, self._key(arm), {"baseline_ber": tolerated, **course})
         return found.network
+
+    def _train_baseline(self) -> ApproximateNetwork:
+        """As `train_baseline` does; where that begins with training in float, FP32's baseline has done it."""
+        if self.precision is Precision.FP32:
+            module = train_float(self.network, study_data(), self.seed, FLOAT_TRAINING)
+        else:
+            module = replace(self, precision=Precision.FP32)._trained("baseline").module
+        network = ApproximateNetwork(module, self.precision)
+        return store_trained(network, study_data(), self.seed, QUANTISED_TRAINING)
 
     def _tolerated(
         self, network: ApproximateNetwork, memory: str, split: Split, clean: float, draws: int

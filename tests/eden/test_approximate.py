@@ -14,6 +14,7 @@ from eden.bounding import Bounding
 from eden.memory import ApproximateMemory, BitErrorMemory, ErrorModelMemory, ProfileMemory, ReliableMemory
 from eden.placement import Placement
 from eden.precision import Precision
+from eden.tensor_format import TensorFormat
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel
 from profiles.errors import NetworkError
@@ -237,6 +238,30 @@ def test_tied_weights_are_one_tensor() -> None:
     network.memory = memory
     network(torch.randn(2, 4))
     assert memory.log.count("load 0.weight") == 1
+
+
+@pytest.mark.parametrize("precision", ALL)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_layers_that_compute_in_half_precision_are_stored_all_the_same(precision: Precision, half: torch.dtype) -> None:
+    layers = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))
+    inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    in_half, in_single = (ApproximateNetwork(layers, precision) for _ in range(2))
+    with torch.autocast("cpu", half):
+        in_half.calibrate([inputs], quantile=0.9)
+        found = in_half(inputs)
+    in_single.calibrate([inputs], quantile=0.9)
+    expected = in_single(inputs)
+    assert found.dtype is half
+    assert (found - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_a_tightened_range_holds_its_share_of_the_values_at_both_ends() -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    network = ApproximateNetwork(nn.Linear(1, 1), Precision.INT8)
+    network.calibrate([values[:, None]], quantile=0.9)
+    in_order = values.sort().values
+    expected = TensorFormat.for_range(Precision.INT8, float(in_order[100]), float(in_order[899]))
+    assert network.formats["network.ifm"] == expected
 
 
 def test_what_cannot_be_attached_is_refused_with_the_reason(small_images: torch.Tensor) -> None:

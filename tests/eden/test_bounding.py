@@ -1,9 +1,12 @@
 """Correction touches what no reliable network stores, and nothing else."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from eden import bounding as bounding_module
 from eden.bounding import Bounding, correct, values_read
 from eden.precision import Precision
 from eden.tensor_format import STORED_TYPE, TensorFormat
@@ -144,6 +147,22 @@ def test_upper_bits_that_all_codes_share_are_put_right() -> None:
     assert TensorFormat(Precision.INT8, 0.1, -1, 100).known_bits == (0, 0)
 
 
+def stored_of_any_kind(tensor_format: TensorFormat, count: int) -> torch.Tensor:
+    """Any bits, as errors make them; of four and eight all; and what lies at the ends of the range, and around zero."""
+    precision, rng = tensor_format.precision, np.random.default_rng(1)
+    data = torch.from_numpy(rng.integers(0, 256, precision.stored_bytes(count)).astype(np.uint8))
+    if precision.bits <= 8:
+        data[:256] = torch.arange(len(data[:256])).to(torch.uint8)
+    stored = tensor_format.stored_elements(data, count)
+    if not precision.is_integer:
+        ends = torch.tensor([tensor_format.low, tensor_format.high, 0.0]).to(stored.dtype)
+        beyond, within = torch.tensor([-math.inf, math.inf, -1.0]), torch.tensor([math.inf, -math.inf, 1.0])
+        edges = [ends, torch.nextafter(ends, beyond.to(ends)), torch.nextafter(ends, within.to(ends)), -ends]
+        special = torch.cat([*edges, torch.tensor([math.inf, -math.inf, math.nan]).to(ends)])
+        stored[: len(special)] = special
+    return stored
+
+
 @pytest.mark.parametrize("bounding", list(Bounding))
 @pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("precision", list(Precision))
@@ -151,16 +170,32 @@ def test_upper_bits_that_all_codes_share_are_put_right() -> None:
 def test_what_a_cpu_reads_in_one_pass_is_what_any_device_reads_in_steps(
     precision: Precision, guarded: bool, bounding: Bounding, ends: tuple[float, float]
 ) -> None:
-    """Any bits, as errors make them; of four and eight all."""
     tensor_format = TensorFormat.for_range(precision, *ends, guarded_signs=guarded)
-    count = 1 << min(12, 2 * precision.bits)
-    data = torch.from_numpy(np.random.default_rng(1).integers(0, 256, precision.stored_bytes(count)).astype(np.uint8))
-    if precision.bits <= 8:
-        data[:256] = torch.arange(len(data[:256])).to(torch.uint8)
-    stored, shape = tensor_format.stored_elements(data, count), torch.Size((2, count // 2))
+    stored, shape = stored_of_any_kind(tensor_format, 4096), torch.Size((2, 2048))
     in_steps = tensor_format.values(correct(stored.clone(), tensor_format, bounding), shape)
     read = values_read(stored, tensor_format, bounding, shape)
     assert torch.equal(read.view(torch.int32), in_steps.view(torch.int32))
+
+
+@pytest.mark.parametrize("bounding", ON)
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8, Precision.INT16])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_channels_are_read_alike(precision: Precision, bounding: Bounding, axis: int) -> None:
+    values = torch.randn(8, 512, generator=torch.Generator().manual_seed(1))
+    tensor_format = TensorFormat.for_channels(precision, values, axis, guarded_signs=True)
+    stored = stored_of_any_kind(tensor_format, values.numel())
+    in_steps = tensor_format.values(correct(stored.clone(), tensor_format, bounding), values.shape)
+    assert torch.equal(values_read(stored, tensor_format, bounding, values.shape), in_steps)
+
+
+@pytest.mark.parametrize(
+    ("precision", "guarded"),
+    [(Precision.INT8, False), (Precision.INT8, True), (Precision.FP32, False), (Precision.FP32, True)],
+)
+def test_a_cpu_does_read_in_one_pass(precision: Precision, guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounding_module, "correct", lambda *_: pytest.fail("read in steps"))
+    tensor_format = TensorFormat.for_range(precision, -1.0, 3.0, guarded)
+    values_read(stored_of_any_kind(tensor_format, 256), tensor_format, Bounding.ZERO, torch.Size((256,)))
 
 
 def test_a_tensor_of_nothing_is_read_as_nothing() -> None:

@@ -22,7 +22,7 @@ from eden.memory import BitErrorMemory
 from eden.networks import build
 from eden.precision import Precision
 from host.cli import tasks as module
-from host.cli.tasks import alone, kept_network, rows_of_tasks
+from host.cli.tasks import alone, kept_network, kept_result, rows_of_tasks
 from profiles.errors import SweepError
 
 NUMBERS, VICTIM = 8, 3
@@ -264,3 +264,15 @@ def test_a_network_is_kept_until_what_it_was_made_from_changes(tmp_path: Path) -
     other = kept_network(file, "lenet", "b", make)
     assert len(made) == 2
     assert not torch.equal(next(other.module.parameters()), weights[0])
+
+
+def test_a_result_is_kept_until_what_it_was_made_from_changes(tmp_path: Path) -> None:
+    numbers = iter(range(9))
+
+    def make() -> dict[str, Any]:
+        return {"figure": next(numbers)}
+
+    file = tmp_path / "figure.json"
+    assert [kept_result(file, key, make)["figure"] for key in ("a", "a", "b", "b", "a")] == [0, 0, 1, 1, 2]
+    file.write_text("{")  # damaged
+    assert kept_result(file, "a", make) == {"figure": 3}
