@@ -27,9 +27,6 @@ MemoryAt = Callable[[float, int], ApproximateMemory]
 BRACKET_STEP = 4.0
 LOWEST_BER = 1e-9
 SHARES_KEPT = (1.0, 0.75, 0.5, 0.25, 0.0)
-SCREENED_FROM = 10_000  # images; of so many, the first tenth says much
-SCREENED_SHARE = 10
-CLEAR = 2.0  # half widths of a 95 % interval: a tenth of the images is mistaken so far once in ten thousand times
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,6 @@ class CurvePoint:
     accuracy: float
     low: float
     high: float
-
-    def shifted(self, by: float) -> "CurvePoint":
-        """The same loss, for images of which ``by`` more are right without errors."""
-        return CurvePoint(self.ber, *(min(1.0, max(0.0, each + by)) for each in (self.accuracy, self.low, self.high)))
 
 
 @dataclass(frozen=True)
@@ -154,8 +147,7 @@ def coarse(
     """The highest bit error rate, the same for all tensors, whose accuracy meets the target with confidence.
 
     What must meet the target is the lower end of the 95 % interval of the mean over draws. The rate is bracketed in
-    steps of 4 from ``start_ber``, then bisected on a logarithmic scale. Of 10,000 images and more the first tenth is
-    looked at first, and decides where it leaves no doubt: what it loses then stands for all.
+    steps of 4 from ``start_ber``, then bisected on a logarithmic scale.
 
     Args:
         network: a calibrated network.
@@ -177,25 +169,12 @@ def coarse(
             f"{LOWEST_BER} <= start <= highest <= 1 and ratio > 1; correct them"
         )
     meter = AccuracyMeter(network, data, sampling)
-    screened = len(data) >= SCREENED_FROM
-    first = AccuracyMeter(network, data.first(len(data) // SCREENED_SHARE), sampling) if screened else None
     target = baseline_accuracy - target_drop
     curve: dict[float, CurvePoint] = {}
     bisections = math.ceil(math.log2(math.log(BRACKET_STEP) / math.log(ratio)))
 
-    def measured(ber: float) -> CurvePoint:
-        def memory_of(seed: int) -> ApproximateMemory:
-            return memory_at(ber, derive_seed(seed, f"{ber:.6e}"))
-
-        if first is not None:
-            seen = first.at(ber, memory_of)
-            point = seen.shifted(meter.clean - first.clean)
-            if abs(point.accuracy - target) > CLEAR * (seen.accuracy - seen.low):
-                return point
-        return meter.at(ber, memory_of)
-
     def meets(ber: float) -> bool:
-        curve[ber] = measured(ber)
+        curve[ber] = meter.at(ber, lambda seed: memory_at(ber, derive_seed(seed, f"{ber:.6e}")))
         progress(len(curve), max(len(curve), bisections + 2))
         return curve[ber].low >= target
 

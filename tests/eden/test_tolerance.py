@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from eden import tolerance
 from eden.approximate import ApproximateNetwork
 from eden.datasets import Split
 from eden.memory import BitErrorMemory
@@ -58,33 +57,6 @@ def test_coarse_brackets_the_rate_where_accuracy_crosses_the_target(
     assert meter.at(0, lambda s: BitErrorMemory(found.ber / 1.5, s)).accuracy > 0.95
     assert meter.at(0, lambda s: BitErrorMemory(found.ceiling * 2, s)).accuracy < 0.95
     assert coarse(copying_network, BitErrorMemory, images, 0.05, 1.0, Sampling(draws=6, batch=16)) == found
-
-
-def test_of_many_images_the_first_decide_where_they_leave_no_doubt(
-    copying_network: ApproximateNetwork, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The rate found is that of all images, though most were not looked at, and the first have better labels."""
-    images = Split(torch.eye(CLASSES).repeat(200, 1), torch.arange(CLASSES).repeat(200))
-    images.labels[len(images) // 2 :: 2] += 1  # the first tenth has no wrong labels
-    images.labels.remainder_(CLASSES)
-    sampling, reads = Sampling(draws=1, batch=16), []
-
-    class Counted(BitErrorMemory):
-        def load(self, tensor: str) -> torch.Tensor:
-            reads.append(tensor)
-            return super().load(tensor)
-
-    whole = coarse(copying_network, Counted, images, 0.05, 0.75, sampling, start_ber=1e-4)
-    of_whole, reads = len(reads), []
-    monkeypatch.setattr(tolerance, "SCREENED_FROM", len(images))
-    found = coarse(copying_network, Counted, images, 0.05, 0.75, sampling, start_ber=1e-4)
-    assert found.clean == whole.clean == 0.75
-    assert (found.ber, found.ceiling) == (whole.ber, whole.ceiling)
-    assert len(reads) < 0.75 * of_whole
-    doubtful = [point for point in found.curve if 0.8 < point.ber / found.ber < 1.25]
-    assert doubtful
-    assert all(point in whole.curve for point in doubtful)  # measured on all images
-    assert not all(point in whole.curve for point in found.curve)
 
 
 def test_a_network_that_always_or_never_meets_the_target(copying_network: ApproximateNetwork, images: Split) -> None:
