@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyvisa.constants import ResourceAttribute
 
 from host import guardian
 from host.boards import open_board
@@ -113,6 +114,14 @@ def test_nobody_there_is_one_clear_line() -> None:
     with pytest.raises(RailError, match="no supply answers at TCPIP::127") as caught:
         ScpiSupply(wanted)
     assert "\n" not in str(caught.value)
+
+
+def test_no_question_waits_for_the_setting_before_it_to_be_acknowledged(supply: ScpiStandIn) -> None:
+    opened = ScpiSupply(settings_of(supply))
+    for _ in range(2):
+        assert opened._connection().get_visa_attribute(ResourceAttribute.tcpip_nodelay)
+        opened._disconnect()  # as after a failure
+    opened.close()
 
 
 def test_after_a_time_out_no_late_answer_is_taken_for_the_next(supply: ScpiStandIn) -> None:
