@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from host.cli import stopping
 from profiles.progress import Progress as Report
 
 PLAIN_WIDTH = 160  # columns where there is no terminal to ask
@@ -51,6 +52,7 @@ def progress_board() -> Iterator[Callable[[str, int, int], None]]:
     if not console.is_terminal:
 
         def announce(title: str, done: int, total: int) -> None:
+            stopping.go_on()
             if title not in seen:
                 seen[title] = TaskID(0)
                 console.print(f"{title} ...")
@@ -60,6 +62,7 @@ def progress_board() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*_COLUMNS, console=console) as bars:
 
         def move(title: str, done: int, total: int) -> None:
+            stopping.go_on()
             if title not in seen:
                 seen[title] = bars.add_task(title, total=None)
             bars.update(seen[title], completed=done, total=total)

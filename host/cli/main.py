@@ -1,14 +1,13 @@
 """The `eden` command: one subcommand a stage, and `eden run` for all of them."""
 
-import signal
 import sys
-from types import FrameType
 
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer gives them no other name
 
 from host.cli.console import complain
 from host.cli.deferred import MARKUP, deferring
+from host.cli.stopping import STOPPED, heed
 from profiles.errors import EdenError
 
 COMMANDS = {
@@ -83,19 +82,9 @@ def eden() -> None:
     """
 
 
-STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    """Turn SIGINT and SIGTERM into an exception, so that rails return to nominal and files are closed."""
-    raise SystemExit(128 + signal_number)
-
-
 def main() -> None:
     """Entry point: every failure is one line that says what to do, and a non-zero exit status."""
-    for stopping in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(stopping) is not signal.SIG_IGN:
-            signal.signal(stopping, _stop)
+    heed()
     try:
         typer.main.get_command(app).main(standalone_mode=False)
     except NoArgsIsHelpError as error:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from host.cli import stopping
 from host.cli.console import console
 from host.cli.temperature import waiting_lines
 from host.cliff import bank_tests_left
@@ -41,6 +42,7 @@ def scan_view(plan: ScanPlan) -> Iterator[Shown]:
     views: list[ScanView] = []
 
     def look(profile: Profile, planned: PlannedPoint | None) -> tuple[ScanView, list[str]]:
+        stopping.go_on()
         if not views:
             views.append(ScanView(plan))
         return views[0], views[0].look(profile, planned)
