@@ -191,13 +191,14 @@ def test_a_process_that_dies_is_said_and_costs_no_finished_task(tmp_path: Path, 
 PROGRAM = """
 import sys
 from pathlib import Path
-from host.cli.main import _stop
+from host.cli.stopping import heed
 import signal
 from host.cli.tasks import rows_of_tasks
 from tests.host.test_tasks import VICTIM, probes, rows
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as from a shell
+    heed()
     folder = Path(sys.argv[1])
     rows_of_tasks("probe", probes(folder, VICTIM), rows, folder, workers=2, about="noise")
 """
