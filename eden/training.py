@@ -85,11 +85,13 @@ def train_baseline(
     quantised_training: Training | None = None,
     per_channel: bool = False,
     progress: Progress = silent,
+    trained_in_float: nn.Module | None = None,
 ) -> ApproximateNetwork:
     """Train the network ``network_name`` on ``data.train`` for reliable memory of the given precision.
 
     Its batch norms are then folded, and integer networks trained on in their stored precision. Same seed, same network.
-    Training is that of the network's `recipe` where none is given.
+    Training is that of the network's `recipe` where none is given. What is trained in float is the same for every
+    precision: ``trained_in_float`` may be the module of this network and seed at FP32, which is then trained on.
 
     Returns:
         The network, calibrated, on reliable memory, in evaluation mode.
@@ -97,45 +99,30 @@ def train_baseline(
     usual = recipe(network_name)
     float_training = float_training or usual.float_training
     quantised_training = quantised_training or usual.quantised_training
-    total = float_training.epochs + (quantised_training.epochs if precision.is_integer else 0)
-    module = train_float(network_name, data, seed, float_training, lambda done, _: progress(done, total))
-    return store_trained(
-        ApproximateNetwork(module, precision, per_channel=per_channel),
-        data,
-        seed,
-        quantised_training,
-        usual.integer_quantile,
-        progress=lambda done, _: progress(float_training.epochs + done, total),
+    epochs = 0 if trained_in_float else float_training.epochs
+    total = epochs + (quantised_training.epochs if precision.is_integer else 0)
+    module = trained_in_float or _train_float(
+        network_name, data, seed, float_training, lambda done, _: progress(done, total)
     )
+    network = ApproximateNetwork(module, precision, per_channel=per_channel)
+    if precision.is_integer:
+        hooks = Hooks(before_epoch=lambda _: calibrate(network, data.train, usual.integer_quantile))
+        train(
+            *(network, data.train, quantised_training, seed + 1),
+            hooks=hooks,
+            progress=lambda done, _: progress(epochs + done, total),
+        )
+    calibrate(network, data.train, usual.integer_quantile if precision.is_integer else 1.0)
+    return network.eval()
 
 
-def train_float(
-    network_name: str, data: Dataset, seed: int, training: Training, progress: Progress = silent
-) -> nn.Module:
-    """The first part of `train_baseline`: the network trained in float, its batch norms folded."""
+def _train_float(network_name: str, data: Dataset, seed: int, training: Training, progress: Progress) -> nn.Module:
+    """The network trained in float, its batch norms folded."""
     module, usual = build(network_name, seed), recipe(network_name)
     if usual.pretrained is not None:
         usual.pretrained(module, data.train)
     train(module, data.train, training, seed, progress=progress)
     return folded(module)
-
-
-def store_trained(
-    network: ApproximateNetwork,
-    data: Dataset,
-    seed: int,
-    training: Training,
-    integer_quantile: float = 1.0,
-    progress: Progress = silent,
-) -> ApproximateNetwork:
-    """The rest of `train_baseline`: ``network``, trained in float, is calibrated; of integers, trained on as stored."""
-    if not network.precision.is_integer:
-        calibrate(network, data.train)
-        return network.eval()
-    hooks = Hooks(before_epoch=lambda _: calibrate(network, data.train, integer_quantile))
-    train(network, data.train, training, seed + 1, hooks=hooks, progress=progress)
-    calibrate(network, data.train, integer_quantile)
-    return network.eval()
 
 
 def calibrate(network: ApproximateNetwork, split: Split, quantile: float = 1.0) -> None:

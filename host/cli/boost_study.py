@@ -22,7 +22,7 @@ from eden.memory import ApproximateMemory, PerTensorMemory, ReliableMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, CoarseTolerance, MemoryAt, Sampling, coarse
-from eden.training import Training, store_trained, train_float
+from eden.training import Training, train_baseline
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.intervals import mean_interval
@@ -248,13 +248,12 @@ class Task:
         return found.network
 
     def _train_baseline(self) -> ApproximateNetwork:
-        """As `train_baseline` does; where that begins with training in float, FP32's baseline has done it."""
-        if self.precision is Precision.FP32:
-            module = train_float(self.network, study_data(), self.seed, FLOAT_TRAINING)
-        else:
-            module = replace(self, precision=Precision.FP32)._trained("baseline").module
-        network = ApproximateNetwork(module, self.precision)
-        return store_trained(network, study_data(), self.seed, QUANTISED_TRAINING)
+        """As its recipe does; FP32's baseline has been trained in float for every precision."""
+        fp32 = self.precision is Precision.FP32
+        return train_baseline(
+            *(self.network, self.precision, study_data(), self.seed, FLOAT_TRAINING, QUANTISED_TRAINING),
+            trained_in_float=None if fp32 else replace(self, precision=Precision.FP32)._trained("baseline").module,
+        )
 
     def _tolerated(
         self, network: ApproximateNetwork, memory: str, split: Split, clean: float, draws: int

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Annotated, Any, Protocol, cast
@@ -163,7 +163,15 @@ class Baseline:
             folder / f"{self.name}.safetensors",
             self.network,
             self.key,
-            lambda: train_baseline(self.network, self.precision, stages.dataset(self.network), self.seed),
+            lambda: self._train(folder),
+        )
+
+    def _train(self, folder: Path) -> ApproximateNetwork:
+        """By its recipe; what is trained in float is FP32's network, which every precision begins with."""
+        fp32 = self.precision is Precision.FP32
+        return train_baseline(
+            *(self.network, self.precision, stages.dataset(self.network), self.seed),
+            trained_in_float=None if fp32 else replace(self, precision=Precision.FP32).trained(folder).module,
         )
 
 

@@ -88,6 +88,25 @@ def test_training_repeats_by_seed(precision: Precision) -> None:
     assert first.formats == second.formats
 
 
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.BF16])
+def test_training_goes_on_from_fp32s_network(precision: Precision) -> None:
+    """Batch norms are in it: they are folded once."""
+    full = mnist5000()
+    data = Dataset("small", full.train.first(96), full.validation, full.test)
+    short = Training(epochs=1, learning_rate=1e-3)
+    trained = train_baseline("resnet8", Precision.FP32, data, 3, short, short).module
+    reported: list[tuple[int, int]] = []
+    whole = train_baseline("resnet8", precision, data, 3, short, short)
+    rest = train_baseline(
+        *("resnet8", precision, data, 3, Training(99, 1.0), short),
+        progress=lambda done, total: reported.append((done, total)),
+        trained_in_float=trained,
+    )
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), rest.parameters(), strict=True))
+    assert whole.formats == rest.formats
+    assert reported == ([(1, 1)] if precision.is_integer else [])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [Precision.INT4, Precision.INT8])
 def test_the_default_baseline_classifies_validation_images(precision: Precision) -> None:

@@ -214,8 +214,8 @@ def test_errors_in_one_field_are_those_of_all_fields_there(precision: Precision,
 def test_sweep_measures_each_point_once_and_adds_what_is_asked_besides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def quickly(*arguments: Any) -> ApproximateNetwork:
-        return train_baseline(*arguments, Training(2, 4e-3), Training(1, 5e-4))
+    def quickly(*arguments: Any, **trained: Any) -> ApproximateNetwork:
+        return train_baseline(*arguments, Training(2, 4e-3), Training(1, 5e-4), **trained)
 
     monkeypatch.setattr(tasks, "train_baseline", quickly)
     monkeypatch.setattr(sweep_study, "IMAGES", 200)
@@ -234,7 +234,7 @@ def test_sweep_measures_each_point_once_and_adds_what_is_asked_besides(
     assert ruined["seeds"] == [1, 2]
     assert ruined["interval"][0] <= ruined["figure"] <= ruined["interval"][1]
     assert (tmp_path / "sweep.png").stat().st_size > 1000
-    monkeypatch.setattr(tasks, "train_baseline", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(tasks, "train_baseline", lambda *_, **__: pytest.fail("trained again"))
     assert [row["ber"] for row in rows("--ber", "0.01")] == [0, 0.01, 0.2]
     refused = CliRunner().invoke(app, ["study", "sweep", "--network", "vgg"])
     assert isinstance(refused.exception, PlanError)

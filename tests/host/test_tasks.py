@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from eden import training
 from eden.approximate import ApproximateNetwork
+from eden.datasets import Dataset, mnist5000
 from eden.memory import BitErrorMemory
 from eden.networks import build
 from eden.precision import Precision
+from eden.training import Recipe, Training, train_baseline
 from host.cli import tasks as module
-from host.cli.tasks import alone, kept_network, kept_result, rows_of_tasks
+from host.cli.tasks import Baseline, alone, kept_network, kept_result, rows_of_tasks
 from profiles.errors import SweepError
 
 NUMBERS, VICTIM = 8, 3
@@ -265,6 +269,23 @@ def test_a_network_is_kept_until_what_it_was_made_from_changes(tmp_path: Path) -
     other = kept_network(file, "lenet", "b", make)
     assert len(made) == 2
     assert not torch.equal(next(other.module.parameters()), weights[0])
+
+
+def test_precisions_share_what_is_trained_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset("few", mnist5000().train.first(64), mnist5000().validation, mnist5000().test)
+    monkeypatch.setitem(training.RECIPES, "lenet", Recipe(lambda: data, Training(1, 1e-3), Training(1, 5e-4)))
+    float_trainings = []
+
+    def counted(*arguments: Any, trained_in_float: nn.Module | None = None) -> ApproximateNetwork:
+        float_trainings.append(trained_in_float is None)
+        return train_baseline(*arguments, trained_in_float=trained_in_float)
+
+    monkeypatch.setattr(module, "train_baseline", counted)
+    for precision in (Precision.INT8, Precision.BF16, Precision.FP32):
+        shared, whole = Baseline("lenet", precision, 1).trained(tmp_path), train_baseline("lenet", precision, data, 1)
+        assert all(torch.equal(a, b) for a, b in zip(shared.parameters(), whole.parameters(), strict=True))
+        assert shared.formats.items() <= whole.formats.items()  # of weights they are not kept, but follow from them
+    assert float_trainings == [True, False, False]  # FP32's, as int8 asks for it
 
 
 def test_a_result_is_kept_until_what_it_was_made_from_changes(tmp_path: Path) -> None:
