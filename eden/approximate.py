@@ -294,9 +294,7 @@ class ApproximateNetwork(nn.Module):
         formats = json.loads(metadata["formats"])
         self._ifm_elements, self._calibrated = json.loads(metadata["ifm_elements"]), True
         for name in self._ifm_elements:
-            values = formats[name]
-            ends, offset = (values["low"], values["high"]), values.get("offset", 0.0)
-            self.formats[name] = TensorFormat(self.precision, values["scale"], *ends, offset=offset)
+            self.formats[name] = TensorFormat.from_fields(formats[name])
         self._stored_versions.clear()
 
     def _layers(self) -> list[tuple[str, nn.Module]]:

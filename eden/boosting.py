@@ -59,26 +59,28 @@ images, errors drawn anew, 95 %, unless it says otherwise):
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as functional
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from eden.approximate import ApproximateNetwork
+from eden.checkpoint import Checkpoint, prefixed, under
 from eden.datasets import Dataset, Split
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tensor_format import TensorFormat
 from eden.tolerance import AccuracyMeter, CurvePoint, MemoryAt, Sampling
-from eden.training import CALIBRATION_BATCH, Hooks, Loss, Training, calibrate, recipe, train
+from eden.training import CALIBRATION_BATCH, Course, Hooks, Loss, Training, calibrate, recipe, train
 from profiles.errors import NetworkError
 from profiles.progress import Progress, silent
 
 CALIBRATION_IMAGES = 1000
 PROBE_STEP = 2.0  # from what the baseline tolerates up, until a rate misses the target
 HIGHEST_PROBE = 0.25
+PROBE_BATCH = 50
 PROBE_IMAGES = 2000  # of the validation split: an estimate is rough, what it costs is not
 EPOCH_NOISE = 2.0  # between the estimates of epochs that are as good; of these the last has the lowest learning rate
 
@@ -182,6 +184,7 @@ def boost(
     boosting: Boosting | None = None,
     progress: Progress = silent,
     control: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Retrained:
     """Retrain a copy of ``baseline`` to tolerate more errors; or, as a control, alike but without errors.
 
@@ -195,15 +198,19 @@ def boost(
         boosting: settings; by default those of the precision.
         progress: called after each epoch.
         control: train without errors; ``memory_at`` then only serves to choose the epoch that is kept.
+        checkpoint: where to keep the state after each epoch, and to go on from; whoever gives it removes it once the
+            network is safe.
 
     Raises:
         NetworkError: ``tolerated_ber`` is not within 0..1.
+        ProfileError: the checkpoint cannot be written.
     """
     settings = boosting or default_boosting(baseline.precision)
     rates = curriculum(tolerated_ber, settings)
     if control:
         rates = [0.0] * len(rates)
-    run = _Retraining(baseline, memory_at, data, settings, rates, tolerated_ber, baseline_accuracy - target_drop, seed)
+    target = baseline_accuracy - target_drop
+    run = _Retraining(baseline, memory_at, data, settings, rates, tolerated_ber, target, seed, checkpoint)
     return run.result(progress)
 
 
@@ -243,6 +250,7 @@ class _Retraining:
         tolerated_ber: float,
         target: float,
         seed: int,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.network = baseline.twin()
         self.network.guarded_signs = settings.guarded_signs
@@ -255,6 +263,7 @@ class _Retraining:
         self.tolerated_ber = tolerated_ber
         self.target = target
         self.seed = seed
+        self.checkpoint = checkpoint
         self.history: list[EpochRecord] = []
         self.kept_epoch = -1
         self._kept = _copy(baseline)
@@ -269,12 +278,44 @@ class _Retraining:
             self.settings.training,
             derive_seed(self.seed, "boost"),
             loss=taught_by(self.teacher, self.data.train, self.settings.teacher, self.settings.temperature),
-            hooks=Hooks(self._set_errors, self._limit_and_average, self._judge),
+            hooks=Hooks(self._go_on, self._set_errors, self._limit_and_average, self._judge, self._keep),
             progress=progress,
         )
         state, self.averaged.formats, self.averaged.guarded_signs = self._kept
         self.averaged.module.load_state_dict(state)
         return Retrained(self.averaged.eval(), tuple(self.history), self.kept_epoch)
+
+    def _keep(self, course: Course) -> None:
+        if self.checkpoint is None:
+            return
+        tensors, where = course.state()
+        weights, formats, guarded_signs = self._kept
+        self.checkpoint.keep(
+            (
+                {**tensors, **prefixed("averaged.", self.averaged.module.state_dict()), **prefixed("kept.", weights)},
+                {
+                    "course": where,
+                    "steps": self._steps,
+                    "history": [asdict(epoch) for epoch in self.history],
+                    "kept_epoch": self.kept_epoch,
+                    "best": self._best,
+                    "kept": {"guarded_signs": guarded_signs, "formats": {n: asdict(f) for n, f in formats.items()}},
+                },
+            )
+        )
+
+    def _go_on(self, course: Course) -> None:
+        """From what an interrupted run kept."""
+        found = self.checkpoint.kept() if self.checkpoint else None
+        if found is None:
+            return
+        tensors, notes = found
+        course.go_on((tensors, notes["course"]))
+        self.averaged.module.load_state_dict(under("averaged.", tensors))
+        self._steps, self._best, self.kept_epoch = notes["steps"], notes["best"], notes["kept_epoch"]
+        self.history = [EpochRecord(**epoch) for epoch in notes["history"]]
+        formats = {name: TensorFormat.from_fields(fields) for name, fields in notes["kept"]["formats"].items()}
+        self._kept = under("kept.", tensors), formats, notes["kept"]["guarded_signs"]
 
     def _set_errors(self, epoch: int) -> None:
         self._take_ranges(self.network)
@@ -323,7 +364,8 @@ class _Retraining:
 
     def _estimate(self, to_lose: float) -> float:
         """Rough tolerance. Probes go on until one misses: a highest one would make all good epochs look alike."""
-        sampling = Sampling(1, 50, derive_seed(self.seed, "probe"))
+        batch = min(PROBE_BATCH, self.settings.training.batch)  # a memory may have room for no more
+        sampling = Sampling(1, batch, derive_seed(self.seed, "probe"))
         meter = AccuracyMeter(self.averaged, self.data.validation.first(PROBE_IMAGES), sampling)
         target = meter.clean - to_lose
         points, ber = [CurvePoint(0.0, meter.clean, meter.clean, meter.clean)], self.tolerated_ber

@@ -15,8 +15,10 @@ highest bits of the mantissa say on which side. int4 and bf16 have no bits to sp
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +67,13 @@ class TensorFormat:
     high: float
     axis: int = 0
     offset: float = 0.0
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "TensorFormat":
+        """From what `dataclasses.asdict` gave, as JSON has it; older files lack some fields, or have more."""
+        scale = tuple(fields["scale"]) if isinstance(fields["scale"], list) else fields["scale"]
+        since_then = {name: fields[name] for name in ("axis", "offset") if name in fields}
+        return cls(Precision(fields["precision"]), scale, fields["low"], fields["high"], **since_then)
 
     @classmethod
     def for_range(

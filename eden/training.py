@@ -8,6 +8,7 @@ import torch.nn.functional as functional
 from torch import nn
 
 from eden.approximate import ApproximateNetwork
+from eden.checkpoint import State, prefixed, under
 from eden.datasets import Dataset, Split, fashion_mnist, mnist5000
 from eden.efficientnet import imagenet_weights, photographs
 from eden.networks import build, folded
@@ -138,18 +139,70 @@ def _nothing(epoch: int) -> None:
     del epoch
 
 
+class Course:
+    """A training between two epochs: what its rest follows from, besides the data.
+
+    Attributes:
+        epoch: how many are done.
+    """
+
+    def __init__(self, network: nn.Module, training: Training, images: int, seed: int) -> None:
+        self.epoch = 0
+        self.network = network
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
+        steps = training.epochs * -(-images // training.batch)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, training.learning_rate, total_steps=max(1, steps)
+        )
+
+    def state(self) -> State:
+        """All of it."""
+        adam = self.optimiser.state_dict()
+        moments = {
+            f"{parameter}.{name}": value for parameter, held in adam["state"].items() for name, value in held.items()
+        }
+        tensors = {
+            **prefixed("network.", self.network.state_dict()),
+            **prefixed("optimiser.", moments),
+            "generator": self.generator.get_state(),
+        }
+        return tensors, {"epoch": self.epoch, "groups": adam["param_groups"], "schedule": self.schedule.state_dict()}
+
+    def go_on(self, state: State) -> None:
+        """Be where ``state`` was taken."""
+        tensors, notes = state
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for place, value in under("optimiser.", tensors).items():
+            parameter, _, name = place.partition(".")
+            moments.setdefault(int(parameter), {})[name] = value
+        self.network.load_state_dict(under("network.", tensors))
+        self.optimiser.load_state_dict({"state": moments, "param_groups": notes["groups"]})
+        self.schedule.load_state_dict(notes["schedule"])
+        self.generator.set_state(tensors["generator"])
+        self.epoch = notes["epoch"]
+
+
+def _anew(course: Course) -> None:
+    del course
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What else happens in training. Epochs count from 0.
 
     Attributes:
+        begin: called first, with the course; it may have it go on from where another one was.
         before_epoch, after_epoch: called with the epoch's number.
         after_step: called with the epoch's number after each optimiser step.
+        keep: called after all else of an epoch, with the course.
     """
 
+    begin: Callable[[Course], None] = _anew
     before_epoch: Callable[[int], None] = _nothing
     after_step: Callable[[int], None] = _nothing
     after_epoch: Callable[[int], None] = _nothing
+    keep: Callable[[Course], None] = _anew
 
 
 def train(
@@ -164,23 +217,23 @@ def train(
     """Train ``network`` in place; the loss is cross-entropy unless another is given."""
     loss_of = loss or (lambda outputs, chosen: functional.cross_entropy(outputs, split.labels[chosen].to(device)))
     device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
-    steps = training.epochs * -(-len(split) // training.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.learning_rate, total_steps=max(1, steps))
-    for epoch in range(training.epochs):
+    course = Course(network, training, len(split), seed)
+    hooks.begin(course)
+    for epoch in range(course.epoch, training.epochs):
         hooks.before_epoch(epoch)
         network.train()
-        for chosen in torch.split(torch.randperm(len(split), generator=generator), training.batch):
-            images = shift_randomly(split.images[chosen], training.shift_pixels, generator)
-            optimiser.zero_grad()
+        for chosen in torch.split(torch.randperm(len(split), generator=course.generator), training.batch):
+            images = shift_randomly(split.images[chosen], training.shift_pixels, course.generator)
+            course.optimiser.zero_grad()
             torch.autograd.backward(loss_of(network(images.to(device)), chosen))
             nn.utils.clip_grad_norm_(network.parameters(), training.gradient_norm)
-            optimiser.step()
-            schedule.step()
+            course.optimiser.step()
+            course.schedule.step()
             hooks.after_step(epoch)
         network.eval()
         hooks.after_epoch(epoch)
+        course.epoch = epoch + 1
+        hooks.keep(course)
         progress(epoch + 1, training.epochs)
 
 

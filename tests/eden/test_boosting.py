@@ -10,6 +10,7 @@ import torch
 from eden import boosting
 from eden.approximate import ApproximateNetwork
 from eden.boosting import INTEGER_BOOSTING, Boosting, boost, crossing, curriculum
+from eden.checkpoint import Checkpoint
 from eden.datasets import Dataset, Split, mnist5000
 from eden.memory import ApproximateMemory, BitErrorMemory, ReliableMemory
 from eden.networks import build
@@ -17,6 +18,7 @@ from eden.precision import Precision
 from eden.tolerance import AccuracyMeter, CurvePoint, Sampling
 from eden.training import Training, train_baseline
 from profiles.errors import NetworkError
+from profiles.progress import silent
 
 SHORT = replace(INTEGER_BOOSTING, training=Training(epochs=3, learning_rate=1e-3))
 
@@ -62,6 +64,55 @@ def test_boosting_repeats_and_leaves_the_baseline_as_it_was(data: Dataset) -> No
     assert first[1] == second[1]
     assert set(asked) >= set(curriculum(1e-3, SHORT)[1:])
     assert all(torch.equal(value, before[name]) for name, value in baseline.module.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP32])
+@pytest.mark.parametrize("done", [1, 2])
+def test_stopped_after_any_epoch_it_goes_on_to_the_same_network(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int, precision: Precision
+) -> None:
+    """The second of three epochs is kept by what it tolerates; what comes later must know that."""
+    few = Dataset("few", data.train.first(130), data.validation.first(10), data.test)
+    baseline = train_baseline("lenet", precision, few, 0, Training(1, 3e-3), Training(1, 5e-4))
+    settings, estimates = replace(SHORT, ramp=0.0), [1e-3, 4e-3, 1e-3]
+    checkpoint = Checkpoint(tmp_path / "boost.safetensors", "these")
+
+    class Stopped(BaseException):
+        pass
+
+    def run(checkpoint: Checkpoint | None, first: int = 0, last: int = 3) -> boosting.Retrained:
+        left = estimates[first:]
+        monkeypatch.setattr(boosting._Retraining, "_estimate", lambda *_: left.pop(0))
+
+        def stop(epoch: int, _: int) -> None:
+            if epoch == last:
+                raise Stopped
+
+        how = (1e-3, 1.0, 1.0, 7, settings, stop if last < 3 else silent)
+        return boost(baseline, BitErrorMemory, few, *how, checkpoint=checkpoint)
+
+    whole = run(None)
+    with pytest.raises(Stopped):
+        run(checkpoint, last=done)
+    resumed = run(checkpoint, first=done)
+    assert (resumed.history, resumed.kept_epoch) == (whole.history, 1)
+    assert resumed.network.formats == whole.network.formats
+    assert all(torch.equal(a, b) for a, b in zip(resumed.network.parameters(), whole.network.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_no_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "there" / "state.safetensors"
+    checkpoint = Checkpoint(file, "a")
+    assert checkpoint.kept() is None
+    checkpoint.keep(({"x": torch.arange(3)[::2]}, {"epoch": 1}))
+    kept = checkpoint.kept()
+    assert kept is not None
+    assert (kept[0]["x"].tolist(), kept[1]) == ([0, 2], {"epoch": 1})
+    assert Checkpoint(file, "b").kept() is None
+    file.write_bytes(file.read_bytes()[:-9])
+    assert checkpoint.kept() is None
+    checkpoint.remove()
+    assert not file.exists()
 
 
 def test_the_baseline_is_kept_where_no_epoch_keeps_the_clean_accuracy(data: Dataset) -> None:
