@@ -17,6 +17,7 @@ from scipy import stats
 from eden.approximate import ApproximateNetwork
 from eden.boosting import FLOAT_BOOSTING, INTEGER_BOOSTING, Boosting
 from eden.boosting import boost as boost_network
+from eden.checkpoint import Checkpoint
 from eden.datasets import Dataset, Split, fashion_mnist
 from eden.memory import ApproximateMemory, PerTensorMemory, ReliableMemory
 from eden.precision import Precision
@@ -222,11 +223,14 @@ class Task:
         return float(made["figure"])
 
     def _trained(self, arm: str) -> ApproximateNetwork:
-        """The network of an arm: as kept, or trained now."""
+        """The network of an arm: as kept, or trained now, from where it was stopped."""
         file = self.folder / f"{self._name(arm)}.safetensors"
-        return kept_network(file, self.network, self._key(arm), lambda: self._train(arm))
+        checkpoint = Checkpoint(self.folder / f".{self._name(arm)}.checkpoint", self._key(arm))
+        network = kept_network(file, self.network, self._key(arm), lambda: self._train(arm, checkpoint))
+        checkpoint.remove()
+        return network
 
-    def _train(self, arm: str) -> ApproximateNetwork:
+    def _train(self, arm: str, checkpoint: Checkpoint) -> ApproximateNetwork:
         """The network of an arm; what was chosen on the validation split, and how it went, is kept beside it."""
         data = study_data()
         if arm == "baseline":
@@ -241,6 +245,7 @@ class Task:
             *(tolerated, TARGET_DROP, self._baseline_clean("validation"), self.seed),
             how.boosting(self.network, self.precision),
             control=how.errors is None,
+            checkpoint=checkpoint,
         )
         course = {"kept_epoch": found.kept_epoch, "history": [vars(epoch) for epoch in found.history]}
         notes = self.folder / f"{self._name(arm)}.training.json"

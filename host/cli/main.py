@@ -101,7 +101,10 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as leaving:
         if leaving.code in STOPPED:
-            complain(f"{STOPPED[leaving.code]}; what was finished is kept: run the same command again to go on")
+            complain(
+                f"{STOPPED[leaving.code]}; run the same command again: scans, runs, studies and boosting go on where "
+                "they stopped"
+            )
         raise
 
 

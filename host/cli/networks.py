@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from eden.approximate import ApproximateNetwork
 from eden.boosting import boost as boost_network
 from eden.boosting import default_boosting
 from eden.certificate import CERTIFICATE_SAMPLING, Certificate, certify, scaled_ladder
+from eden.checkpoint import Checkpoint
 from eden.datasets import Split
 from eden.inference import Accuracy, agrees, evaluate, predict_accuracy
 from eden.mapping import Cost, DramMapping, vdd_then_trcd, weighted
@@ -24,6 +26,7 @@ from host.cli import stages
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import Fallback, Inference, infer_on_board
 from host.cli.opening import open_shown
+from host.cli.own_map import OwnMap
 from host.cli.profile import ProfilePath
 from host.cli.rail import RecordOption, SupplyOption
 from profiles.error_models import load_error_model
@@ -37,6 +40,7 @@ MAP_DRAWS = 5
 SEARCH_IMAGES = 1000
 CERTIFIED_SHARES = (1 / 8, 1 / 4, *(2 ** (k / 4) for k in range(-6, 5)))  # of the rates searched for
 INFERENCE_EPOCH = 1 << 32  # apart from those of any scan
+Batch = Annotated[int, typer.Option(min=1, help="Images in DRAM at a time.")]
 TargetDrop = Annotated[float, typer.Option(help="Accuracy that may be lost, percent of images.")]
 Baseline = Annotated[
     Path | None, typer.Option(help="Unboosted network that the loss counts from; default: the network itself.")
@@ -70,38 +74,93 @@ def train(
 
 def boost(
     network: NetworkPath,
-    model: ModelPath,
     out: Annotated[Path, typer.Option(help="File for the boosted network.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Error model, as `eden fit --out` writes it: holds for any module of its kind.")
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Profile of the module to run on, instead: its own cells, and good for it alone."),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Retrain alike, but without errors: what remains is what they add.")
+    ] = False,
     target_drop: TargetDrop = 1.0,
+    batch: Batch = 50,
     seed: Seed = 1,
 ) -> None:
-    """Raise a network's error tolerance by curricular retraining against an error model (EDEN, section 1)."""
+    """Raise a network's error tolerance by curricular retraining against a module's errors (EDEN, section 1).
+
+    With an error model every read while retraining meets another map of its kind; with a profile all meet the cells of
+    that module, at its operating points. Tolerances before and after are measured by the same errors.
+
+    Progress is kept after each epoch, beside OUT: stopped in any way, the same command goes on from there.
+    """
     stages.use_one_thread()
-    before = stages.load_network(network)
-    name = stages.network_name(network)
-    fitted, data = load_error_model(model), stages.dataset(name)
-    memory_at = stages.model_memory(fitted)
-    clean, drop = evaluate(before, data.validation.images, data.validation.labels).accuracy, target_drop / 100
-    with progress_bar("tolerance before") as progress:
-        tolerated = coarse(before, memory_at, data.validation, drop, clean, progress=progress)
-    with progress_bar("boost") as progress:
+    before, name = stages.load_network(network), stages.network_name(network)
+    data, drop = stages.dataset(name), target_drop / 100
+    errors = _errors_to_boost_for(before, model, profile, batch)
+    clean = evaluate(before, data.validation.images, data.validation.labels).accuracy
+
+    def tolerated(network: ApproximateNetwork, when: str) -> float:
+        with progress_bar(f"tolerance {when}") as progress:
+            found = coarse(
+                *(network, errors.tested, data.validation, drop, clean, Sampling(batch=batch)),
+                start_ber=min(1e-3, errors.highest_ber),
+                highest_ber=errors.highest_ber,
+                progress=progress,
+            )
+        return errors.measured(found.ber)
+
+    settings, tolerated_before = default_boosting(before.precision, name), tolerated(before, "before")
+    if profile is not None:
+        settings = replace(settings, training=replace(settings.training, batch=batch))
+    made_from = [hashlib.sha256(network.read_bytes()).hexdigest(), errors.made_from, control, drop, batch, seed]
+    checkpoint = Checkpoint(out.with_name(f".{out.name}.boosting"), f"{made_from} {settings}")
+    with progress_bar("control" if control else "boost") as progress:
         boosted = boost_network(
-            before,
-            stages.model_memory(fitted, fresh_map=True),
-            data,
-            tolerated.ber,
-            drop,
-            clean,
-            seed,
-            default_boosting(before.precision, name),
-            progress,
+            *(before, errors.trained_with, data, tolerated_before, drop, clean, seed, settings, progress),
+            control=control,
+            checkpoint=checkpoint,
         )
     boosted.network.save(out, name)
+    checkpoint.remove()
     if boosted.kept_epoch < 0:
         console.print("no epoch kept the clean accuracy within the drop allowed: the network is as it was")
-    with progress_bar("tolerance after") as progress:
-        after = coarse(boosted.network, memory_at, data.validation, drop, clean, progress=progress)
-    console.print(f"tolerable BER {tolerated.ber:.2e} before, {after.ber:.2e} after: {out}")
+    tolerated_after = tolerated(boosted.network, "after")
+    console.print(f"tolerable BER {tolerated_before:.2e} before, {tolerated_after:.2e} after: {out}")
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """What to retrain against, and to measure tolerances with.
+
+    Attributes:
+        trained_with, tested: memories of any rate; in training, of a model, every read meets another map.
+        measured: the rate that a memory has where one was asked for.
+        highest_ber: the highest to test.
+        made_from: what they follow from.
+    """
+
+    trained_with: MemoryAt
+    tested: MemoryAt
+    measured: Callable[[float], float]
+    highest_ber: float
+    made_from: str
+
+
+def _errors_to_boost_for(network: ApproximateNetwork, model: Path | None, profile: Path | None, batch: int) -> _Errors:
+    if model is not None and profile is None:
+        fitted = load_error_model(model)
+        fresh, same = stages.model_memory(fitted, fresh_map=True), stages.model_memory(fitted)
+        return _Errors(fresh, same, lambda ber: ber, min(0.25, fitted.highest_ber), f"{fitted}")
+    if profile is not None and model is None:
+        opened = Profile.open(profile)
+        own = OwnMap(opened, network, batch)
+        return _Errors(own, own, own.measured_ber, own.highest_ber, f"{profile.resolve()} {len(opened.points)}")
+    raise PlanError(
+        "give --model (an error model: for any module of its kind) or --profile (one module's own cells), and not both"
+    )
 
 
 def tolerance(
@@ -176,10 +235,11 @@ def map_(
     profile: ProfilePath,
     tolerance: Annotated[Path, typer.Option(help="Tolerances, as `eden tolerance --out` writes them.")],
     out: Annotated[Path, typer.Option(help="File for the mapping (JSON).")],
-    batch: Annotated[int, typer.Option(help="Images in DRAM at a time.")] = 50,
+    batch: Batch = 50,
     margin: Annotated[float, typer.Option(help="Points of validation accuracy above the target to ask for.")] = 0.2,
     energy: Annotated[float, typer.Option(help="Weight of DRAM energy (it goes with the square of VDD).")] = 0.0,
     latency: Annotated[float, typer.Option(help="Weight of activation latency (tRCD).")] = 0.0,
+    baseline: Baseline = None,
     subarray_rows: Annotated[
         int | None,
         typer.Option(min=1, help="A tRCD for each subarray of so many rows (often 512), not for each bank."),
@@ -188,7 +248,10 @@ def map_(
 ) -> None:
     """Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).
 
-    Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second.
+    Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second. Chosen is what
+    validation images show, with 95 % confidence, to lose less than the target of the tolerances on the module's own
+    map. Then test images check that, once: errors follow from the network and the mapping, so that to ask again is no
+    second chance. All tensors go to the one module of the profile.
     """
     stages.use_one_thread()
     tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
@@ -198,21 +261,69 @@ def map_(
     if energy or latency:
         nominal = OperatingPoint(vdd_mv=module.nominal_vdd_mv, trcd_ps=module.nominal_trcd_ps)
         cost = weighted(energy, latency, nominal)
+    reference, drop = stages.load_network(baseline) if baseline else loaded, tolerated.certificate.target_drop
     with progress_bar("map") as progress:
         choice = stages.choose_point(loaded, tolerated.rates, measured, split, target, batch, MAP_DRAWS, seed, progress)
-    choice = stages.cheaper_choice(
-        *(choice, loaded, tolerated.rates, measured, split, target, MAP_DRAWS, seed, cost), subarray_rows
-    )
+    with progress_bar("show"):
+        holds = stages.shown_by(loaded, split, reference, drop, seed)
+        choice = stages.cheaper_choice(
+            *(stages.shown_choice(choice, holds), loaded, tolerated.rates, measured, split, target, MAP_DRAWS, seed),
+            *(cost, subarray_rows, holds),
+        )
     place = choice.footprint
     place.mapping.save(out)
+    _show_mapping(choice, tolerated, subarray_rows)
+    console.print(_metadata_sentence(loaded, batch))
+    console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
+    console.print(_certified_there(choice.footprint, network, reference, drop))
+
+
+def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance, subarray_rows: int | None) -> None:
+    place = choice.footprint
     rows = [
-        [p.tensor, piece.partition, str(piece.point), f"{piece.cells / 8192:.1f}", f"{place.ber[p.tensor]:.1e}"]
+        [
+            *(p.tensor, piece.partition, str(piece.point), f"{piece.cells / 8192:.1f}"),
+            *(f"{place.ber[p.tensor]:.1e}", f"{tolerated.rates[p.tensor]:.1e}"),
+        ]
         for p in place.mapping.placements.values()
         for piece in p.pieces
     ]
-    table("mapping", ["tensor", "partition", "VDD, tRCD", "KiB", "BER"], rows)
-    console.print(_metadata_sentence(loaded, batch))
-    console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
+    table("mapping", ["tensor", "partition", "VDD, tRCD", "KiB", "BER", "tolerated"], rows)
+    beyond = [name for name, ber in place.ber.items() if ber > tolerated.rates[name]]
+    if beyond:
+        console.print(
+            f"{len(beyond)} of {len(place.ber)} tensors meet more errors than they were found to tolerate (at most "
+            f"{max(place.ber[name] / max(tolerated.rates[name], 1e-12) for name in beyond):.1f} times): not all found "
+            "a place within their tolerances, and the network's accuracy over the module's cells decided"
+        )
+    parts = "subarray" if subarray_rows else "bank"
+    if choice.optimum is None:
+        console.print(f"one operating point: a tRCD for each {parts} costs no less, or misses the target")
+        return
+    greedy = choice.optimum.greedy_cost
+    console.print(
+        f"a tRCD for each {parts}: solved exactly, {100 * choice.optimum.gap:.2g} % at most above the cheapest; EDEN's "
+        "greedy Algorithm 1 "
+        + ("finds none" if greedy is None else f"costs {100 * (greedy / choice.optimum.cost - 1):.2g} % more")
+    )
+
+
+def _certified_there(place: stages.Footprint, network: Path, reference: ApproximateNetwork, drop: float) -> str:
+    """Whether the mapping is shown to hold; nothing in it can be chosen."""
+    test = stages.network_data(network).test
+    digest = hashlib.sha256(network.read_bytes() + place.mapping.model_dump_json().encode()).hexdigest()
+    right = evaluate(reference, test.images, test.labels).correct_images
+    with progress_bar("certify on test images") as progress:
+        found = stages.certificate_there(
+            *(stages.load_network(network), place, test, right, drop, derive_seed(0, digest)), progress
+        )
+    if found is None:
+        return f"no certificate: {len(test)} test images are too few to show a loss below {100 * drop:g} %"
+    if found.certified:
+        return f"certified on test images, PASSED: {found.claim}"
+    return (
+        f"certified on test images, FAILED: {found.claim}; ask for more --margin, boost the network, or allow more loss"
+    )
 
 
 def _metadata_sentence(network: ApproximateNetwork, images: int) -> str:

@@ -8,19 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from eden import saving
 from eden.approximate import ApproximateNetwork
-from eden.certificate import Certificate, certify_map, units_needed
+from eden.certificate import Certificate
 from eden.datasets import Split
 from eden.inference import Prediction, agrees, evaluate, predict_accuracy
 from eden.layers import layers_of
 from eden.mapping import DramMapping
 from eden.precision import Precision
 from eden.seeds import derive_seed
-from eden.tolerance import Sampling
 from host.board import Board
 from host.cli import stages
 from host.cli.console import console, progress_bar, table
@@ -163,7 +161,9 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
             network, test, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place
         )
         by_cells = _predict(network, test, place.memory, place)
-    certificate = _certificate(task, network, place, unboosted.correct_images)
+    drop, seed = task.plan.target_drop_pct / 100, derive_seed(task.plan.seed, "certificate")
+    with progress_bar(f"{precision}: certify") as progress:
+        certificate = stages.certificate_there(network, place, test, unboosted.correct_images, drop, seed, progress)
     results = {
         "baseline_accuracy": clean,
         "accuracy_on_dram": measured.accuracy,
@@ -247,28 +247,6 @@ def _next_point(
 
 def _predict(network: ApproximateNetwork, test: Split, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
     return predict_accuracy(network, memory_of, test.images, test.labels, PREDICTION_DRAWS, place.mapping.images)
-
-
-def _certificate(
-    task: SearchTask, network: ApproximateNetwork, place: Footprint, baseline_right: torch.Tensor
-) -> Certificate | None:
-    """What is shown of the accuracy lost on this DIMM's map; None where the test images are too few to show it."""
-    test, drop = stages.dataset(task.plan.name).test, task.plan.target_drop_pct / 100
-    sampling = Sampling(draws=1, batch=1, seed=derive_seed(task.plan.seed, "certificate"))
-    if drop >= 1 or len(test) < units_needed(drop):
-        return None
-    with progress_bar(f"{task.precision}: certify") as progress:
-        return certify_map(
-            network,
-            place.memory(sampling.seed),
-            place.mean_ber,
-            test,
-            baseline_right,
-            drop,
-            sampling,
-            held=place.mapping.images,
-            progress=progress,
-        )
 
 
 def _certificate_sentence(task: SearchTask, certificate: Certificate | None) -> str:

@@ -16,7 +16,8 @@ from threading import Thread
 from typing import Any, TypeAlias
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import boost, default_boosting
+from eden.boosting import Retrained, boost, default_boosting
+from eden.checkpoint import Checkpoint
 from eden.inference import evaluate
 from eden.precision import Precision
 from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
@@ -129,6 +130,13 @@ def _search_reporting(task: SearchTask) -> None:
         return send
 
     stages.keep_results(task.folder / RESULTS, task.key, search(task, report))
+    for checkpoint in _checkpoints(task).values():
+        checkpoint.remove()
+
+
+def _checkpoints(task: SearchTask) -> dict[str, Checkpoint]:
+    """Where each arm of boosting keeps how far it has come, until the results are kept."""
+    return {arm: Checkpoint(task.folder / f".{arm}.checkpoint", task.key) for arm in ("boost", "control")}
 
 
 def search(task: SearchTask, report: Report) -> dict[str, Any]:
@@ -153,16 +161,26 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
 
     before = tolerance(baseline, "before")
     criterion = (before.ber, drop, clean, plan.seed, default_boosting(precision, plan.name))
-    boosted = boost(baseline, fresh_at, data, *criterion, progress=report("boost"))
+    checkpoints = _checkpoints(task)
+
+    def retrained(arm: str) -> Retrained:
+        return boost(
+            *(baseline, fresh_at, data, *criterion),
+            progress=report(arm),
+            control=arm == "control",
+            checkpoint=checkpoints[arm],
+        )
+
+    boosted = retrained("boost")
     after = tolerance(boosted.network, "boosted")
-    unerring = boost(baseline, fresh_at, data, *criterion, progress=report("control"), control=True)
+    unerring = retrained("control")
     control = tolerance(unerring.network, "control")
     use_boosted = after.ber > before.ber
     network, best = (boosted.network, after) if use_boosted else (baseline, before)
     rates = fine(
         network, memory_at, data.validation, drop, clean, best.ber, sampling, progress=report("tolerance, each tensor")
     )
-    choice = stages.choose_point(
+    meets = stages.choose_point(
         network,
         rates.ber,
         Profile.open(task.profile),
@@ -173,6 +191,8 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         plan.seed,
         report("map"),
     )
+    report("certify")
+    choice = stages.shown_choice(meets, stages.shown_by(network, data.validation, baseline, drop, plan.seed))
     for stale in (RESULTS, DRAM_RESULTS, NEXT_MAPPING):  # so that nothing old is paired with the files written now
         (task.folder / stale).unlink(missing_ok=True)
     baseline.save(task.folder / BASELINE, plan.name)

@@ -13,9 +13,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import ApproximateNetwork, is_per_channel, read_checkpoint_metadata
-from eden.certificate import Certificate
+from eden.certificate import Certificate, certify_map, units_needed
 from eden.datasets import Dataset, Split
-from eden.inference import Prediction, predict_accuracy
+from eden.inference import Prediction, evaluate, predict_accuracy
 from eden.mapping import (
     DEFAULT_ALIGNMENT_BITS,
     Cost,
@@ -29,11 +29,12 @@ from eden.mapping import (
 )
 from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory, joined
 from eden.networks import build, folded
-from eden.optimal import optimal_mapping
+from eden.optimal import Optimum, optimal_mapping
 from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.significance import SignificancePlan, plan_significance, stored_tensors
+from eden.tolerance import Sampling
 from eden.training import recipe
 from host.plan import Cells, Rows, ScanPlan
 from profiles import statistics
@@ -374,12 +375,16 @@ class Choice:
         predicted: validation accuracy over the profile's own cells there.
         next_footprint: the mapping at the next lower VDD of the same tRCD, which failed; None where the grid ends.
         next_predicted: validation accuracy there.
+        optimum: how near the cheapest it is, and what EDEN's Algorithm 1 costs, where `cheaper_choice` made it.
+        milder: the choice at the next higher VDD of the same tRCD, which passed too.
     """
 
     footprint: Footprint
     predicted: Prediction
     next_footprint: Footprint | None
     next_predicted: Prediction | None
+    optimum: Optimum | None = None
+    milder: "Choice | None" = None
 
 
 def choose_point(
@@ -404,7 +409,7 @@ def choose_point(
     nominal = profile.header.module
     parts = partitions(profile)
     tested = sorted({p for part in parts for p in part.points()}, key=lambda p: (p.trcd_ps, -p.vdd_mv))
-    candidates = [p for p in tested if p.vdd_mv < nominal.nominal_vdd_mv and p.trcd_ps < nominal.nominal_trcd_ps]
+    candidates = [p for p in tested if p.vdd_mv < nominal.nominal_vdd_mv or p.trcd_ps < nominal.nominal_trcd_ps]
 
     def predict(place: Footprint) -> Prediction:
         def memory(draw: int) -> ProfileMemory:
@@ -422,7 +427,7 @@ def choose_point(
         place = footprint(profile, mapping)
         predicted = predict(place)
         if predicted.mean >= target_accuracy:
-            chosen[point.trcd_ps] = Choice(place, predicted, None, None)
+            chosen[point.trcd_ps] = Choice(place, predicted, None, None, milder=chosen.get(point.trcd_ps))
             continue
         failed.add(point.trcd_ps)
         if point.trcd_ps in chosen:
@@ -431,7 +436,7 @@ def choose_point(
     progress(len(candidates), len(candidates))
     if not chosen:
         raise PlanError(
-            f"no operating point below {nominal.nominal_vdd_mv} mV and {nominal.nominal_trcd_ps} ps meets "
+            f"no operating point below {nominal.nominal_vdd_mv} mV or {nominal.nominal_trcd_ps} ps meets "
             f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
         )
     return min(chosen.values(), key=lambda choice: aggressiveness(choice.footprint.point))
@@ -448,8 +453,9 @@ def cheaper_choice(
     seed: int,
     cost: Cost,
     subarray_rows: int | None = None,
+    holds: "Holds | None" = None,
 ) -> Choice:
-    """The cheapest mapping with an operating point for each partition, if it costs less and meets the target too.
+    """The cheapest mapping with an operating point for each partition, if it costs less, meets the target and holds.
 
     Partitions, each with a tRCD of its own, are banks, or subarrays of ``subarray_rows``.
     Otherwise ``choice`` itself: the tolerances that the cheapest mapping relies on were found on an error model, and
@@ -469,7 +475,59 @@ def cheaper_choice(
         return place.memory(derive_seed(seed, "choice", draw))
 
     predicted = predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
-    return Choice(place, predicted, None, None) if predicted.mean >= target_accuracy else choice
+    meets = predicted.mean >= target_accuracy and (holds is None or holds(place))
+    return Choice(place, predicted, None, None, found) if meets else choice
+
+
+# ---- what is shown of a mapping --------------------------------------------------------------------------------------
+
+Holds = Callable[[Footprint], bool]
+
+
+def certificate_there(
+    network: ApproximateNetwork,
+    place: Footprint,
+    images: Split,
+    baseline_right: torch.Tensor,
+    drop: float,
+    seed: int,
+    progress: Progress = silent,
+) -> Certificate | None:
+    """What is shown of the accuracy lost on the module's own map, by ``images``; None where they are too few."""
+    sampling = Sampling(draws=1, batch=1, seed=seed)
+    if not 0 < drop < 1 or len(images) < units_needed(drop):
+        return None
+    return certify_map(
+        *(network, place.memory(sampling.seed), place.mean_ber, images, baseline_right, drop, sampling),
+        held=place.mapping.images,
+        progress=progress,
+    )
+
+
+def shown_by(
+    network: ApproximateNetwork, validation: Split, baseline: ApproximateNetwork, drop: float, seed: int
+) -> Holds:
+    """Whether validation images show the loss against ``baseline`` to be below the target; where too few, it is so."""
+    right = evaluate(baseline, validation.images, validation.labels).correct_images
+
+    def holds(place: Footprint) -> bool:
+        found = certificate_there(network, place, validation, right, drop, derive_seed(seed, "shown"))
+        return found is None or found.certified is not None
+
+    return holds
+
+
+def shown_choice(choice: Choice, holds: Holds) -> Choice:
+    """The harshest of the points that passed, from that of ``choice`` on to milder ones, that ``holds``.
+
+    A mean that meets the target shows nothing yet: half of such points miss it. ``choice`` itself where none holds.
+    """
+    tried: Choice | None = choice
+    while tried is not None and not holds(tried.footprint):
+        harsher, tried = tried, tried.milder
+        if tried is not None:
+            tried = replace(tried, next_footprint=harsher.footprint, next_predicted=harsher.predicted)
+    return tried or choice
 
 
 # ---- the error model's prediction ------------------------------------------------------------------------------------

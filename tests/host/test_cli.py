@@ -266,6 +266,7 @@ def test_foreign_network_and_missing_files_are_refused(run, profile: Path, tmp_p
     assert_one_line(*_without_output(run("report", tmp_path)), "report.json")
 
 
+AGAIN = "run the same command again: scans, runs, studies and boosting go on where they stopped"
 MANY = "{ from = 1100, to = 1042, step = 2 }"
 
 
@@ -280,8 +281,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     ("number", "status", "says"),
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGTERM, 143, "eden: terminated; what was finished is kept: run the same command again to go on\n"),
-        (signal.SIGINT, 130, "eden: interrupted; what was finished is kept: run the same command again to go on\n"),
+        (signal.SIGTERM, 143, f"eden: terminated; {AGAIN}\n"),
+        (signal.SIGINT, 130, f"eden: interrupted; {AGAIN}\n"),
     ],
     ids=["SIGKILL", "SIGTERM", "SIGINT"],
 )

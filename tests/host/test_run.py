@@ -229,7 +229,7 @@ def test_a_run_killed_in_mid_search_whose_results_are_damaged_ends_in_the_same_r
     assert child.returncode == -signal.SIGKILL
     results = tmp_path / "run" / "int8" / RESULTS
     assert not results.exists()
-    results.parent.mkdir()
+    results.parent.mkdir(exist_ok=True)
     results.write_text(DAMAGE["truncated"]((finished / "run" / "int8" / RESULTS).read_text()))
     eden("run", plan)
     assert content(tmp_path) == content(finished)

@@ -284,6 +284,31 @@ def test_a_lower_vdd_beats_a_shorter_trcd(
     assert choice.footprint.point == OperatingPoint(vdd_mv=1200, trcd_ps=8000)
 
 
+@pytest.mark.parametrize(
+    ("grid", "chosen"),
+    [
+        (Grid(trcd_ps=14000, vdd_mv=(1350, 1200, 1100)), OperatingPoint(vdd_mv=1100, trcd_ps=14000)),
+        (Grid(trcd_ps=8000, vdd_mv=(1350,)), OperatingPoint(vdd_mv=1350, trcd_ps=8000)),
+    ],
+    ids=["VDD alone", "tRCD alone"],
+)
+def test_a_module_of_which_one_thing_alone_is_lowered_is_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    network: ApproximateNetwork,
+    split: Split,
+    grid: Grid,
+    chosen: OperatingPoint,
+) -> None:
+    """As with a fixed supply. Nominal conditions are no choice."""
+    nominal = Grid(trcd_ps=14000, vdd_mv=(1350,))
+    grids = (grid,) if grid.trcd_ps == 14000 else (nominal, grid)
+    one = scan(board(), plan().model_copy(update={"grid": grids}), tmp_path / "profile")
+    assert choose_by(monkeypatch, lambda _: 1.0, one, network, split).footprint.point == chosen
+    with pytest.raises(PlanError, match="no operating point below 1350 mV or 14000 ps"):
+        choose_by(monkeypatch, lambda _: 0.5, one, network, split)
+
+
 def test_no_point_that_passes_is_said(
     monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
