@@ -71,9 +71,9 @@ def save_json(path: Path, content: Any) -> None:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def keep_results(file: Path, key: str, results: dict[str, Any]) -> None:
-    """Write results together with what they were made from."""
-    save_json(file, {"made_from": key, "results": results})
+def keep_results(file: Path, key: str, results: dict[str, Any], **about: Any) -> None:
+    """Write results together with what they were made from, and whatever else is to be said of them."""
+    save_json(file, {"made_from": key, **about, "results": results})
 
 
 def kept_results(file: Path, key: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, Protocol, TypeAlias, cast
 
 import typer
 
@@ -74,6 +75,8 @@ def rows_of_tasks(
 ) -> Rows:
     """Do those of ``tasks`` that have no result yet; after each, STUDY.json in ``out`` holds the rows so far.
 
+    It also says what processor time they took together, without what tasks that were stopped had done.
+
     Args:
         study: its name.
         tasks: independent of each other; results come to ``rows_of`` in this order.
@@ -91,15 +94,16 @@ def rows_of_tasks(
 
     def write() -> Rows:
         rows = rows_of([results[number] for number in sorted(results)])
-        stages.save_json(out / f"{study}.json", {"study": study, **about, "rows": rows})
+        took = {"cpu_minutes": sum(_cpu_s(tasks[number]) for number in results) / 60}
+        stages.save_json(out / f"{study}.json", {"study": study, **about, **took, "rows": rows})
         return rows
 
     with progress_bar(study) as progress:
         progress(len(results), len(tasks))
         with closing(_measured([tasks[number] for number in missing], workers, scheduler)) as measured:
-            for place, result in measured:
+            for place, (result, cpu_s) in measured:
                 number = missing[place]
-                stages.keep_results(tasks[number].file, tasks[number].key, result)
+                stages.keep_results(tasks[number].file, tasks[number].key, result, cpu_s=cpu_s)
                 results[number] = json.loads(json.dumps(result))  # as it will be read when it was kept
                 write()
                 progress(len(results), len(tasks))
@@ -108,6 +112,11 @@ def rows_of_tasks(
 
 def _kept(task: Task) -> Result | None:
     return stages.kept_results(task.file, task.key)
+
+
+def _cpu_s(task: Task) -> float:
+    """Processor time that a kept result took; 0 where its file does not say."""
+    return float(json.loads(task.file.read_text(encoding="utf-8")).get("cpu_s", 0))
 
 
 @contextmanager
@@ -178,7 +187,11 @@ class Baseline:
 # ---- where tasks run -------------------------------------------------------------------------------------------------
 
 
-def _measured(tasks: Sequence[Task], workers: int | None, scheduler: str | None) -> Generator[tuple[int, Result]]:
+Timed: TypeAlias = tuple[Result, float]
+"""A result, and the seconds of processor time that it took."""
+
+
+def _measured(tasks: Sequence[Task], workers: int | None, scheduler: str | None) -> Generator[tuple[int, Timed]]:
     """Number and result of each task, as they come; generators, whose end takes everything down."""
     if not tasks:
         return
@@ -189,10 +202,10 @@ def _measured(tasks: Sequence[Task], workers: int | None, scheduler: str | None)
     if processes > 1:
         yield from _in_processes(tasks, processes)
         return
-    yield from ((number, task.measured()) for number, task in enumerate(tasks))
+    yield from ((number, _measure(task)) for number, task in enumerate(tasks))
 
 
-def _in_processes(tasks: Sequence[Task], processes: int) -> Generator[tuple[int, Result]]:
+def _in_processes(tasks: Sequence[Task], processes: int) -> Generator[tuple[int, Timed]]:
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin_worker) as pool:
         try:
             numbers = {pool.submit(_measure, task): number for number, task in enumerate(tasks)}
@@ -232,14 +245,15 @@ def end_workers(pool: ProcessPoolExecutor) -> None:
 _alone = Lock()
 
 
-def _measure(task: Task) -> Result:
+def _measure(task: Task) -> Timed:
     """The task's result. One at a time in a process, as torch's random state and threads are the process's."""
     with _alone:
         stages.use_one_thread()
-        return task.measured()
+        start = time.process_time()
+        return task.measured(), time.process_time() - start
 
 
-def _on_dask(tasks: Sequence[Task], scheduler: str) -> Generator[tuple[int, Result]]:
+def _on_dask(tasks: Sequence[Task], scheduler: str) -> Generator[tuple[int, Timed]]:
     from distributed import Client, KilledWorker  # takes a second to import
     from distributed import as_completed as as_completed_there
 
@@ -257,7 +271,7 @@ def _on_dask(tasks: Sequence[Task], scheduler: str) -> Generator[tuple[int, Resu
         numbers = {future.key: number for number, future in enumerate(futures)}
         try:
             for done in as_completed_there(futures, loop=client.loop):
-                yield numbers[done.key], cast(Result, done.result())
+                yield numbers[done.key], cast(Timed, done.result())
         except KilledWorker as error:
             raise SweepError(
                 f"several workers died of the same task ({one_line(error)}); what was finished is kept: look into the "

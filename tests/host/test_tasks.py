@@ -95,8 +95,13 @@ def is_alive(process: int) -> bool:
 
 
 def written(folder: Path) -> dict[str, Any]:
-    """Everything that a sweep leaves, by file."""
-    return {file.name: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    """Everything that a sweep leaves, by file, but for the time that it took."""
+    found = {file.name: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    taken = {name: content.pop("cpu_s", content.pop("cpu_minutes", None)) for name, content in found.items()}
+    whole = taken.pop("probe.json")
+    assert whole == pytest.approx(sum(taken.values()) / 60)
+    assert all(0 < seconds < 60 for seconds in taken.values())
+    return found
 
 
 @pytest.fixture(scope="module")
