@@ -6,7 +6,8 @@ called, in the exact bits of the chosen precision. Gradients pass straight throu
 are reliable (EDEN, section 1).
 
 What stays reliable: buffers (running statistics of batch norm), integer inputs (indices of an embedding), what a
-recurrent layer holds between its time steps, and what attention holds between its projections and its products.
+recurrent layer holds between its time steps and between layers that are stacked in it (``num_layers``: use one layer
+after the other to have their inputs in the memory), and what attention holds between its projections and its products.
 
 The module may compute on a GPU. Its tensors become stored bits there; memories hold and corrupt them on the CPU, where
 the same seed flips the same bits.
@@ -22,15 +23,15 @@ import math
 import statistics
 import types
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -40,6 +41,7 @@ from eden.memory import ApproximateMemory, ReliableMemory
 from eden.precision import Precision
 from eden.tensor_format import TensorFormat
 from profiles.errors import NetworkError
+from profiles.files import atomic_file
 from profiles.progress import Progress, silent
 
 CHECKPOINT_FORMAT = "eden-network"
@@ -70,6 +72,10 @@ class TensorSpec:
         """Bits that it occupies, in whole bytes; an IFM that of a batch of ``images``."""
         count = self.elements * (images if self.kind == "ifm" else 1)
         return self.precision.stored_bytes(count) * 8
+
+
+Batch: TypeAlias = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+"""Inputs of a module: its only one, several in their order, or by name."""
 
 
 @torch.library.custom_op("eden::read_weights", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -178,7 +184,7 @@ class ApproximateNetwork(nn.Module):
         self._memory = memory
         self._stored_versions.clear()
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """The module's output with every weight and IFM read from memory. Raises NetworkError before calibration."""
         if not self._calibrated:
             raise NetworkError("the network is not calibrated; call calibrate() with some batches of inputs first")
@@ -186,7 +192,7 @@ class ApproximateNetwork(nn.Module):
         read = dict(zip(map(id, weights), _read_weights(weights, self._handle), strict=True))
         self._running = True
         try:
-            return torch.func.functional_call(self.module, self._by_path(read), inputs, tie_weights=False)
+            return torch.func.functional_call(self.module, self._by_path(read), inputs, named, tie_weights=False)
         finally:
             self._running = False
 
@@ -199,16 +205,19 @@ class ApproximateNetwork(nn.Module):
             self._stored_versions.clear()
         self._store_changed(list(self.module.parameters()))
 
-    def calibrate(self, batches: Iterable[torch.Tensor], quantile: float = 1.0, progress: Progress = silent) -> None:
+    def calibrate(self, batches: Iterable[Batch], quantile: float = 1.0, progress: Progress = silent) -> None:
         """Take scales and plausible ranges of all IFMs from reliable forward passes over ``batches`` of inputs.
+
+        A batch is the module's one input, a tuple of several, or a dictionary of them by name; the first dimension of
+        its first tensor counts the images.
 
         Replaces any earlier calibration; what a later input exceeds a range by is saturated when it is stored. A
         ``quantile`` below 1 tightens the ranges to it at both ends (the mean over batches): rare large values are then
         saturated, and errors stay smaller.
 
         Raises:
-            NetworkError: no batches, a layer with parameters that no batch reached, an input that is no plain tensor,
-                or values that are not finite.
+            NetworkError: no batches, one without a tensor, a layer with parameters that no batch reached, an input of a
+                layer that is no plain tensor, or values that are not finite.
         """
         observer = _RangeObserver(quantile)
         was_training = self.module.training
@@ -218,8 +227,9 @@ class ApproximateNetwork(nn.Module):
             with torch.no_grad():
                 all_batches = list(batches)
                 for done, batch in enumerate(all_batches):
-                    observer.images = max(1, batch.shape[0])
-                    self.module(batch.to(self.device))
+                    inputs, named = _arguments(batch, self.device)
+                    observer.images = _images(inputs, named)
+                    self.module(*inputs, **named)
                     progress(done + 1, len(all_batches))
         finally:
             self.module.train(was_training)
@@ -252,7 +262,11 @@ class ApproximateNetwork(nn.Module):
         return sum(self.formats[tensor.name].metadata_bits for tensor in self.tensors())
 
     def save(self, path: Path, network: str) -> None:
-        """Write master weights (FP32), formats and IFM sizes as safetensors; ``network`` is the registry name."""
+        """Write master weights (FP32), formats, bounding and IFM sizes; ``network`` is the registry name.
+
+        Raises:
+            ProfileError: the disk is full or cannot be written; what was there is then still whole.
+        """
         self.store_weights()
         metadata = {
             "format": CHECKPOINT_FORMAT,
@@ -261,6 +275,7 @@ class ApproximateNetwork(nn.Module):
             "precision": self.precision.value,
             "per_channel": json.dumps(self.per_channel),
             "guarded_signs": json.dumps(self.guarded_signs),
+            "bounding": self.bounding.value,
             "formats": json.dumps({name: asdict(value) for name, value in self.formats.items()}),
             "ifm_elements": json.dumps(self._ifm_elements),
         }
@@ -268,7 +283,8 @@ class ApproximateNetwork(nn.Module):
         state = {
             name: value.clone(memory_format=torch.contiguous_format) for name, value in self.module.state_dict().items()
         }
-        save_file(state, path, metadata)
+        with atomic_file(path) as file:
+            file.write(save(state, metadata))
 
     def load(self, path: Path) -> None:
         """Load what `save` wrote into this network. Formats of weights follow from the weights themselves.
@@ -291,6 +307,7 @@ class ApproximateNetwork(nn.Module):
         except RuntimeError as error:
             raise NetworkError(f"{path} holds the weights of another network ({metadata['network']})") from error
         self.guarded_signs = json.loads(metadata.get("guarded_signs", "false"))
+        self.bounding = Bounding(metadata.get("bounding", Bounding.ZERO))  # older files do not say
         formats = json.loads(metadata["formats"])
         self._ifm_elements, self._calibrated = json.loads(metadata["ifm_elements"]), True
         for name in self._ifm_elements:
@@ -383,6 +400,24 @@ class ApproximateNetwork(nn.Module):
                     f"layer {path} ({type(layer).__name__}) is never called by the network's forward pass, so its "
                     "input cannot be placed in memory; use a module that calls its layers"
                 )
+
+
+def _arguments(batch: Batch, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What to call a module with, on its device."""
+
+    def there(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    if isinstance(batch, Mapping):
+        return (), {name: there(value) for name, value in batch.items()}
+    return tuple(map(there, batch if isinstance(batch, tuple | list) else (batch,))), {}
+
+
+def _images(inputs: tuple[Any, ...], named: dict[str, Any]) -> int:
+    found = next((value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor)), None)
+    if found is None:
+        raise NetworkError("a batch to calibrate with holds no tensor; give the module's inputs")
+    return max(1, found.shape[0]) if found.dim() else 1
 
 
 class _RangeObserver:

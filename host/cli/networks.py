@@ -12,6 +12,7 @@ import typer
 from eden.approximate import ApproximateNetwork
 from eden.boosting import boost as boost_network
 from eden.boosting import default_boosting
+from eden.bounding import Bounding
 from eden.certificate import CERTIFICATE_SAMPLING, Certificate, certify, scaled_ladder
 from eden.checkpoint import Checkpoint
 from eden.datasets import Split
@@ -55,6 +56,9 @@ def train(
     per_channel: Annotated[
         bool, typer.Option("--per-channel", help="A scale for each output channel of a weight, in reliable memory.")
     ] = False,
+    bounding: Annotated[
+        Bounding, typer.Option(help="What becomes of values read outside their plausible range, wherever it then runs.")
+    ] = Bounding.ZERO,
     seed: Seed = 1,
 ) -> None:
     """Train a baseline network on reliable memory."""
@@ -65,6 +69,7 @@ def train(
         trained = train_baseline(
             network, precision, stages.dataset(network), seed, per_channel=per_channel, progress=progress
         )
+    trained.bounding = bounding
     trained.save(out, network)
     split = stages.dataset(network).validation
     accuracy = evaluate(trained, split.images, split.labels)

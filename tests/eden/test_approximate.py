@@ -1,5 +1,6 @@
 """Any module runs from any memory: the same bits without errors, straight gradients, clear refusals."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from eden.precision import Precision
 from eden.tensor_format import TensorFormat
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel
-from profiles.errors import NetworkError
+from profiles.errors import NetworkError, ProfileError
 
 Place = Callable[[dict[str, int]], dict[str, Placement]]
 ErrorModels = dict[int, Callable[[float], ErrorModel]]
@@ -307,9 +308,44 @@ def test_a_checkpoint_restores_the_network_bit_for_bit(
     for value in copy.parameters():
         nn.init.zeros_(value)
     copy.calibrate([torch.ones(1, 1, 8, 8)])
+    copy.bounding = Bounding.OFF
     copy.load(tmp_path / "a.safetensors")
+    assert copy.bounding is network.bounding
     assert torch.equal(copy(small_images), network(small_images))
     assert copy.tensors() == network.tensors()
+
+
+@pytest.mark.parametrize("bounding", list(Bounding))
+def test_bounding_goes_with_a_checkpoint_and_is_zero_in_older_ones(
+    small_network: nn.Module, small_images: torch.Tensor, bounding: Bounding, tmp_path: Path
+) -> None:
+    path, network = tmp_path / "a.safetensors", attach(small_network, small_images, Precision.INT8)
+    network.bounding = bounding
+    network.save(path, "small")
+    again = attach(small_network, small_images, Precision.INT8)
+    again.load(path)
+    assert again.bounding is bounding
+    with safe_open(path, "pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != "bounding"}
+        save_file({name: file.get_tensor(name) for name in file.keys()}, path, metadata)  # noqa: SIM118
+    again.load(path)
+    assert again.bounding is Bounding.ZERO
+
+
+def test_a_network_that_cannot_be_written_leaves_the_one_before(
+    small_network: nn.Module, small_images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, network = tmp_path / "a.safetensors", attach(small_network, small_images, Precision.INT8)
+    network.save(path, "small")
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ProfileError, match="the disk is full"):
+        network.save(path, "small")
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
 
 
 def test_a_foreign_or_damaged_checkpoint_is_refused(
