@@ -285,7 +285,8 @@ def fine_mapping(
 
     At each VDD the least tolerant tensor goes first (the larger of equals), to the cheapest partition and tRCD among
     those with enough room and BER within its tolerance; it sets that partition's tRCD for those that follow. Of equals,
-    the partition with the fewest errors. Deterministic; greedy, so no proof that nothing cheaper works.
+    the partition with the fewest errors. Where there are several rails, it is tried likewise with a VDD for each, which
+    the first tensor sets. Deterministic; greedy, so no proof that nothing cheaper works.
 
     Args:
         accesses: how often each bit of a tensor is accessed; once, where it is not given.
@@ -299,8 +300,12 @@ def fine_mapping(
     total = sum(aligned_bits(t, images, alignment_bits) * (accesses or {}).get(t.name, 1.0) for t in tensors)
     failure: CapacityError | None = None
     best, lowest_cost = None, math.inf
-    for vdd_mv in sorted({point.vdd_mv for point in _all_points(partitions)}):
-        if min(cost(p, k) for p in partitions for k in p.points() if k.vdd_mv == vdd_mv) * total >= lowest_cost:
+    supplies: list[int | None] = list(sorted({point.vdd_mv for point in _all_points(partitions)}))
+    if len({partition.rail for partition in partitions}) > 1:
+        supplies.append(None)
+    for vdd_mv in supplies:
+        usable = [cost(p, k) for p in partitions for k in p.points() if vdd_mv in (None, k.vdd_mv)]
+        if min(usable) * total >= lowest_cost:
             continue
         rooms = [_Room(partition, alignment_bits) for partition in partitions]
         try:
@@ -335,17 +340,20 @@ def _first_fit(tensor: TensorSpec, images: int, rooms: Sequence[_Room], point: O
 
 
 def _best_fit(
-    tensor: TensorSpec, tolerated: float, images: int, rooms: Sequence[_Room], vdd_mv: int, cost: Cost
+    tensor: TensorSpec, tolerated: float, images: int, rooms: Sequence[_Room], vdd_mv: int | None, cost: Cost
 ) -> Placement:
+    """``vdd_mv``: of all rails; None where each may have its own."""
+    set_mv = {room.partition.rail: room.point.vdd_mv for room in rooms if room.point is not None}
     candidates = [
         (cost(room.partition, point), window.ber, index, room, point, window)
         for index, room in enumerate(rooms)
-        for point in _points_of(room, vdd_mv)
+        for point in _points_of(room, set_mv.get(room.partition.rail) if vdd_mv is None else vdd_mv)
         if (window := room.best_window(tensor, images, point)) is not None
     ]
     usable = [candidate for candidate in candidates if candidate[1] <= tolerated]
     if not usable:
-        where = f"at {vdd_mv} mV" + (f" and BER <= {tolerated:.2e}" if tolerated < 1 else "")
+        where = "with a VDD for each rail" if vdd_mv is None else f"at {vdd_mv} mV"
+        where += f" and BER <= {tolerated:.2e}" if tolerated < 1 else ""
         if candidates:
             where += f" (the best place has {min(candidate[1] for candidate in candidates):.2e})"
         raise _no_room(tensor, images, [] if candidates else rooms, where)
@@ -353,12 +361,12 @@ def _best_fit(
     return room.place(tensor, window, point)
 
 
-def _points_of(room: _Room, vdd_mv: int) -> Iterator[OperatingPoint]:
-    """Points at ``vdd_mv`` that the partition can still be operated at."""
+def _points_of(room: _Room, vdd_mv: int | None) -> Iterator[OperatingPoint]:
+    """Points at ``vdd_mv``, or at any, that the partition can still be operated at."""
     if room.point is not None:
         yield room.point
         return
-    yield from (point for point in room.partition.points() if point.vdd_mv == vdd_mv)
+    yield from (point for point in room.partition.points() if vdd_mv in (None, point.vdd_mv))
 
 
 def _all_points(partitions: Iterable[Partition]) -> list[OperatingPoint]:

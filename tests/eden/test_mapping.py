@@ -1,5 +1,6 @@
-"""Mappings keep every constraint: no overlap, in bounds, aligned, within tolerance, one VDD, one tRCD a partition."""
+"""Mappings keep every constraint: no overlap, in bounds, aligned, within tolerance, one VDD a rail, one tRCD each."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def problems(draw: st.DrawFn) -> tuple[list[TensorSpec], list[Partition], dict[s
         rates = {point: draw(rate) for point in POINTS}
         ifm_rates = {point: draw(rate) for point in POINTS} if draw(st.booleans()) else None
         first, cells = number * 20_000 + draw(st.integers(0, 600)), draw(st.integers(1, 16_000))
-        partitions.append(Partition(f"p{number}", number, first, cells, rates, ifm_rates))
+        rail = f"rail {draw(st.integers(0, 1))}"
+        partitions.append(Partition(f"p{number}", number, first, cells, rates, ifm_rates, rail=rail))
     tolerances = {t.name: draw(st.sampled_from([1e-6, 1e-4, 5e-3, 0.1])) for t in tensors}
     return tensors, partitions, tolerances, draw(st.integers(1, 4))
 
@@ -52,6 +54,9 @@ def check(
     images: int,
 ) -> None:
     by_name = {partition.name: partition for partition in partitions}
+    supplies = {(by_name[p.partition].rail, p.point.vdd_mv) for p in mapping.placements.values()}
+    assert len(supplies) == len({rail for rail, _ in supplies})
+    assert mapping.vdd_mv == min(vdd_mv for _, vdd_mv in supplies)
     end = 0
     assert set(mapping.placements) == {t.name for t in tensors}
     for placement in sorted(mapping.placements.values(), key=lambda p: p.first_cell):
@@ -65,7 +70,6 @@ def check(
         placement = mapping.placements[t.name]
         assert placement.cells >= t.bits(images)
         assert by_name[placement.partition].ber(t.kind, placement.point) <= tolerances[t.name]
-        assert placement.point.vdd_mv == mapping.vdd_mv
         assert placement.point.trcd_ps == mapping.trcd_ps[placement.partition]
 
 
@@ -125,6 +129,19 @@ def test_fine_reaches_a_vdd_that_coarse_cannot() -> None:
     tensors = [tensor("firm", 64), tensor("soft", 1000)]
     assert coarse_mapping(tensors, 1e-3, partitions, 1).vdd_mv == 1200
     assert fine_mapping(tensors, {"firm": 1e-3, "soft": 2e-2}, partitions, 1).vdd_mv == 1100
+
+
+def test_fine_gives_each_rail_a_vdd_where_that_is_cheaper() -> None:
+    strong = replace(bank(0, {(1100, 7500): 1e-5, (1200, 7500): 1e-6}, 1024), rail="a")
+    weak = replace(bank(1, {(1100, 7500): 1e-1, (1200, 7500): 1e-5}), rail="b")
+    tensors, tolerated = [tensor("firm", 64), tensor("soft", 1000)], {"firm": 1e-4, "soft": 1e-3}
+    mapping = fine_mapping(tensors, tolerated, [strong, weak], 1)
+    assert {name: (p.partition, p.point.vdd_mv) for name, p in mapping.placements.items()} == {
+        "firm": ("bank 0", 1100),
+        "soft": ("bank 1", 1200),
+    }
+    together = [replace(partition, rail="a") for partition in (strong, weak)]
+    assert {p.point.vdd_mv for p in fine_mapping(tensors, tolerated, together, 1).placements.values()} == {1200}
 
 
 def test_ifms_use_only_what_was_measured_with_writes_at_the_operating_point() -> None:
