@@ -11,11 +11,13 @@ cumulative distribution, computed in decimal arithmetic; positions that were dra
 has a random stream of its own, so that threads may share the blocks in any way.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +34,7 @@ _POSITION_BITS = 14  # four positions in one 64-bit random number
 _BLOCK_BITS = 1 << _POSITION_BITS
 _BLOCK_WORDS = _BLOCK_BITS // 64
 _BLOCKS_A_THREAD = 512  # 1 MiB: below that a thread costs more than it saves
+_PIECES_A_THREAD = 8  # so that a thread that is held up leaves more to the others
 _DIGITS = 50  # decimal digits of a cumulative probability; a 64-bit draw tells 20 apart
 _TO_UNIT = 2.0**-53
 
@@ -141,14 +144,29 @@ def _binomial_thresholds(rate: float) -> Words:
 
 
 def _in_threads(blocks: int, work: Callable[[int, int], tuple[int, int]]) -> tuple[int, int]:
-    """The sums of ``work`` over stretches of ``blocks``, one for each thread."""
+    """The sums of ``work`` over pieces of ``blocks``, which this thread and its helpers take as they come to them."""
     threads = min(torch.get_num_threads(), blocks // _BLOCKS_A_THREAD)
     if threads < 2:
         return work(0, blocks)
-    bounds = [blocks * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(work, bounds[:-1], bounds[1:]))
+    pieces = threads * _PIECES_A_THREAD
+    bounds = pairwise(blocks * piece // pieces for piece in range(pieces + 1))
+    left = iter(list(bounds))
+
+    def take() -> list[tuple[int, int]]:
+        return [work(*piece) for piece in left]
+
+    helpers = [_helpers(threads - 1).submit(take) for _ in range(threads - 1)]
+    parts = [*take(), *(part for helper in helpers for part in helper.result())]
     return sum(up for up, _ in parts), sum(down for _, down in parts)
+
+
+@lru_cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    """They are kept: to start a thread takes as long as a megabyte's flips."""
+    return ThreadPoolExecutor(count, "eden flips")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not come along
 
 
 @njit(cache=True, inline="always")

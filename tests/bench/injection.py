@@ -1,7 +1,7 @@
 """Benchmark: reading tensors with flipped bits, against the floor and against what others do.
 
-The floor is an exclusive-or, out of place, with a mask made beforehand. The others are one random number for every bit
-(torch's Bernoulli), and pytorchfi, which injects into elements one by one.
+The floor is torch's exclusive-or, out of place and on as many threads, with a mask made beforehand. The others are one
+random number for every bit (torch's Bernoulli), and pytorchfi, which injects into elements one by one.
 
 A pass of ResNet-18 (He et al., CVPR 2016; for small images with a stem of one 3 x 3 convolution and no pooling) reads
 every weight and IFM with errors, and is held against the same pass of the same quantised network without.
@@ -19,10 +19,12 @@ from torch import nn
 
 from eden.approximate import ApproximateNetwork
 from eden.injection import flip_uniform, flip_weak_cells, warm_up
-from eden.memory import BitErrorMemory, ReliableMemory
+from eden.memory import BitErrorMemory, ProfileMemory, ReliableMemory
 from eden.networks import ConvNorm, ResidualBlock, folded
+from eden.placement import Placement
 from eden.precision import Precision
 from profiles.cells import WeakCells
+from profiles.schema import OperatingPoint
 
 ELEMENTS = 25_000_000
 REPEATS = 21
@@ -70,6 +72,7 @@ def figures(
         for name, width in WIDTHS.items():
             yield _against_one_draw_a_bit(name, elements * width // SHARE, repeats)
         yield _weak_cells(elements * 4, repeats)
+        yield _loaded_from_cells(elements * 4, repeats)
         yield from _against_pytorchfi(repeats)
     finally:
         torch.set_num_threads(before)
@@ -79,10 +82,10 @@ def _against_exclusive_or(name: str, size: int, ber: float, goal: float, repeats
     stored = _random_bytes(size)
     read, mask = np.zeros_like(stored), np.zeros_like(stored)
     flip_uniform(mask, mask, ber, ber, 0)
-    seeds = itertools.count()
+    seeds, buffers = itertools.count(), [torch.from_numpy(each).view(torch.int64) for each in (stored, mask, read)]
     value, bound = _in_turn(
         lambda: flip_uniform(stored, read, ber, ber, next(seeds)),
-        lambda: np.bitwise_xor(stored, mask, out=read),
+        lambda: torch.bitwise_xor(buffers[0], buffers[1], out=buffers[2]),
         repeats,
     )
     return _figure(name, value, bound, goal)
@@ -146,11 +149,26 @@ def _weak_cells(size: int, repeats: int) -> Figure:
     return _figure(name, value, bound, 3.0)
 
 
+def _loaded_from_cells(size: int, repeats: int) -> Figure:
+    """A whole read of a tensor at a profile's cells against one in reliable memory, which copies it as well."""
+    size = max(size, WEAK_CELLS) // 64 * 64
+    point = OperatingPoint(vdd_mv=1040, trcd_ps=10_000)
+    place = Placement(tensor="a", partition="bank 0", first_cell=0, cells=size * 8, point=point)
+    erring, reliable = ProfileMemory(_weak_cells_in(size), {"a": place}, 1), ReliableMemory()
+    for memory in (erring, reliable):
+        memory.store("a", torch.from_numpy(_random_bytes(size)))
+    value, bound = _in_turn(lambda: erring.load("a"), lambda: reliable.load("a"), repeats)
+    return _figure(f"a read of {size} bytes with {WEAK_CELLS} profile cells, against a reliable one", value, bound, 1.2)
+
+
 def _flipping_weak_cells(size: int) -> Callable[[], object]:
-    buffer = np.zeros(size, np.uint8)
-    half = np.full(WEAK_CELLS, 0.5)
-    weak = WeakCells(np.linspace(0, size * 8 - 1, WEAK_CELLS).astype(np.int64), half, half)
+    buffer, weak = np.zeros(size, np.uint8), _weak_cells_in(size)
     return lambda: flip_weak_cells(buffer, weak, 0)
+
+
+def _weak_cells_in(size: int) -> WeakCells:
+    half = np.full(WEAK_CELLS, 0.5)
+    return WeakCells(np.linspace(0, size * 8 - 1, WEAK_CELLS).astype(np.int64), half, half)
 
 
 def _against_pytorchfi(repeats: int) -> Iterator[Figure]:

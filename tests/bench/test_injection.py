@@ -16,7 +16,7 @@ def test_figures_are_complete_and_consistent(monkeypatch: pytest.MonkeyPatch) ->
         for width in (64, 32)
     ]
     assert sum("one draw a bit" in name for name in names) == 2
-    assert sum("profile cells" in name for name in names) == 1
+    assert sum("profile cells" in name for name in names) == 2
     for figure in found:
         assert set(figure) == {"bench", "name", "value", "unit", "bound", "ratio", "goal", "met"}
         assert figure["value"] > 0

@@ -1,6 +1,9 @@
 """The fast sampler is exact: rate, independence, position, direction; and it repeats for the same seed."""
 
 import hashlib
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +130,25 @@ def test_threads_and_buffers_change_nothing(rate_zero: float, rate_one: float) -
     in_place = stored.copy()
     assert flip_uniform(in_place, in_place, rate_zero, rate_one, 99) == found[1][1]
     assert in_place.tobytes() == found[1][0]
+
+
+FORKS = """
+import os, numpy as np, torch
+from eden.injection import flip_uniform
+torch.set_num_threads(2)
+stored = np.zeros(4_000_000, np.uint8)
+before = flip_uniform(stored, stored.copy(), 1e-3, 1e-3, 1)
+child = os.fork()
+same = flip_uniform(stored, stored.copy(), 1e-3, 1e-3, 1) == before
+if child == 0:
+    os._exit(0 if same else 1)
+assert same
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_process_that_was_forked_has_helpers_of_its_own() -> None:
+    subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60, cwd=Path(__file__).parents[2])
 
 
 @settings(deadline=None, max_examples=60)
