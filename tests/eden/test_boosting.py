@@ -221,6 +221,25 @@ def test_where_nothing_is_out_of_reach_the_last_epoch_is_kept(data: Dataset) -> 
     assert result.kept_epoch == len(result.history) - 1
 
 
+def test_ranges_follow_the_weights_as_retraining_moves_them(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start of each epoch they are those of the weights as they are then."""
+    baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
+    set_errors, scales = boosting._Retraining._set_errors, []
+
+    def checked(retraining: boosting._Retraining, epoch: int) -> None:
+        set_errors(retraining, epoch)
+        anew = retraining.network.twin()
+        anew.calibrate(data.train.batches(500), SHORT.ifm_quantile)
+        assert {name: retraining.network.formats[name] for name in anew.formats if name.endswith("ifm")} == {
+            name: found for name, found in anew.formats.items() if name.endswith("ifm")
+        }
+        scales.append(anew.formats["7.ifm"].scale)
+
+    monkeypatch.setattr(boosting._Retraining, "_set_errors", checked)
+    boost(baseline, BitErrorMemory, data, 1e-3, 1.0, 1.0, 7, SHORT)
+    assert len(set(scales)) == 3
+
+
 def test_weights_and_ranges_are_tightened(data: Dataset) -> None:
     baseline = train_baseline("lenet", Precision.INT8, data, 0, Training(1, 3e-3), Training(1, 5e-4))
     tight = Boosting(Training(2, 1e-3), highest=2.0, weight_limit=1.5, ifm_quantile=0.95)
