@@ -34,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves, tree_map
 
 from eden import attention
 from eden.bounding import Bounding, values_read
@@ -408,13 +409,14 @@ def _arguments(batch: Batch, device: torch.device) -> tuple[tuple[Any, ...], dic
     def there(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
 
-    if isinstance(batch, Mapping):
-        return (), {name: there(value) for name, value in batch.items()}
-    return tuple(map(there, batch if isinstance(batch, tuple | list) else (batch,))), {}
+    moved = tree_map(there, batch)
+    if isinstance(moved, Mapping):
+        return (), dict(moved)
+    return tuple(moved) if isinstance(moved, tuple | list) else (moved,), {}
 
 
 def _images(inputs: tuple[Any, ...], named: dict[str, Any]) -> int:
-    found = next((value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor)), None)
+    found = next((value for value in tree_leaves((inputs, named)) if isinstance(value, torch.Tensor)), None)
     if found is None:
         raise NetworkError("a batch to calibrate with holds no tensor; give the module's inputs")
     return max(1, found.shape[0]) if found.dim() else 1

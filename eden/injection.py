@@ -155,7 +155,8 @@ def _in_threads(blocks: int, work: Callable[[int, int], tuple[int, int]]) -> tup
     def take() -> list[tuple[int, int]]:
         return [work(*piece) for piece in left]
 
-    helpers = [_helpers(threads - 1).submit(take) for _ in range(threads - 1)]
+    pool = _helpers(torch.get_num_threads() - 1)
+    helpers = [pool.submit(take) for _ in range(threads - 1)]
     parts = [*take(), *(part for helper in helpers for part in helper.result())]
     return sum(up for up, _ in parts), sum(down for _, down in parts)
 

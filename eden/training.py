@@ -166,6 +166,7 @@ class Course:
             **prefixed("network.", self.network.state_dict()),
             **prefixed("optimiser.", moments),
             "generator": self.generator.get_state(),
+            "dropout": torch.get_rng_state(),
         }
         return tensors, {"epoch": self.epoch, "groups": adam["param_groups"], "schedule": self.schedule.state_dict()}
 
@@ -180,6 +181,7 @@ class Course:
         self.optimiser.load_state_dict({"state": moments, "param_groups": notes["groups"]})
         self.schedule.load_state_dict(notes["schedule"])
         self.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["dropout"])
         self.epoch = notes["epoch"]
 
 
@@ -217,24 +219,26 @@ def train(
     """Train ``network`` in place; the loss is cross-entropy unless another is given."""
     loss_of = loss or (lambda outputs, chosen: functional.cross_entropy(outputs, split.labels[chosen].to(device)))
     device = next(network.parameters()).device
-    course = Course(network, training, len(split), seed)
-    hooks.begin(course)
-    for epoch in range(course.epoch, training.epochs):
-        hooks.before_epoch(epoch)
-        network.train()
-        for chosen in torch.split(torch.randperm(len(split), generator=course.generator), training.batch):
-            images = shift_randomly(split.images[chosen], training.shift_pixels, course.generator)
-            course.optimiser.zero_grad()
-            torch.autograd.backward(loss_of(network(images.to(device)), chosen))
-            nn.utils.clip_grad_norm_(network.parameters(), training.gradient_norm)
-            course.optimiser.step()
-            course.schedule.step()
-            hooks.after_step(epoch)
-        network.eval()
-        hooks.after_epoch(epoch)
-        course.epoch = epoch + 1
-        hooks.keep(course)
-        progress(epoch + 1, training.epochs)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # of what is random in the network itself, such as dropout
+        course = Course(network, training, len(split), seed)
+        hooks.begin(course)
+        for epoch in range(course.epoch, training.epochs):
+            hooks.before_epoch(epoch)
+            network.train()
+            for chosen in torch.split(torch.randperm(len(split), generator=course.generator), training.batch):
+                images = shift_randomly(split.images[chosen], training.shift_pixels, course.generator)
+                course.optimiser.zero_grad()
+                torch.autograd.backward(loss_of(network(images.to(device)), chosen))
+                nn.utils.clip_grad_norm_(network.parameters(), training.gradient_norm)
+                course.optimiser.step()
+                course.schedule.step()
+                hooks.after_step(epoch)
+            network.eval()
+            hooks.after_epoch(epoch)
+            course.epoch = epoch + 1
+            hooks.keep(course)
+            progress(epoch + 1, training.epochs)
 
 
 def shift_randomly(images: torch.Tensor, pixels: int, generator: torch.Generator) -> torch.Tensor:

@@ -116,7 +116,7 @@ def _rows(size: Size, solved: list[Solved], limit_s: float, goal: float) -> list
             "interval": interval,
             "saved": [each.saved for each in solved],
             "goal": 0.0,
-            "met": min(saved, default=0.0) >= 0,
+            "met": min(saved) >= 0 if saved else None,
         },
     ]
 
@@ -126,7 +126,7 @@ def _shown(row: dict[str, Any]) -> list[str]:
     limit = f" in {row['limit_s']:g} s ({max(row['seconds']):.1f} s)" if "limit_s" in row else ""
     return [
         *(row["network"], row["what"], f"{100 * row['figure']:.2g} %", f"{low:.2g} .. {high:.2g} %"),
-        *(f"{100 * row['goal']:g} %{limit}", "yes" if row["met"] else "NO"),
+        *(f"{100 * row['goal']:g} %{limit}", {None: "", True: "yes", False: "NO"}[row["met"]]),
     ]
 
 

@@ -96,8 +96,9 @@ def boost(
 ) -> None:
     """Raise a network's error tolerance by curricular retraining against a module's errors (EDEN, section 1).
 
-    With an error model every read while retraining meets another map of its kind; with a profile all meet the cells of
-    that module, at its operating points. Tolerances before and after are measured by the same errors.
+    With an error model every read while retraining meets another map of its kind; with a profile all meet cells of that
+    module, those of the rows with fewest errors at its harshest operating point. (`eden map` may place a tensor
+    elsewhere.) Tolerances before and after are measured by the same errors.
 
     Progress is kept after each epoch, beside OUT: stopped in any way, the same command goes on from there.
     """
@@ -119,6 +120,11 @@ def boost(
 
     settings, tolerated_before = default_boosting(before.precision, name), tolerated(before, "before")
     if profile is not None:
+        if not tolerated_before:
+            raise PlanError(
+                f"{network} tolerates none of the profile's operating points that have errors; scan a finer grid where "
+                "errors begin"
+            )
         settings = replace(settings, training=replace(settings.training, batch=batch))
     made_from = [hashlib.sha256(network.read_bytes()).hexdigest(), errors.made_from, control, drop, batch, seed]
     checkpoint = Checkpoint(out.with_name(f".{out.name}.boosting"), f"{made_from} {settings}")
@@ -129,11 +135,11 @@ def boost(
             checkpoint=checkpoint,
         )
     boosted.network.save(out, name)
-    checkpoint.remove()
     if boosted.kept_epoch < 0:
         console.print("no epoch kept the clean accuracy within the drop allowed: the network is as it was")
     tolerated_after = tolerated(boosted.network, "after")
     console.print(f"tolerable BER {tolerated_before:.2e} before, {tolerated_after:.2e} after: {out}")
+    checkpoint.remove()
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,12 @@ def _errors_to_boost_for(network: ApproximateNetwork, model: Path | None, profil
     if model is not None and profile is None:
         fitted = load_error_model(model)
         fresh, same = stages.model_memory(fitted, fresh_map=True), stages.model_memory(fitted)
-        return _Errors(fresh, same, lambda ber: ber, min(0.25, fitted.highest_ber), f"{fitted}")
+        made_from = hashlib.sha256(model.read_bytes()).hexdigest()
+        return _Errors(fresh, same, lambda ber: ber, min(0.25, fitted.highest_ber), made_from)
     if profile is not None and model is None:
         opened = Profile.open(profile)
         own = OwnMap(opened, network, batch)
-        return _Errors(own, own, own.measured_ber, own.highest_ber, f"{profile.resolve()} {len(opened.points)}")
+        return _Errors(own, own, own.measured_ber, own.highest_ber, stages.digest(opened))
     raise PlanError(
         "give --model (an error model: for any module of its kind) or --profile (one module's own cells), and not both"
     )
@@ -254,9 +261,9 @@ def map_(
     """Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).
 
     Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second. Chosen is what
-    validation images show, with 95 % confidence, to lose less than the target of the tolerances on the module's own
-    map. Then test images check that, once: errors follow from the network and the mapping, so that to ask again is no
-    second chance. All tensors go to the one module of the profile.
+    validation images show to lose less than the target of the tolerances on the module's own map: each point by a bound
+    of 95 %. What holds strictly is the check on test images that follows, once: errors in it follow from the network
+    and the mapping, so that to ask again is no second chance. All tensors go to the one module of the profile.
     """
     stages.use_one_thread()
     tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
@@ -301,9 +308,16 @@ def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance, subarray_r
             f"{max(place.ber[name] / max(tolerated.rates[name], 1e-12) for name in beyond):.1f} times): not all found "
             "a place within their tolerances, and the network's accuracy over the module's cells decided"
         )
+    if choice.shown is False:
+        console.print(
+            "validation images show no operating point to meet the target: this is the mildest whose mean does; add "
+            "milder points to the grid, boost the network, or allow more loss"
+        )
     parts = "subarray" if subarray_rows else "bank"
     if choice.optimum is None:
-        console.print(f"one operating point: a tRCD for each {parts} costs no less, or misses the target")
+        console.print(
+            f"one operating point: a tRCD for each {parts} does not fit, costs no less, or is not shown to hold"
+        )
         return
     greedy = choice.optimum.greedy_cost
     console.print(

@@ -137,10 +137,8 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
 def _digest(settings: RunPlan, profile: Profile, precision: Precision) -> str:
     """What a precision's results depend on, besides the code."""
     plan = settings.network.model_dump(mode="json", exclude={"precisions"})
-    measured = [profile.header.model_dump(mode="json"), *(p.model_dump(mode="json") for p in profile.points)]
-    return hashlib.sha256(
-        json.dumps([version("eden-dram"), REPORT_VERSION, plan, precision.value, measured]).encode()
-    ).hexdigest()
+    made_from = [version("eden-dram"), REPORT_VERSION, plan, precision.value, stages.digest(profile)]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
 def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile: Profile) -> dict[str, Any]:

@@ -210,6 +210,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         "boosted_epoch_kept": boosted.kept_epoch,
         "ber_tolerated_tensors": rates.ber,
         "validation_accuracy_at_point": choice.predicted.mean,
+        "shown_on_validation": choice.shown,
         "next_point_validation_accuracy": choice.next_predicted.mean if choice.next_predicted else None,
         "curves": {
             name: [vars(point) for point in found.curve]

@@ -1,5 +1,6 @@
 """The stages from a profile to an accuracy on DRAM, as functions; `eden run` and the single commands share them."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -83,6 +84,12 @@ def kept_results(file: Path, key: str) -> dict[str, Any] | None:
         return dict(kept["results"]) if kept["made_from"] == key else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None  # not there, or damaged: it is made again
+
+
+def digest(profile: Profile) -> str:
+    """Of the module and of all that was measured of it, but for single cells."""
+    measured = [profile.header.model_dump(mode="json"), *(p.model_dump(mode="json") for p in profile.points)]
+    return hashlib.sha256(json.dumps(measured).encode()).hexdigest()
 
 
 def load_network(path: Path) -> ApproximateNetwork:
@@ -373,10 +380,12 @@ class Choice:
     Attributes:
         footprint: the mapping at the point.
         predicted: validation accuracy over the profile's own cells there.
-        next_footprint: the mapping at the next lower VDD of the same tRCD, which failed; None where the grid ends.
+        next_footprint: the mapping at the next lower VDD of the same tRCD, which missed the target, or was not shown to
+            meet it; None where the grid ends.
         next_predicted: validation accuracy there.
         optimum: how near the cheapest it is, and what EDEN's Algorithm 1 costs, where `cheaper_choice` made it.
-        milder: the choice at the next higher VDD of the same tRCD, which passed too.
+        milder: the next by the objective, of any tRCD, that met the target too.
+        shown: whether validation images show that it meets the target; None where they are too few, or were not asked.
     """
 
     footprint: Footprint
@@ -385,6 +394,7 @@ class Choice:
     next_predicted: Prediction | None
     optimum: Optimum | None = None
     milder: "Choice | None" = None
+    shown: bool | None = None
 
 
 def choose_point(
@@ -409,7 +419,8 @@ def choose_point(
     nominal = profile.header.module
     parts = partitions(profile)
     tested = sorted({p for part in parts for p in part.points()}, key=lambda p: (p.trcd_ps, -p.vdd_mv))
-    candidates = [p for p in tested if p.vdd_mv < nominal.nominal_vdd_mv or p.trcd_ps < nominal.nominal_trcd_ps]
+    limits = OperatingPoint(vdd_mv=nominal.nominal_vdd_mv, trcd_ps=nominal.nominal_trcd_ps)
+    candidates = [p for p in tested if p.vdd_mv <= limits.vdd_mv and p.trcd_ps <= limits.trcd_ps and p != limits]
 
     def predict(place: Footprint) -> Prediction:
         def memory(draw: int) -> ProfileMemory:
@@ -417,7 +428,7 @@ def choose_point(
 
         return predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
 
-    chosen: dict[int, Choice] = {}
+    passed: dict[int, list[Choice]] = {}
     failed: set[int] = set()
     for done, point in enumerate(candidates):
         progress(done, len(candidates))
@@ -426,20 +437,25 @@ def choose_point(
         mapping = map_at(network, tolerated, parts, point, images).model_copy(update={"module": nominal})
         place = footprint(profile, mapping)
         predicted = predict(place)
+        here = passed.setdefault(point.trcd_ps, [])
+        if here:
+            here[-1] = replace(here[-1], next_footprint=place, next_predicted=predicted)
         if predicted.mean >= target_accuracy:
-            chosen[point.trcd_ps] = Choice(place, predicted, None, None, milder=chosen.get(point.trcd_ps))
-            continue
-        failed.add(point.trcd_ps)
-        if point.trcd_ps in chosen:
-            last = chosen[point.trcd_ps]
-            chosen[point.trcd_ps] = replace(last, next_footprint=place, next_predicted=predicted)
+            here.append(Choice(place, predicted, None, None))
+        else:
+            failed.add(point.trcd_ps)
     progress(len(candidates), len(candidates))
-    if not chosen:
+    choices = [choice for here in passed.values() for choice in here]
+    if not choices:
         raise PlanError(
             f"no operating point below {nominal.nominal_vdd_mv} mV or {nominal.nominal_trcd_ps} ps meets "
             f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
         )
-    return min(chosen.values(), key=lambda choice: aggressiveness(choice.footprint.point))
+    chosen: Choice | None = None
+    for choice in sorted(choices, key=lambda choice: aggressiveness(choice.footprint.point), reverse=True):
+        chosen = replace(choice, milder=chosen)
+    assert chosen is not None
+    return chosen
 
 
 def cheaper_choice(
@@ -475,13 +491,16 @@ def cheaper_choice(
         return place.memory(derive_seed(seed, "choice", draw))
 
     predicted = predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
-    meets = predicted.mean >= target_accuracy and (holds is None or holds(place))
-    return Choice(place, predicted, None, None, found) if meets else choice
+    if predicted.mean < target_accuracy:
+        return choice
+    shown = holds(place) if holds else None
+    return choice if shown is False else Choice(place, predicted, None, None, found, shown=shown)
 
 
 # ---- what is shown of a mapping --------------------------------------------------------------------------------------
 
-Holds = Callable[[Footprint], bool]
+Holds = Callable[[Footprint], bool | None]
+"""Whether a mapping is shown to meet the target; None where images are too few to show it."""
 
 
 def certificate_there(
@@ -507,27 +526,29 @@ def certificate_there(
 def shown_by(
     network: ApproximateNetwork, validation: Split, baseline: ApproximateNetwork, drop: float, seed: int
 ) -> Holds:
-    """Whether validation images show the loss against ``baseline`` to be below the target; where too few, it is so."""
+    """Whether validation images show the loss against ``baseline`` to be below the target, as `certificate_there`."""
     right = evaluate(baseline, validation.images, validation.labels).correct_images
 
-    def holds(place: Footprint) -> bool:
+    def holds(place: Footprint) -> bool | None:
         found = certificate_there(network, place, validation, right, drop, derive_seed(seed, "shown"))
-        return found is None or found.certified is not None
+        return None if found is None else found.certified is not None
 
     return holds
 
 
 def shown_choice(choice: Choice, holds: Holds) -> Choice:
-    """The harshest of the points that passed, from that of ``choice`` on to milder ones, that ``holds``.
+    """The first that holds of ``choice`` and all milder ones; the mildest where none does.
 
-    A mean that meets the target shows nothing yet: half of such points miss it. ``choice`` itself where none holds.
+    A mean that meets the target shows nothing yet: half of such points miss it. This shows it but nearly, as several
+    points are held against the same images: what remains is for other images to check.
     """
     tried: Choice | None = choice
-    while tried is not None and not holds(tried.footprint):
-        harsher, tried = tried, tried.milder
-        if tried is not None:
-            tried = replace(tried, next_footprint=harsher.footprint, next_predicted=harsher.predicted)
-    return tried or choice
+    while tried is not None:
+        shown = holds(tried.footprint)
+        if shown is not False:
+            return replace(tried, shown=shown)
+        mildest, tried = tried, tried.milder
+    return replace(mildest, shown=False)
 
 
 # ---- the error model's prediction ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch.nn.functional as functional
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from eden import approximate
 from eden.approximate import ApproximateNetwork
 from eden.attention import attend
 from eden.bounding import Bounding
@@ -323,6 +324,13 @@ def test_a_module_of_several_inputs_is_calibrated_and_called_as_it_is() -> None:
         assert size == 6 * 8  # of one of three sequences
     with pytest.raises(NetworkError, match="holds no tensor"):
         network.calibrate([{"causal": True}])
+
+
+def test_what_lies_within_an_input_goes_to_the_modules_device_too() -> None:
+    device = torch.device("meta")
+    inputs, named = approximate._arguments((normal(2, 3), (normal(2, 4), [normal(5)])), device)
+    assert not named
+    assert {inputs[0].device, inputs[1][0].device, inputs[1][1][0].device} == {device}
 
 
 def test_a_layer_with_helpers_that_have_no_parameters_is_one_layer() -> None:

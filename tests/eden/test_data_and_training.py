@@ -1,5 +1,7 @@
 """Splits share no image, training repeats by seed, and the default baseline is as good as promised."""
 
+import contextlib
+import copy
 import gzip
 import struct
 import tempfile
@@ -86,6 +88,39 @@ def test_training_repeats_by_seed(precision: Precision) -> None:
     first, second = (train_baseline("lenet", precision, data, 3, short, short) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert first.formats == second.formats
+
+
+def test_a_network_with_dropout_trains_the_same_at_once_and_stopped() -> None:
+    split = Split(torch.randn(24, 4, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 2)
+
+    def trained(*stops: int) -> nn.Module:
+        """In several goes, each in a process whose random state is anything."""
+        torch.manual_seed(0)
+        network, kept = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2)), []
+
+        class StoppedError(Exception):
+            pass
+
+        for stop in (*stops, 99):
+            torch.manual_seed(stop)
+
+            def end(epoch: int, _: int, stop: int = stop) -> None:
+                if epoch == stop:
+                    raise StoppedError
+
+            hooks = Hooks(
+                begin=lambda course: course.go_on(kept[-1]) if kept else None,
+                keep=lambda course: kept.append(copy.deepcopy(course.state())),
+            )
+            before = torch.get_rng_state()
+            with contextlib.suppress(StoppedError):
+                train(network, split, Training(4, 1e-2, batch=8, shift_pixels=0), 3, hooks=hooks, progress=end)
+            assert torch.equal(torch.get_rng_state(), before)
+        return network
+
+    whole = trained()
+    for stops in ((1,), (1, 3)):
+        assert all(torch.equal(a, b) for a, b in zip(trained(*stops).parameters(), whole.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.BF16])

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,16 @@ assert os.waitpid(child, 0)[1] == 0
 
 def test_a_process_that_was_forked_has_helpers_of_its_own() -> None:
     subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60, cwd=Path(__file__).parents[2])
+
+
+def test_buffers_of_any_size_share_the_helpers() -> None:
+    injection._helpers.cache_clear()
+    torch.set_num_threads(6)
+    for megabytes in (2, 3, 5, 9):
+        buffer = np.zeros(megabytes << 20, np.uint8)
+        flip_uniform(buffer, buffer, 1e-4, 1e-4, 1)
+    torch.set_num_threads(1)
+    assert sum(thread.name.startswith("eden flips") for thread in threading.enumerate()) <= 5
 
 
 @settings(deadline=None, max_examples=60)

@@ -88,7 +88,7 @@ def test_a_module_s_own_cells_are_those_of_its_nearest_operating_point(profile: 
         }
         assert all(np.array_equal(held(memory, name), held(again, name)) for name in memory.placements)
         everywhere = float(np.mean([part.ber("weight", point) for part in parts]))
-        assert ber < 2 * everywhere  # the rows with fewest errors
+        assert ber < 0.95 * everywhere  # the rows with fewest errors
     low, high = measured[-2:]
     middle = math.sqrt(low * high)
     assert own.measured_ber(middle * 0.99) == low

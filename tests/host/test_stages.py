@@ -276,6 +276,70 @@ def test_a_point_beyond_a_failure_is_not_believed(
     assert choice.next_footprint.point.vdd_mv == 1040
 
 
+@pytest.mark.parametrize(
+    ("held", "chosen", "shown", "after"),
+    [
+        ({(1040, 10000), (1100, 10000)}, (1040, 10000), True, (1036, 10000)),
+        ({(1100, 10000), (1200, 8000)}, (1100, 10000), True, (1044, 10000)),
+        ({(1200, 8000), (1250, 8000)}, (1200, 8000), True, None),
+        (set(), (1250, 8000), False, (1200, 8000)),
+        (None, (1036, 10000), None, (1032, 10000)),
+    ],
+    ids=["second", "milder", "another tRCD", "none", "too few images"],
+)
+def test_of_the_points_that_pass_the_first_that_is_shown_to_hold_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    profile: Profile,
+    network: ApproximateNetwork,
+    split: Split,
+    held: set[tuple[int, int]] | None,
+    chosen: tuple[int, int],
+    shown: bool | None,
+    after: tuple[int, int] | None,
+) -> None:
+    """All but 1032 mV pass by their mean. None of the points is asked again, and a milder one never needlessly."""
+    asked: list[tuple[int, int]] = []
+
+    def holds(place: stages.Footprint) -> bool | None:
+        asked.append((place.point.vdd_mv, place.point.trcd_ps))
+        return None if held is None else asked[-1] in held
+
+    passed = choose_by(monkeypatch, lambda point: 0.5 if point.vdd_mv == 1032 else 1.0, profile, network, split)
+    choice = stages.shown_choice(passed, holds)
+    assert (choice.footprint.point.vdd_mv, choice.footprint.point.trcd_ps, choice.shown) == (*chosen, shown)
+    following = choice.next_footprint
+    assert (following and (following.point.vdd_mv, following.point.trcd_ps)) == after
+    order = [(1036, 10000), (1040, 10000), (1044, 10000), (1100, 10000), (1200, 8000), (1250, 8000)]
+    assert asked == order[: order.index(chosen) + 1]
+
+
+def test_what_is_shown_of_a_mapping_is_a_bound_on_images_that_are_enough(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    """40 images, all right without errors: at the cliff's foot none of 40 is lost, beyond it some are."""
+    mild, harsh = (stages.footprint(profile, mapped(network, profile, point)) for point in (POINTS[0], CLIFF))
+    ruined = network.twin()
+    with torch.no_grad():
+        for value in ruined.module.parameters():
+            value.zero_()
+    assert stages.shown_by(network, split, network, 0.1, 1)(mild) is True
+    assert stages.shown_by(ruined, split, network, 0.1, 1)(mild) is False
+    assert stages.shown_by(network, split, network, 0.01, 1)(harsh) is None  # 299 images show 1 %
+
+
+def test_a_cheaper_mapping_is_not_taken_where_it_is_not_shown_to_hold(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    fast = weighted(0.0, 1.0, OperatingPoint(vdd_mv=1350, trcd_ps=13_750))
+    arguments = (choice, network, rates(network, 1e-3), profile, split, 0.0, 3, 1, fast, None)
+    assert stages.cheaper_choice(*arguments, lambda _: False) is choice
+    for shown in (True, None):
+        found = stages.cheaper_choice(*arguments, lambda _, shown=shown: shown)
+        assert found is not choice
+        assert (found.shown, found.optimum is not None) == (shown, True)
+
+
 def test_a_lower_vdd_beats_a_shorter_trcd(
     monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
@@ -302,7 +366,8 @@ def test_a_module_of_which_one_thing_alone_is_lowered_is_mapped(
 ) -> None:
     """As with a fixed supply. Nominal conditions are no choice."""
     nominal = Grid(trcd_ps=14000, vdd_mv=(1350,))
-    grids = (grid,) if grid.trcd_ps == 14000 else (nominal, grid)
+    slower = Grid(trcd_ps=16000, vdd_mv=(1350, 1040))  # beyond nominal is no saving, whatever the other thing is
+    grids = (grid, slower) if grid.trcd_ps == 14000 else (nominal, grid, slower)
     one = scan(board(), plan().model_copy(update={"grid": grids}), tmp_path / "profile")
     assert choose_by(monkeypatch, lambda _: 1.0, one, network, split).footprint.point == chosen
     with pytest.raises(PlanError, match="no operating point below 1350 mV or 14000 ps"):
