@@ -22,7 +22,7 @@ COMMANDS = {
     "train": ("host.cli.networks:train", "Train a baseline network on reliable memory."),
     "boost": (
         "host.cli.networks:boost",
-        "Raise a network's error tolerance by curricular retraining against an error model (EDEN, section 1).",
+        "Raise a network's error tolerance by curricular retraining against a module's errors (EDEN, section 1).",
     ),
     "tolerance": (
         "host.cli.networks:tolerance",

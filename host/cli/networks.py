@@ -261,9 +261,10 @@ def map_(
     """Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).
 
     Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second. Chosen is what
-    validation images show to lose less than the target of the tolerances on the module's own map: each point by a bound
-    of 95 %. What holds strictly is the check on test images that follows, once: errors in it follow from the network
-    and the mapping, so that to ask again is no second chance. All tensors go to the one module of the profile.
+    validation images show, with 95 % confidence over all that is tried, to lose less than the target of the tolerances
+    on the module's own map. (Boosting chose its epoch by these images too.) Test images check that, once: errors follow
+    from the network and the mapping, so that to ask again is no second chance. All tensors go to the one module of the
+    profile.
     """
     stages.use_one_thread()
     tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
@@ -308,6 +309,8 @@ def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance, subarray_r
             f"{max(place.ber[name] / max(tolerated.rates[name], 1e-12) for name in beyond):.1f} times): not all found "
             "a place within their tolerances, and the network's accuracy over the module's cells decided"
         )
+    if choice.shown is None:
+        console.print("chosen by its mean: validation images are too few to show that it meets the target")
     if choice.shown is False:
         console.print(
             "validation images show no operating point to meet the target: this is the mildest whose mean does; add "
@@ -334,7 +337,7 @@ def _certified_there(place: stages.Footprint, network: Path, reference: Approxim
     right = evaluate(reference, test.images, test.labels).correct_images
     with progress_bar("certify on test images") as progress:
         found = stages.certificate_there(
-            *(stages.load_network(network), place, test, right, drop, derive_seed(0, digest)), progress
+            *(stages.load_network(network), place, test, right, drop, derive_seed(0, digest)), progress=progress
         )
     if found is None:
         return f"no certificate: {len(test)} test images are too few to show a loss below {100 * drop:g} %"

@@ -161,7 +161,9 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         by_cells = _predict(network, test, place.memory, place)
     drop, seed = task.plan.target_drop_pct / 100, derive_seed(task.plan.seed, "certificate")
     with progress_bar(f"{precision}: certify") as progress:
-        certificate = stages.certificate_there(network, place, test, unboosted.correct_images, drop, seed, progress)
+        certificate = stages.certificate_there(
+            network, place, test, unboosted.correct_images, drop, seed, progress=progress
+        )
     results = {
         "baseline_accuracy": clean,
         "accuracy_on_dram": measured.accuracy,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eden.approximate import ApproximateNetwork, is_per_channel, read_checkpoint_metadata
 from eden.certificate import Certificate, certify_map, units_needed
 from eden.datasets import Dataset, Split
-from eden.inference import Prediction, evaluate, predict_accuracy
+from eden.inference import CONFIDENCE, Prediction, evaluate, predict_accuracy
 from eden.mapping import (
     DEFAULT_ALIGNMENT_BITS,
     Cost,
@@ -499,6 +499,7 @@ def cheaper_choice(
 
 # ---- what is shown of a mapping --------------------------------------------------------------------------------------
 
+CONFIDENCE_OF_EACH = 1 - (1 - CONFIDENCE) / 50  # so many mappings may be asked for, and all answers hold at 95 %
 Holds = Callable[[Footprint], bool | None]
 """Whether a mapping is shown to meet the target; None where images are too few to show it."""
 
@@ -510,15 +511,17 @@ def certificate_there(
     baseline_right: torch.Tensor,
     drop: float,
     seed: int,
+    confidence: float = CONFIDENCE,
     progress: Progress = silent,
 ) -> Certificate | None:
     """What is shown of the accuracy lost on the module's own map, by ``images``; None where they are too few."""
     sampling = Sampling(draws=1, batch=1, seed=seed)
-    if not 0 < drop < 1 or len(images) < units_needed(drop):
+    if not 0 < drop < 1 or len(images) < units_needed(drop, confidence):
         return None
     return certify_map(
         *(network, place.memory(sampling.seed), place.mean_ber, images, baseline_right, drop, sampling),
         held=place.mapping.images,
+        confidence=confidence,
         progress=progress,
     )
 
@@ -530,7 +533,8 @@ def shown_by(
     right = evaluate(baseline, validation.images, validation.labels).correct_images
 
     def holds(place: Footprint) -> bool | None:
-        found = certificate_there(network, place, validation, right, drop, derive_seed(seed, "shown"))
+        once = derive_seed(seed, "shown")
+        found = certificate_there(network, place, validation, right, drop, once, CONFIDENCE_OF_EACH)
         return None if found is None else found.certified is not None
 
     return holds
@@ -539,8 +543,7 @@ def shown_by(
 def shown_choice(choice: Choice, holds: Holds) -> Choice:
     """The first that holds of ``choice`` and all milder ones; the mildest where none does.
 
-    A mean that meets the target shows nothing yet: half of such points miss it. This shows it but nearly, as several
-    points are held against the same images: what remains is for other images to check.
+    A mean that meets the target shows nothing yet: half of such points miss it.
     """
     tried: Choice | None = choice
     while tried is not None:

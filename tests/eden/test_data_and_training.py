@@ -74,10 +74,20 @@ def test_images_shift_by_whole_pixels_and_not_beyond() -> None:
 
 def test_hooks_run_in_order() -> None:
     log: list[str] = []
-    hooks = Hooks(lambda e: log.append(f"before {e}"), lambda e: log.append("step"), lambda e: log.append(f"after {e}"))
+    hooks = Hooks(
+        begin=lambda course: log.append(f"begin {course.epoch}"),
+        before_epoch=lambda e: log.append(f"before {e}"),
+        after_step=lambda e: log.append("step"),
+        after_epoch=lambda e: log.append(f"after {e}"),
+        keep=lambda course: log.append(f"keep {course.epoch}"),
+    )
     split = Split(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))
     train(nn.Linear(4, 2), split, Training(2, 1e-3, batch=3, shift_pixels=0), 0, hooks=hooks)
-    assert log == ["before 0", "step", "step", "after 0", "before 1", "step", "step", "after 1"]
+    first, second = (
+        ["before 0", "step", "step", "after 0", "keep 1"],
+        ["before 1", "step", "step", "after 1", "keep 2"],
+    )
+    assert log == ["begin 0", *first, *second]
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP32])

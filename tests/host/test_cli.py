@@ -136,14 +136,15 @@ def test_published_rates_are_imported(run, tmp_path: Path) -> None:
 def test_the_study_of_mapping_writes_figures_and_a_picture(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("host.cli.mapping_study.SIZES", {(12, 4, 2, 3): (10.0, 1e-6), (20, 20, 2, 3): (10.0, 1e-6)})
+    monkeypatch.setattr("host.cli.mapping_study.SIZES", {(12, 4, 2, 3): (10.0, 1e-6), (10, 3, 2, 3): (10.0, 1e-6)})
     status, out, err = run("study", "mapping", "--out", tmp_path)
     assert status == 0, err
     rows = json.loads((tmp_path / "mapping.json").read_text())["rows"]
     assert [row["what"].partition(",")[0] for row in rows] == ["proven gap", "cost saved against Algorithm 1"] * 2
     for row in rows:
         assert {"network", "precision", "figure", "interval", "seeds", "goal", "met"} <= row.keys()
-        assert (row["seeds"], row["met"], len(row["seconds"])) == ([1, 2, 3], True, 3)
+        compared = any(share is not None for share in row.get("saved", [0.0]))
+        assert (row["seeds"], row["met"], len(row["seconds"])) == ([1, 2, 3], True if compared else None, 3)
         assert row["interval"][0] <= row["figure"] <= row["interval"][1]
     for proven, saved in zip(rows[::2], rows[1::2], strict=True):
         assert 0 <= proven["figure"] <= proven["goal"]

@@ -322,9 +322,9 @@ def test_what_is_shown_of_a_mapping_is_a_bound_on_images_that_are_enough(
     with torch.no_grad():
         for value in ruined.module.parameters():
             value.zero_()
-    assert stages.shown_by(network, split, network, 0.1, 1)(mild) is True
-    assert stages.shown_by(ruined, split, network, 0.1, 1)(mild) is False
-    assert stages.shown_by(network, split, network, 0.01, 1)(harsh) is None  # 299 images show 1 %
+    assert stages.shown_by(network, split, network, 0.2, 1)(mild) is True
+    assert stages.shown_by(ruined, split, network, 0.2, 1)(mild) is False
+    assert stages.shown_by(network, split, network, 0.15, 1)(harsh) is None  # at 99.9 % that takes 43 images
 
 
 def test_a_cheaper_mapping_is_not_taken_where_it_is_not_shown_to_hold(

@@ -163,7 +163,7 @@ def test_boost_says_what_errors_cost_by_field_and_by_tensor(tmp_path: Path, monk
     monkeypatch.setattr(boost_study, "LOSS_IMAGES", 200)
     monkeypatch.setattr(boost_study, "LOSS_BER", 1e-2)
     train = boost_study.Task._train
-    monkeypatch.setattr(boost_study.Task, "_train", lambda task, _: train(task, "baseline"))
+    monkeypatch.setattr(boost_study.Task, "_train", lambda task, _, checkpoint: train(task, "baseline", checkpoint))
     result = boost_study.LossTask(tmp_path, "lenet", Precision.FP32, 1).measured()
     lost = result["lost"]["boosted"]
     fields = [
