@@ -18,6 +18,7 @@ from eden.checkpoint import Checkpoint
 from eden.datasets import Split
 from eden.inference import Accuracy, agrees, evaluate, predict_accuracy
 from eden.mapping import Cost, DramMapping, vdd_then_trcd, weighted
+from eden.memory import ProfileMemory
 from eden.networks import NETWORKS
 from eden.precision import Precision
 from eden.seeds import derive_seed
@@ -31,7 +32,7 @@ from host.cli.own_map import OwnMap
 from host.cli.profile import ProfilePath
 from host.cli.rail import RecordOption, SupplyOption
 from profiles.error_models import load_error_model
-from profiles.errors import NetworkError, PlanError
+from profiles.errors import FitError, NetworkError, PlanError
 from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
@@ -260,11 +261,10 @@ def map_(
 ) -> None:
     """Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).
 
-    Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second. Chosen is what
-    validation images show, with 95 % confidence over all that is tried, to lose less than the target of the tolerances
-    on the module's own map. (Boosting chose its epoch by these images too.) Test images check that, once: errors follow
-    from the network and the mapping, so that to ask again is no second chance. All tensors go to the one module of the
-    profile.
+    Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second. Chosen is the
+    cheapest that validation images show to lose less than the target of the tolerances on the module's own map: each by
+    a bound of 95 %. What holds strictly is the check on test images that follows, once: its errors follow from the
+    network and the mapping, so that to ask again is no second chance. All tensors go to the one module of the profile.
     """
     stages.use_one_thread()
     tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
@@ -313,8 +313,8 @@ def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance, subarray_r
         console.print("chosen by its mean: validation images are too few to show that it meets the target")
     if choice.shown is False:
         console.print(
-            "validation images show no operating point to meet the target: this is the mildest whose mean does; add "
-            "milder points to the grid, boost the network, or allow more loss"
+            "validation images show no operating point to meet the target: this is the harshest whose mean does; boost "
+            "the network, allow more loss, or add milder points to the grid"
         )
     parts = "subarray" if subarray_rows else "bank"
     if choice.optimum is None:
@@ -472,9 +472,14 @@ def _compare_with_prediction(
     profile: Profile, network: ApproximateNetwork, test: Split, mapping: DramMapping, measured: Accuracy
 ) -> None:
     place = stages.footprint(profile, mapping)
-    fits = {point: stages.fits_at(profile, point) for point in {piece.point for piece in mapping.pieces}}
-    fitted = stages.fitted_memory(fits, place, stages.partitions(profile))
-    for name, memory_of in (("the fitted error models", fitted), ("the profile's own cells", place.memory)):
+    predicting: list[tuple[str, Callable[[int], ProfileMemory]]] = [("the profile's own cells", place.memory)]
+    try:
+        fits = {point: stages.fits_at(profile, point) for point in {piece.point for piece in mapping.pieces}}
+        fitted = stages.fitted_memory(fits, place, stages.partitions(profile))
+        predicting.insert(0, ("the fitted error models", fitted))
+    except FitError as error:
+        console.print(f"no error model predicts anything there: {error}")
+    for name, memory_of in predicting:
         with progress_bar(f"predict from {name}") as progress:
             predicted = predict_accuracy(network, memory_of, test.images, test.labels, 10, mapping.images, progress)
         console.print(

@@ -1,5 +1,6 @@
 """`eden run`: every stage from one plan, resumable; and `eden report`."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPI
 from host.cli.stages import AT_POINT, NOMINAL, Footprint
 from host.scan import scan
 from profiles import plots
-from profiles.errors import ProfileError
+from profiles.errors import FitError, ProfileError
 from profiles.fit import FitReport
 from profiles.schema import OperatingPoint
 from profiles.storage import Profile
@@ -154,11 +155,13 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         on_dram = infer_on_board(board, network, place.mapping, test, epoch, progress)
     measured = on_dram.accuracy
     with progress_bar(f"{precision}: predict"):
-        fits = stages.fits_at(profile, point)
-        by_model = _predict(
-            network, test, stages.fitted_memory({point: fits}, place, stages.partitions(profile)), place
-        )
-        by_cells = _predict(network, test, place.memory, place)
+        by_model = by_cells = _predict(network, test, place.memory, place)
+        chosen, predicting = None, "No error model is determined there; the map of cells"
+        with contextlib.suppress(FitError):  # too few errors, or none
+            fits = stages.fits_at(profile, point)
+            drawn = stages.fitted_memory({point: fits}, place, stages.partitions(profile))
+            by_model, chosen = _predict(network, test, drawn, place), fits[AT_POINT].chosen
+            predicting = f"Error Model {fits[NOMINAL].chosen} (weights) and {chosen} (IFMs)"
     drop, seed = task.plan.target_drop_pct / 100, derive_seed(task.plan.seed, "certificate")
     with progress_bar(f"{precision}: certify") as progress:
         certificate = stages.certificate_there(
@@ -176,8 +179,8 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         "ber_observed": on_dram.total_flips / on_dram.total_bits_read,
         "flips_read": on_dram.total_flips,
         "bits_read": on_dram.total_bits_read,
-        "error_model": fits[AT_POINT].chosen,
-        "error_model_sentence": f"Error Model {fits[NOMINAL].chosen} (weights) and {fits[AT_POINT].chosen} (IFMs)",
+        "error_model": chosen,
+        "error_model_sentence": predicting,
         "accuracy_predicted": by_model.mean,
         "predicted_low": by_model.low,
         "predicted_high": by_model.high,
@@ -301,7 +304,8 @@ def _notes(board: Board) -> list[str]:
 
 def _fit_reports(profile: Profile, content: dict[str, Any]) -> list[FitReport]:
     points = {OperatingPoint(**content["reference_point"])}
-    points |= {OperatingPoint(vdd_mv=r["vdd_mv"], trcd_ps=r["trcd_ps"]) for r in content["precisions"].values()}
+    modelled = [r for r in content["precisions"].values() if r["error_model"] is not None]
+    points |= {OperatingPoint(vdd_mv=r["vdd_mv"], trcd_ps=r["trcd_ps"]) for r in modelled}
     ordered = sorted(points, key=lambda p: (-p.vdd_mv, p.trcd_ps))
     return [report for point in ordered for report in stages.fits_at(profile, point).values()]
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eden.approximate import ApproximateNetwork, is_per_channel, read_checkpoint_metadata
 from eden.certificate import Certificate, certify_map, units_needed
 from eden.datasets import Dataset, Split
-from eden.inference import CONFIDENCE, Prediction, evaluate, predict_accuracy
+from eden.inference import Prediction, evaluate, predict_accuracy
 from eden.mapping import (
     DEFAULT_ALIGNMENT_BITS,
     Cost,
@@ -499,7 +499,6 @@ def cheaper_choice(
 
 # ---- what is shown of a mapping --------------------------------------------------------------------------------------
 
-CONFIDENCE_OF_EACH = 1 - (1 - CONFIDENCE) / 50  # so many mappings may be asked for, and all answers hold at 95 %
 Holds = Callable[[Footprint], bool | None]
 """Whether a mapping is shown to meet the target; None where images are too few to show it."""
 
@@ -511,17 +510,15 @@ def certificate_there(
     baseline_right: torch.Tensor,
     drop: float,
     seed: int,
-    confidence: float = CONFIDENCE,
     progress: Progress = silent,
 ) -> Certificate | None:
     """What is shown of the accuracy lost on the module's own map, by ``images``; None where they are too few."""
     sampling = Sampling(draws=1, batch=1, seed=seed)
-    if not 0 < drop < 1 or len(images) < units_needed(drop, confidence):
+    if not 0 < drop < 1 or len(images) < units_needed(drop):
         return None
     return certify_map(
         *(network, place.memory(sampling.seed), place.mean_ber, images, baseline_right, drop, sampling),
         held=place.mapping.images,
-        confidence=confidence,
         progress=progress,
     )
 
@@ -534,24 +531,25 @@ def shown_by(
 
     def holds(place: Footprint) -> bool | None:
         once = derive_seed(seed, "shown")
-        found = certificate_there(network, place, validation, right, drop, once, CONFIDENCE_OF_EACH)
+        found = certificate_there(network, place, validation, right, drop, once)
         return None if found is None else found.certified is not None
 
     return holds
 
 
 def shown_choice(choice: Choice, holds: Holds) -> Choice:
-    """The first that holds of ``choice`` and all milder ones; the mildest where none does.
+    """The first that holds of ``choice`` and all milder ones; ``choice`` where none does.
 
-    A mean that meets the target shows nothing yet: half of such points miss it.
+    A mean that meets the target shows nothing yet: half of such points miss it. Several points are held against the
+    same images, each at 95 %: what is left of doubt, other images have to settle.
     """
     tried: Choice | None = choice
     while tried is not None:
         shown = holds(tried.footprint)
         if shown is not False:
             return replace(tried, shown=shown)
-        mildest, tried = tried, tried.milder
-    return replace(mildest, shown=False)
+        tried = tried.milder
+    return replace(choice, shown=False)
 
 
 # ---- the error model's prediction ------------------------------------------------------------------------------------

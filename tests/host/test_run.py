@@ -20,11 +20,14 @@ import typer
 from eden import boosting, training
 from eden.approximate import ApproximateNetwork
 from eden.datasets import Dataset, Split
+from eden.mapping import DramMapping
 from host.cli import main as cli
 from host.cli import run as run_command
 from host.cli import search, stages
-from host.cli.search import DRAM_RESULTS, RESULTS, SearchTask
+from host.cli.inference import moved_to
+from host.cli.search import DRAM_RESULTS, MAPPING, RESULTS, SearchTask
 from profiles.progress import Progress, silent
+from profiles.schema import OperatingPoint
 
 PLAN = """
 board = "mock:B:1"
@@ -213,6 +216,20 @@ def test_damaged_reports_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith("eden: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_point_without_errors_is_reported_without_an_error_model(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    folder, safe = tmp_path / "run" / "int8", OperatingPoint(vdd_mv=1100, trcd_ps=10000)
+    mapping = DramMapping.load(folder / MAPPING)
+    moved_to(mapping, {piece.point: safe for piece in mapping.pieces}).save(folder / MAPPING)
+    (folder / DRAM_RESULTS).unlink()
+    eden("run", written_plan(tmp_path))
+    results = content(tmp_path)["precisions"]["int8"]
+    assert (results["vdd_mv"], results["flips_read"], results["error_model"]) == (1100, 0, None)
+    assert results["accuracy_predicted"] == results["accuracy_predicted_cells"] == results["accuracy_on_dram"]
+    assert "No error model is determined there" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.slow

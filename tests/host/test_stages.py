@@ -282,7 +282,7 @@ def test_a_point_beyond_a_failure_is_not_believed(
         ({(1040, 10000), (1100, 10000)}, (1040, 10000), True, (1036, 10000)),
         ({(1100, 10000), (1200, 8000)}, (1100, 10000), True, (1044, 10000)),
         ({(1200, 8000), (1250, 8000)}, (1200, 8000), True, None),
-        (set(), (1250, 8000), False, (1200, 8000)),
+        (set(), (1036, 10000), False, (1032, 10000)),
         (None, (1036, 10000), None, (1032, 10000)),
     ],
     ids=["second", "milder", "another tRCD", "none", "too few images"],
@@ -310,7 +310,7 @@ def test_of_the_points_that_pass_the_first_that_is_shown_to_hold_is_chosen(
     following = choice.next_footprint
     assert (following and (following.point.vdd_mv, following.point.trcd_ps)) == after
     order = [(1036, 10000), (1040, 10000), (1044, 10000), (1100, 10000), (1200, 8000), (1250, 8000)]
-    assert asked == order[: order.index(chosen) + 1]
+    assert asked == (order[: order.index(chosen) + 1] if shown is not False else order)
 
 
 def test_what_is_shown_of_a_mapping_is_a_bound_on_images_that_are_enough(
@@ -322,9 +322,9 @@ def test_what_is_shown_of_a_mapping_is_a_bound_on_images_that_are_enough(
     with torch.no_grad():
         for value in ruined.module.parameters():
             value.zero_()
-    assert stages.shown_by(network, split, network, 0.2, 1)(mild) is True
-    assert stages.shown_by(ruined, split, network, 0.2, 1)(mild) is False
-    assert stages.shown_by(network, split, network, 0.15, 1)(harsh) is None  # at 99.9 % that takes 43 images
+    assert stages.shown_by(network, split, network, 0.1, 1)(mild) is True
+    assert stages.shown_by(ruined, split, network, 0.1, 1)(mild) is False
+    assert stages.shown_by(network, split, network, 0.07, 1)(harsh) is None  # that takes 42 images
 
 
 def test_a_cheaper_mapping_is_not_taken_where_it_is_not_shown_to_hold(
