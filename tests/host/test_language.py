@@ -53,7 +53,7 @@ def test_a_network_of_words_goes_from_training_to_dram(
     monkeypatch.setitem(NETWORKS, "g2p", lambda: SpellingReader(letters=27, labels=29, width=16, hidden=32))
     quick = replace(boosting.INTEGER_BOOSTING, training=Training(2, 1e-3, batch=50))
     monkeypatch.setattr(boosting, "INTEGER_BOOSTING", quick)
-    monkeypatch.setattr(networks, "SEARCH_IMAGES", 100)
+    monkeypatch.setattr(networks, "SEARCH_IMAGES", 50)
     monkeypatch.setattr(networks, "CERTIFIED_SHARES", (0.05,))
     monkeypatch.setattr(networks, "CERTIFICATE_SAMPLING", replace(CERTIFICATE_SAMPLING, draws=1))
     baseline, boosted, model = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "model.parquet"))
