@@ -148,7 +148,7 @@ class ScanPlan(_Table):
     banks: tuple[int, ...] = Field(min_length=1, max_length=32)
     rows: Rows
     cells: tuple[Cells, ...] = ()
-    write: tuple[WriteCondition, ...] = (WriteCondition.NOMINAL,)
+    write: tuple[WriteCondition, ...] = Field(default=(WriteCondition.NOMINAL,), min_length=1)
     access_mode: AccessMode = AccessMode.BURST_PER_ACTIVATION
     refresh: Literal["kept", "withheld"] = "kept"
     rewrite_each_round: bool = True

@@ -80,7 +80,7 @@ class Pattern(BaseModel):
                 kind, value = PatternKind.SOLID, int(body, 16)
             return cls(kind=kind, parameter=value, invert_odd_rows=bool(suffix))
         except ValueError as error:
-            raise ValueError(f"'{text}' is no pattern; use a byte as 0xAA, or one of {', '.join(kinds)}") from error
+            raise ValueError(f"{text!r} is no pattern; use a byte as 0xAA, or one of {', '.join(kinds)}") from error
 
 
 @njit(cache=True)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,3 +149,11 @@ def test_any_text_is_a_plan_or_is_refused_in_one_line(data: st.DataObject) -> No
         at = data.draw(st.integers(0, len(text)))
         text = text[:at] + data.draw(st.text(max_size=3)) + text[at + data.draw(st.integers(0, 3)) :]
     check(text)
+
+
+@pytest.mark.parametrize("changed", [{"write": []}, {"patterns": ["\n"]}], ids=["nothing to do", "a line's end"])
+def test_what_was_once_taken_or_said_in_two_lines_is_refused_in_one(changed: dict[str, Any]) -> None:
+    said = accepted("\n".join(f"{key} = {toml(value)}" for key, value in {**PLAN, **changed}.items()))
+    assert isinstance(said, str)
+    assert next(iter(changed)) in said
+    assert "\n" not in said
