@@ -135,8 +135,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Loss from outputs (logits) and the indices of their images in the training split."""
 
 
-def _nothing(epoch: int) -> None:
-    del epoch
+def _nothing(_: object) -> None:
+    pass
 
 
 class Course:
@@ -185,10 +185,6 @@ class Course:
         self.epoch = notes["epoch"]
 
 
-def _anew(course: Course) -> None:
-    del course
-
-
 @dataclass(frozen=True)
 class Hooks:
     """What else happens in training. Epochs count from 0.
@@ -200,11 +196,11 @@ class Hooks:
         keep: called after all else of an epoch, with the course.
     """
 
-    begin: Callable[[Course], None] = _anew
+    begin: Callable[[Course], None] = _nothing
     before_epoch: Callable[[int], None] = _nothing
     after_step: Callable[[int], None] = _nothing
     after_epoch: Callable[[int], None] = _nothing
-    keep: Callable[[Course], None] = _anew
+    keep: Callable[[Course], None] = _nothing
 
 
 def train(

@@ -190,7 +190,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         "predicted_cells_high": by_cells.high,
         "cells_prediction_agrees": agrees(measured, by_cells),
         "certificate": certificate.model_dump(mode="json") if certificate else None,
-        "certificate_sentence": _certificate_sentence(task, certificate),
+        "certificate_sentence": _certificate_sentence(task, certificate, found["shown_on_validation"]),
         "boost_sentence": _boost_sentence(precision, found),
         "tensors": [
             {
@@ -252,7 +252,7 @@ def _predict(network: ApproximateNetwork, test: Split, memory_of: Callable[[int]
     return predict_accuracy(network, memory_of, test.images, test.labels, PREDICTION_DRAWS, place.mapping.images)
 
 
-def _certificate_sentence(task: SearchTask, certificate: Certificate | None) -> str:
+def _certificate_sentence(task: SearchTask, certificate: Certificate | None, shown: bool | None) -> str:
     target = f"{task.plan.target_drop_pct:g} %"
     if certificate is None:
         return f"{task.precision}: the test images are too few to show a loss below {target} of others like them."
@@ -261,6 +261,10 @@ def _certificate_sentence(task: SearchTask, certificate: Certificate | None) -> 
     return (
         f"{task.precision}: on this DIMM's map {100 * rung.drop:.2f} % of the test images are lost, and of images like "
         f"them, with reads drawn anew, {100 * rung.drop_high:.2f} % at most (95 % confidence), {verdict}."
+    ) + (
+        " Validation images showed it at no operating point: this is the harshest by its mean."
+        if shown is False
+        else ""
     )
 
 

@@ -149,6 +149,8 @@ def test_the_report_holds_what_it_must(finished: Path) -> None:
     assert (shown["population"], shown["images"], shown["draws"], shown["batch"]) == ("this DIMM's map", 100, 1, 1)
     assert shown["rungs"][0]["drop"] < shown["rungs"][0]["drop_high"]
     assert "95 % confidence" in results["certificate_sentence"]
+    unshown = "Validation images showed it at no operating point" in results["certificate_sentence"]
+    assert unshown == (results["shown_on_validation"] is False)
     assert results["certificate_sentence"].replace("'", "&#x27;") in (finished / "run" / "report.html").read_text()
 
 
