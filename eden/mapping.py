@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from eden.approximate import TensorSpec
 from eden.placement import Piece, Placement
@@ -83,6 +83,20 @@ class RowRates:
         return float(np.average(self.ber[kind, point][first : last + 1], weights=weights))
 
 
+class Significance(BaseModel):
+    """How tensors that are placed by significance are laid out (`eden.significance`): with their formats, all of it.
+
+    Attributes:
+        costly_bits: by tensor, how many bits of each value lie in its first cells: those whose flips cost most.
+        order_bits: metadata that the order of rows and this split take, in reliable memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    costly_bits: dict[str, PositiveInt]
+    order_bits: int = Field(ge=0)
+
+
 class DramMapping(BaseModel):
     """Every tensor's place and operating point; what the runtime and the board use.
 
@@ -93,6 +107,7 @@ class DramMapping(BaseModel):
         vdd_mv: the lowest supply in use.
         trcd_ps: activation latency of each partition in use.
         module: whose cells it was made for; None where it was made for none in particular.
+        significance: where bits that matter were placed on cells that hold; None where tensors lie as they come.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +118,7 @@ class DramMapping(BaseModel):
     vdd_mv: int = Field(gt=0)
     placements: dict[str, Placement]
     module: ModuleIdentity | None = None
+    significance: Significance | None = None
 
     @property
     def trcd_ps(self) -> dict[str, int]:

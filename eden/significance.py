@@ -35,7 +35,7 @@ from numba import njit
 
 from eden.approximate import ApproximateNetwork, TensorSpec
 from eden.bounding import Bounding, correct
-from eden.mapping import DramMapping, Partition, made_mapping
+from eden.mapping import DramMapping, Partition, Significance, made_mapping
 from eden.memory import ApproximateMemory, ReliableMemory, gathered
 from eden.placement import Piece, Placement
 from eden.precision import Precision
@@ -51,6 +51,7 @@ STATES = 16
 SPLITS = (1.0, 0.875, 0.75, 0.625, 0.5)  # shares of a value's bits that are tried as its costly ones
 _PROBES = 256  # numbers over the range that say which bits are costly
 _SEED = 20191012
+_BITS_IN_TABLE = 8  # of words that are few enough to look up
 _SEGMENT = 1 << 16  # elements encoded at a time, whole units at any number of bits: bounds the memory it takes
 
 Bits = npt.NDArray[np.uint8]
@@ -133,6 +134,19 @@ def flip_costs(words: Words, tensor_format: TensorFormat, bits: Sequence[int]) -
     Returns:
         float32[words, len(bits)].
     """
+    if tensor_format.precision.bits <= _BITS_IN_TABLE:
+        return _flip_cost_table(tensor_format, tuple(bits))[words]
+    return _flip_costs(words, tensor_format, bits)
+
+
+@lru_cache(maxsize=1024)
+def _flip_cost_table(tensor_format: TensorFormat, bits: tuple[int, ...]) -> Costs:
+    """`flip_costs` of every word."""
+    every = np.arange(1 << tensor_format.precision.bits, dtype=np.uint8)
+    return _flip_costs(every, tensor_format, bits)
+
+
+def _flip_costs(words: Words, tensor_format: TensorFormat, bits: Sequence[int]) -> Costs:
     half_unit = np.float32(_magnitude(tensor_format) / 2)
 
     def half_seen(read: Words) -> npt.NDArray[np.float32]:  # half, so that a difference cannot overflow
@@ -432,8 +446,8 @@ class SignificanceMemory:
     Args:
         inner: any approximate memory; it stores whole units, `Layout.stored_bits` of each tensor.
         layouts: layout by tensor.
-        weak_cells_of: weak cells that a tensor meets in ``inner``, numbered by its stored bits; asked at each store,
-            with the number of bits.
+        weak_cells_of: weak cells that a tensor meets in ``inner``, numbered by its stored bits; asked, with the number
+            of bits, whenever it is given other data than last.
 
     Attributes:
         encoded: what was stored last, by tensor; a load uses its metadata only.
@@ -447,6 +461,7 @@ class SignificanceMemory:
     ) -> None:
         self.inner = inner
         self.encoded: dict[str, Encoded] = {}
+        self._data: dict[str, torch.Tensor] = {}
         self._layouts = layouts
         self._weak_cells_of = weak_cells_of
 
@@ -457,8 +472,10 @@ class SignificanceMemory:
             raise NetworkError(f"{tensor} has no layout; map the network again")
         if data.numel() * 8 % max(8, layout.precision.bits):
             raise NetworkError(f"{tensor} has {data.numel()} bytes, which are no whole {layout.precision} values")
-        weak = self._weak_cells_of(tensor, layout.stored_bits(data.numel()))
-        self.encoded[tensor] = encode(data.numpy(), layout, weak)
+        if tensor not in self._data or not torch.equal(data, self._data[tensor]):
+            weak = self._weak_cells_of(tensor, layout.stored_bits(data.numel()))
+            self.encoded[tensor] = encode(data.numpy(), layout, weak)
+            self._data[tensor] = data
         self.inner.store(tensor, torch.from_numpy(self.encoded[tensor].data))
 
     def load(self, tensor: str) -> torch.Tensor:
@@ -482,7 +499,7 @@ class SignificanceMemory:
 
     @property
     def metadata_bits(self) -> int:
-        """Bits that a reader of all tensors needs besides, and besides the order of rows (`order_bits`)."""
+        """Bits that a reader of all tensors needs, besides those of `Significance.order_bits`."""
         return sum(kept.metadata_bits for kept in self.encoded.values())
 
 
@@ -497,14 +514,32 @@ class SignificancePlan:
         mapping: places; those of costly bits first in each tensor.
         layouts: by tensor.
         weak_cells: that each tensor meets, by its name, in module numbering.
-        order_bits: metadata that the order of rows and the split take; see `SignificanceMemory.metadata_bits` for the
-            rest.
     """
 
     mapping: DramMapping
     layouts: Mapping[str, Layout]
     weak_cells: Mapping[str, WeakCells]
-    order_bits: int
+
+    @classmethod
+    def of(
+        cls, mapping: DramMapping, formats: Mapping[str, TensorFormat], weak_cells: Mapping[str, WeakCells]
+    ) -> "SignificancePlan":
+        """The plan that a mapping placed by significance stands for.
+
+        Raises:
+            NetworkError: it was not placed so, or is of another network or precision.
+        """
+        if mapping.significance is None:
+            raise NetworkError("the mapping was not placed by significance; run eden map --significance")
+        costly = mapping.significance.costly_bits
+        if not mapping.placements.keys() <= costly.keys() & formats.keys():
+            raise NetworkError("the mapping is of another network than this one; map it again")
+        return cls(mapping, {name: Layout(formats[name], costly[name]) for name in mapping.placements}, weak_cells)
+
+    @property
+    def order_bits(self) -> int:
+        """See `Significance`; `SignificanceMemory.metadata_bits` is the rest."""
+        return self.mapping.significance.order_bits if self.mapping.significance else 0
 
     def metadata_bits(self, tensors: Sequence[TensorSpec]) -> int:
         """What a reader of ``tensors`` needs besides their formats, at the batch size planned for."""
@@ -591,7 +626,8 @@ def _plan(
     images: int,
     costly_share: float,
 ) -> SignificancePlan:
-    layouts = {t.name: Layout(formats[t.name], max(1, round(costly_share * t.precision.bits))) for t in tensors}
+    costly = {t.name: max(1, round(costly_share * t.precision.bits)) for t in tensors}
+    layouts = {t.name: Layout(formats[t.name], costly[t.name]) for t in tensors}
     rows = sorted((row for partition in partitions for row in _rows(partition, point)), key=lambda row: row.ber)
     free = _Rows(rows, point)
     pieces: dict[str, list[Piece]] = {tensor.name: [] for tensor in tensors}
@@ -604,7 +640,9 @@ def _plan(
         name: Placement(tensor=name, **dict(parts[0]), more=tuple(parts[1:])) for name, parts in pieces.items()
     }
     order = free.touched * (len(rows) - 1).bit_length() + (len(SPLITS) - 1).bit_length()
-    return SignificancePlan(made_mapping(tensors, placements, images, UNIT_BITS), layouts, weak_cells, order)
+    mapping = made_mapping(tensors, placements, images, UNIT_BITS)
+    significance = Significance(costly_bits=costly, order_bits=order)
+    return SignificancePlan(mapping.model_copy(update={"significance": significance}), layouts, weak_cells)
 
 
 @dataclass(frozen=True)

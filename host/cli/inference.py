@@ -127,13 +127,15 @@ def infer_on_board(
         progress: told of images done.
         profile: what the mapping was made from; without it errors are counted, and not judged.
         weight_reuse: batches that one read of a weight serves (`BoardMemory`).
-        significance: how tensors are laid out at the mapping's places, which are this plan's; None as they are.
+        significance: how tensors are laid out where the mapping places them by significance.
 
     Raises:
         BoardError: the mapping or the profile is of another module than the board carries, or errors leave the interval
             and the profile holds no milder point.
-        NetworkError: no images, or a ``weight_reuse`` below 1.
+        NetworkError: no images, a ``weight_reuse`` below 1, or a mapping that is placed by significance without a plan.
     """
+    if (mapping.significance is None) != (significance is None):
+        raise NetworkError("a mapping that is placed by significance takes its plan, any other none")
     _check_module(board, "mapping", mapping.module)
     _check_module(board, "profile", profile.header.module if profile else None)
     run = _Run(board, network, mapping, profile, weight_reuse, significance)

@@ -18,10 +18,12 @@ from eden.checkpoint import Checkpoint
 from eden.datasets import Split
 from eden.inference import Accuracy, agrees, evaluate, predict_accuracy
 from eden.mapping import Cost, DramMapping, vdd_then_trcd, weighted
-from eden.memory import ProfileMemory
+from eden.memory import ApproximateMemory
 from eden.networks import NETWORKS
+from eden.optimal import Optimum
 from eden.precision import Precision
 from eden.seeds import derive_seed
+from eden.significance import SignificancePlan
 from eden.tolerance import CoarseTolerance, MemoryAt, Sampling, coarse, fine
 from eden.training import train_baseline
 from host.cli import stages
@@ -257,6 +259,13 @@ def map_(
         int | None,
         typer.Option(min=1, help="A tRCD for each subarray of so many rows (often 512), not for each bank."),
     ] = None,
+    significance: Annotated[
+        bool,
+        typer.Option(
+            "--significance",
+            help="Place single bits, at one operating point: those that matter on cells that hold. Metadata: 1 %.",
+        ),
+    ] = False,
     seed: Seed = 1,
 ) -> None:
     """Place every tensor at the least cost that meets the target over the profile's own cells (EDEN, section 3).
@@ -266,6 +275,11 @@ def map_(
     a bound of 95 %. What holds strictly is the check on test images that follows, once: its errors follow from the
     network and the mapping, so that to ask again is no second chance. All tensors go to the one module of the profile.
     """
+    if significance and (energy or latency or subarray_rows):
+        raise PlanError(
+            "placement by significance takes one operating point, the lowest VDD; leave out --energy, --latency and "
+            "--subarray-rows, or --significance"
+        )
     stages.use_one_thread()
     tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
     split, target = stages.network_data(network).validation, tolerated.target_accuracy + margin / 100
@@ -276,23 +290,42 @@ def map_(
         cost = weighted(energy, latency, nominal)
     reference, drop = stages.load_network(baseline) if baseline else loaded, tolerated.certificate.target_drop
     with progress_bar("map") as progress:
-        choice = stages.choose_point(loaded, tolerated.rates, measured, split, target, batch, MAP_DRAWS, seed, progress)
+        choice = stages.choose_point(
+            *(loaded, tolerated.rates, measured, split, target, batch, MAP_DRAWS, seed, progress, significance)
+        )
     with progress_bar("show"):
         holds = stages.shown_by(loaded, split, reference, drop, seed)
-        choice = stages.cheaper_choice(
-            *(stages.shown_choice(choice, holds), loaded, tolerated.rates, measured, split, target, MAP_DRAWS, seed),
-            *(cost, subarray_rows, holds),
-        )
+        choice = stages.shown_choice(choice, holds)
+        if not significance:
+            choice = stages.cheaper_choice(
+                *(choice, loaded, tolerated.rates, measured, split, target, MAP_DRAWS, seed, cost, subarray_rows, holds)
+            )
     place = choice.footprint
     place.mapping.save(out)
-    _show_mapping(choice, tolerated, subarray_rows)
-    console.print(_metadata_sentence(loaded, batch))
+    _show_mapping(choice, tolerated)
+    if not significance:
+        _show_optimum(choice.optimum, subarray_rows)
+    console.print(_metadata_sentence(loaded, batch, place.significance))
     console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
     console.print(_certified_there(choice.footprint, network, reference, drop))
 
 
-def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance, subarray_rows: int | None) -> None:
+def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance) -> None:
     place = choice.footprint
+    if place.significance is None:
+        _show_pieces(place, tolerated)
+    else:
+        _show_layouts(place, place.significance)
+    if choice.shown is None:
+        console.print("chosen by its mean: validation images are too few to show that it meets the target")
+    if choice.shown is False:
+        console.print(
+            "validation images show no operating point to meet the target: this is the harshest whose mean does; boost "
+            "the network, allow more loss, or add milder points to the grid"
+        )
+
+
+def _show_pieces(place: stages.Footprint, tolerated: stages.Tolerance) -> None:
     rows = [
         [
             *(p.tensor, piece.partition, str(piece.point), f"{piece.cells / 8192:.1f}"),
@@ -309,24 +342,33 @@ def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance, subarray_r
             f"{max(place.ber[name] / max(tolerated.rates[name], 1e-12) for name in beyond):.1f} times): not all found "
             "a place within their tolerances, and the network's accuracy over the module's cells decided"
         )
-    if choice.shown is None:
-        console.print("chosen by its mean: validation images are too few to show that it meets the target")
-    if choice.shown is False:
-        console.print(
-            "validation images show no operating point to meet the target: this is the harshest whose mean does; boost "
-            "the network, allow more loss, or add milder points to the grid"
-        )
+
+
+def _show_layouts(place: stages.Footprint, plan: SignificancePlan) -> None:
+    rows = [
+        [
+            *(name, ", ".join(sorted({piece.partition for piece in placement.pieces})), str(len(placement.pieces))),
+            *(f"{placement.reserved / 8192:.1f}", f"{place.ber[name]:.1e}"),
+            f"{plan.layouts[name].costly_bits} of {plan.layouts[name].precision.bits}",
+        ]
+        for name, placement in place.mapping.placements.items()
+    ]
+    columns = ["tensor", "partitions", "pieces", "KiB", "BER", "bits on the best rows"]
+    table(f"placed by significance at {place.point}", columns, rows)
+
+
+def _show_optimum(optimum: Optimum | None, subarray_rows: int | None) -> None:
     parts = "subarray" if subarray_rows else "bank"
-    if choice.optimum is None:
+    if optimum is None:
         console.print(
             f"one operating point: a tRCD for each {parts} does not fit, costs no less, or is not shown to hold"
         )
         return
-    greedy = choice.optimum.greedy_cost
+    greedy = optimum.greedy_cost
     console.print(
-        f"a tRCD for each {parts}: solved exactly, {100 * choice.optimum.gap:.2g} % at most above the cheapest; EDEN's "
+        f"a tRCD for each {parts}: solved exactly, {100 * optimum.gap:.2g} % at most above the cheapest; EDEN's "
         "greedy Algorithm 1 "
-        + ("finds none" if greedy is None else f"costs {100 * (greedy / choice.optimum.cost - 1):.2g} % more")
+        + ("finds none" if greedy is None else f"costs {100 * (greedy / optimum.cost - 1):.2g} % more")
     )
 
 
@@ -349,10 +391,13 @@ def _certified_there(place: stages.Footprint, network: Path, reference: Approxim
     )
 
 
-def _metadata_sentence(network: ApproximateNetwork, images: int) -> str:
+def _metadata_sentence(network: ApproximateNetwork, images: int, plan: SignificancePlan | None = None) -> str:
     bits, stored = network.metadata_bits(), sum(tensor.bits(images) for tensor in network.tensors())
+    what = "scales and plausible ranges"
+    if plan is not None:
+        bits, what = bits + plan.metadata_bits(network.tensors()), f"{what}, order of rows and choices of ways"
     share = f"{100 * bits / stored:.2f} % of what is stored with {images} image{'s' if images > 1 else ''}"
-    return f"scales and plausible ranges: {bits} bits of metadata in reliable memory, {share}"
+    return f"{what}: {bits} bits of metadata in reliable memory, {share}"
 
 
 def infer(
@@ -363,12 +408,8 @@ def infer(
         Path | None,
         typer.Option(
             help="Profile that the mapping was made from: hold errors against it, fall back to milder points, and "
-            "print what accuracy it predicts."
+            "print what accuracy it predicts. What is placed by significance is written by it."
         ),
-    ] = None,
-    significance: Annotated[
-        Path | None,
-        typer.Option(help="Profile of this module: place anew at the mapping's point, bits that matter on good cells."),
     ] = None,
     reuse_weights: Annotated[
         int,
@@ -397,13 +438,15 @@ def infer(
     loaded, places = stages.load_network(network), DramMapping.load(mapping)
     data = stages.network_data(network)
     test = data.test if images is None else data.test.first(images)
-    if significance is not None and profile is not None:
-        raise PlanError("--profile predicts the mapping's own places; leave out --profile or --significance")
-    plan = None
-    if significance is not None:
-        plan = stages.significance_plan(loaded, data.validation, Profile.open(significance), places)
-        places = plan.mapping
     measured = Profile.open(profile) if profile else None
+    plan = None
+    if places.significance is not None:
+        if measured is None:
+            raise PlanError(
+                f"{mapping} places bits by significance: to write them, the module's weak cells must be known; give "
+                "the profile that it was made from as --profile"
+            )
+        plan = stages.footprint(measured, places, loaded).significance
     clean = evaluate(loaded, test.images, test.labels)
     opened = open_shown(board, supply, record)
     try:
@@ -429,10 +472,6 @@ def infer(
         f"board's bus with {costs.bus_bytes / 2**20:.1f} MiB; {costs.programs} programs took {1e3 * costs.dram_s:.2f} "
         "ms of DRAM time by the engine's clock"
     )
-    if plan is not None:
-        bits = plan.metadata_bits(loaded.tensors())
-        stored = sum(tensor.bits(places.images) for tensor in loaded.tensors())
-        console.print(f"placed by significance: {bits} bits of metadata, {100 * bits / stored:.2f} % of what is stored")
     if measured is not None:
         _compare_with_prediction(measured, loaded, test, found.mapping, accuracy)
 
@@ -472,8 +511,8 @@ def _show_tensors(found: Inference) -> None:
 def _compare_with_prediction(
     profile: Profile, network: ApproximateNetwork, test: Split, mapping: DramMapping, measured: Accuracy
 ) -> None:
-    place = stages.footprint(profile, mapping)
-    predicting: list[tuple[str, Callable[[int], ProfileMemory]]] = [("the profile's own cells", place.memory)]
+    place = stages.footprint(profile, mapping, network)
+    predicting: list[tuple[str, Callable[[int], ApproximateMemory]]] = [("the profile's own cells", place.memory)]
     try:
         fits = {point: stages.fits_at(profile, point) for point in {piece.point for piece in mapping.pieces}}
         fitted = stages.fitted_memory(fits, place, stages.partitions(profile))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from eden.approximate import ApproximateNetwork
-from eden.memory import ProfileMemory
+from eden.memory import ApproximateMemory
 from host.cli import stages
 from host.cli.inference import moved_to
 from profiles.errors import PlanError
@@ -36,7 +36,7 @@ class OwnMap:
         anywhere = {tensor.name: 1.0 for tensor in network.tensors()}
         self._mapping, self._harshest = stages.map_at(network, anywhere, parts, harshest, images), harshest
 
-    def __call__(self, ber: float, seed: int) -> ProfileMemory:
+    def __call__(self, ber: float, seed: int) -> ApproximateMemory:
         return self._nearest(ber).memory(seed)
 
     def measured_ber(self, ber: float) -> float:

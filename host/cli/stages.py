@@ -51,6 +51,7 @@ from profiles.schema import OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
 NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
+WRITTEN = {"weight": NOMINAL, "ifm": AT_POINT}  # how each kind of tensor is
 ROOM_TO_CHOOSE = 2  # cells known by default, over those that the network takes
 REFERENCE_BER = 3e-3  # where a model for training is fitted: a rate at which networks begin to suffer
 
@@ -299,11 +300,13 @@ class Footprint:
         mapping: where each tensor lies.
         weak_cells: of each tensor, by its kind's write condition.
         ber: expected bit error rate of each tensor (half its bits ones).
+        significance: how tensors are laid out there; None where they lie as they come.
     """
 
     mapping: DramMapping
     weak_cells: Mapping[str, WeakCells]
     ber: Mapping[str, float]
+    significance: SignificancePlan | None = None
 
     @property
     def point(self) -> OperatingPoint:
@@ -316,9 +319,14 @@ class Footprint:
         cells = {name: placement.reserved for name, placement in self.mapping.placements.items()}
         return sum(self.ber[name] * count for name, count in cells.items()) / sum(cells.values())
 
-    def memory(self, seed: int) -> ProfileMemory:
+    def memory(self, seed: int) -> ApproximateMemory:
         """The profile's own cells at the mapped addresses."""
-        return ProfileMemory(self.weak_cells, self.mapping.placements, seed)
+        return self.memory_of(self.weak_cells, seed)
+
+    def memory_of(self, weak_cells: Mapping[str, WeakCells], seed: int) -> ApproximateMemory:
+        """A module that is known to have these weak cells, in module numbering, at the mapped addresses."""
+        cells = ProfileMemory(weak_cells, self.mapping.placements, seed)
+        return replace(self.significance, weak_cells=weak_cells).memory(cells) if self.significance else cells
 
 
 def is_ifm(tensor: str) -> bool:
@@ -326,17 +334,38 @@ def is_ifm(tensor: str) -> bool:
     return tensor.rpartition(".")[2].startswith("ifm")
 
 
-def footprint(profile: Profile, mapping: DramMapping) -> Footprint:
-    """Look up the weak cells of a mapping in the profile it was made from."""
+def footprint(profile: Profile, mapping: DramMapping, network: ApproximateNetwork | None = None) -> Footprint:
+    """Look up the weak cells of a mapping in the profile it was made from.
+
+    ``network`` is whose tensors lie there: what is placed by significance is laid out by their formats.
+
+    Raises:
+        NetworkError: the mapping is placed by significance, and of another network or of none.
+    """
     points = {piece.point for piece in mapping.pieces}
-    maps = {(p, c): measured_weak_cells(profile, p, c) for p in points for c in (NOMINAL, AT_POINT)}
+    return _footprint({point: _weak_cells(profile, point) for point in points}, mapping, network)
+
+
+def _weak_cells(profile: Profile, point: OperatingPoint) -> dict[str, WeakCells]:
+    """What the profile knows of a point, by the kind of tensor that meets it."""
+    return {kind: measured_weak_cells(profile, point, condition) for kind, condition in WRITTEN.items()}
+
+
+def _footprint(
+    known: Mapping[OperatingPoint, Mapping[str, WeakCells]], mapping: DramMapping, network: ApproximateNetwork | None
+) -> Footprint:
     cells, rates = {}, {}
     for name, placement in mapping.placements.items():
-        condition = AT_POINT if is_ifm(name) else NOMINAL
+        kind = "ifm" if is_ifm(name) else "weight"
         pieces = sorted(placement.pieces, key=lambda piece: piece.first_cell)
-        cells[name] = joined([_module_cells(maps[piece.point, condition], piece) for piece in pieces])
+        cells[name] = joined([_module_cells(known[piece.point][kind], piece) for piece in pieces])
         rates[name] = cells[name].ber(placement.reserved)
-    return Footprint(mapping, cells, rates)
+    if mapping.significance is None:
+        return Footprint(mapping, cells, rates)
+    if network is not None:
+        network.store_weights()
+    plan = SignificancePlan.of(mapping, network.formats if network else {}, cells)
+    return Footprint(mapping, cells, rates, plan)
 
 
 def _module_cells(weak: WeakCells, piece: Piece) -> WeakCells:
@@ -373,6 +402,28 @@ def map_at(
     return fine_mapping(network.tensors(), dict.fromkeys(tolerated, 1.0), here, images)
 
 
+def placed_by_significance(
+    network: ApproximateNetwork,
+    sample: Split,
+    profile: Profile,
+    parts: list[Partition],
+    point: OperatingPoint,
+    images: int,
+) -> Footprint:
+    """Placement by significance at one operating point, over all rows whose cells the profile knows: ``parts``.
+
+    ``sample`` says what the network's IFMs are like: a batch of it, of ``images``.
+
+    Raises:
+        CapacityError: the known cells are too few.
+    """
+    weak, stored = _weak_cells(profile, point), stored_tensors(network, sample.first(images).images)
+    here = [part for part in parts if point in part.points()]
+    plan = plan_significance(network.tensors(), *stored, weak, here, point, images)
+    mapping = plan.mapping.model_copy(update={"module": profile.header.module})
+    return _footprint({point: weak}, mapping, network)
+
+
 @dataclass(frozen=True)
 class Choice:
     """An operating point, and the next harsher one of the grid.
@@ -407,11 +458,13 @@ def choose_point(
     draws: int,
     seed: int,
     progress: Progress = silent,
+    significance: bool = False,
 ) -> Choice:
     """The lowest VDD (then the shortest tRCD) at which the mapped network meets ``target_accuracy`` on validation.
 
     From mild to harsh within each tRCD, with the profile's own cells at the mapped addresses, each point with a mapping
-    of its own. A tRCD is left at its first failure: a lucky pass beyond one is noise.
+    of its own: EDEN's, or with ``significance`` `placed_by_significance`, which does not look at ``tolerated``. A tRCD
+    is left at its first failure: a lucky pass beyond one is noise.
 
     Raises:
         PlanError: no operating point below nominal meets the target.
@@ -423,10 +476,16 @@ def choose_point(
     candidates = [p for p in tested if p.vdd_mv <= limits.vdd_mv and p.trcd_ps <= limits.trcd_ps and p != limits]
 
     def predict(place: Footprint) -> Prediction:
-        def memory(draw: int) -> ProfileMemory:
+        def memory(draw: int) -> ApproximateMemory:
             return place.memory(derive_seed(seed, "choice", draw))
 
         return predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
+
+    def place_at(point: OperatingPoint) -> Footprint:
+        if significance:
+            return placed_by_significance(network, validation, profile, parts, point, images)
+        mapping = map_at(network, tolerated, parts, point, images)
+        return footprint(profile, mapping.model_copy(update={"module": nominal}))
 
     passed: dict[int, list[Choice]] = {}
     failed: set[int] = set()
@@ -434,8 +493,7 @@ def choose_point(
         progress(done, len(candidates))
         if point.trcd_ps in failed:
             continue
-        mapping = map_at(network, tolerated, parts, point, images).model_copy(update={"module": nominal})
-        place = footprint(profile, mapping)
+        place = place_at(point)
         predicted = predict(place)
         here = passed.setdefault(point.trcd_ps, [])
         if here:
@@ -487,7 +545,7 @@ def cheaper_choice(
         return choice
     place = footprint(profile, found.mapping.model_copy(update={"module": profile.header.module}))
 
-    def memory(draw: int) -> ProfileMemory:
+    def memory(draw: int) -> ApproximateMemory:
         return place.memory(derive_seed(seed, "choice", draw))
 
     predicted = predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
@@ -562,7 +620,7 @@ def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, Fit
 
 def fitted_memory(
     fits: Mapping[OperatingPoint, Mapping[WriteCondition, FitReport]], place: Footprint, parts: list[Partition]
-) -> Callable[[int], ProfileMemory]:
+) -> Callable[[int], ApproximateMemory]:
     """Memories that follow the fitted models where each tensor lies; each seed is another module of their kind.
 
     Models that are the same everywhere (0 and 3) are scaled to the measured rate of each row, which is then a partition
@@ -572,17 +630,17 @@ def fitted_memory(
     def part_of(piece: Piece) -> Partition:
         return next(part for part in parts if 0 <= piece.first_cell - part.first_cell < part.cells)
 
-    def memory(seed: int) -> ProfileMemory:
+    def memory(seed: int) -> ApproximateMemory:
         weak = {}
         for name, placement in place.mapping.placements.items():
-            kind, condition = ("ifm", AT_POINT) if is_ifm(name) else ("weight", NOMINAL)
+            kind = "ifm" if is_ifm(name) else "weight"
             weak[name] = joined(
                 [
-                    _sample_rows(fits[piece.point][condition].model, piece, part_of(piece), kind, seed)
+                    _sample_rows(fits[piece.point][WRITTEN[kind]].model, piece, part_of(piece), kind, seed)
                     for piece in sorted(placement.pieces, key=lambda piece: piece.first_cell)
                 ]
             )
-        return ProfileMemory(weak, place.mapping.placements, derive_seed(seed, "reads"))
+        return place.memory_of(weak, derive_seed(seed, "reads"))
 
     return memory
 
@@ -601,26 +659,3 @@ def _sample_rows(model: ErrorModel, placement: Piece, part: Partition, kind: str
             here = model.scaled(min(float(rate), model.highest_ber)).sample_weak_cells(low, high - low, seed)
             pieces.append(WeakCells(here.cell + low, here.flip_zero, here.flip_one))
     return joined(pieces)
-
-
-def significance_plan(
-    network: ApproximateNetwork, sample: Split, profile: Profile, mapping: DramMapping
-) -> SignificancePlan:
-    """Placement by significance at the operating point of ``mapping``, over all rows whose cells the profile knows.
-
-    ``sample`` says what the network's IFMs are like: a batch of it, of the size that the mapping has room for.
-
-    Raises:
-        PlanError: the mapping has several operating points.
-    """
-    points = {piece.point for piece in mapping.pieces}
-    if len(points) != 1:
-        raise PlanError(f"the mapping has {len(points)} operating points; placement by significance takes one")
-    point = points.pop()
-    weak = {
-        "weight": measured_weak_cells(profile, point, NOMINAL),
-        "ifm": measured_weak_cells(profile, point, AT_POINT),
-    }
-    stored = stored_tensors(network, sample.first(mapping.images).images)
-    plan = plan_significance(network.tensors(), *stored, weak, partitions(profile), point, mapping.images)
-    return replace(plan, mapping=plan.mapping.model_copy(update={"module": profile.header.module}))

@@ -269,6 +269,29 @@ def test_metadata_are_counted_and_all_that_a_reader_needs() -> None:
     assert memory.metadata_bits / memory.stored_bits < 0.01
 
 
+def test_data_that_change_are_encoded_anew_and_others_stored_again() -> None:
+    class Counting(ReliableMemory):
+        stores = 0
+
+        def store(self, tensor: str, data: torch.Tensor) -> None:
+            self.stores += 1
+            super().store(tensor, data)
+
+    first, second = (torch.from_numpy(weights(Precision.INT8, 10_000, seed)) for seed in (1, 2))
+    layout, inner, asked = layout_of(first.numpy(), Precision.INT8, 8), Counting(), []
+
+    def weak_cells_of(tensor: str, bits: int) -> WeakCells:
+        asked.append(tensor)
+        return some_weak_cells(bits, 0.02, 6)
+
+    memory = SignificanceMemory(inner, {"a": layout}, weak_cells_of)
+    for stores, data in enumerate((first, first.clone(), second, first[:5000], first), start=1):
+        memory.store("a", data)
+        assert torch.equal(memory.load("a"), data)
+        assert inner.stores == stores
+    assert len(asked) == 4
+
+
 def test_without_weak_cells_units_stay_as_they_are(no_weak_cells: WeakCells) -> None:
     data = weights(Precision.FP32, 100)
     layout = layout_of(data, Precision.FP32, 32)

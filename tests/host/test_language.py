@@ -45,7 +45,7 @@ def words() -> Dataset:
 
 @pytest.mark.slow
 def test_a_network_of_words_goes_from_training_to_dram(
-    run_eden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_eden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = words()
     short = Recipe(lambda: data, Training(5, 2e-2, batch=25), Training(1, 1e-3, batch=25))
@@ -84,6 +84,21 @@ def test_a_network_of_words_goes_from_training_to_dram(
     assert "of 30 images" in run_eden(*infer, "--board", "mock:B:1", "--images", "30")
     replayed = run_eden(*infer, "--board", f"replay:{tmp_path / 'recording'}")
     assert untimed(replayed) == untimed(printed)
+
+    printed = run_eden(*arguments, "--significance")
+    assert "placed by significance at 1040 mV" in printed
+    assert "choices of ways" in printed
+    assert "certified on test images, PASSED" in printed
+    printed = run_eden(*infer, "--board", "mock:B:1")
+    assert "bits read wrong" in printed
+    assert "DRIFT" not in printed
+    assert printed.count("agrees within the joint uncertainty") >= 1
+    with pytest.raises(SystemExit):
+        run_eden("infer", baseline, mapping, "--board", "mock:B:1")
+    assert "give the profile that it was made from as --profile" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_eden(*arguments, "--significance", "--energy", "1")
+    assert "takes one operating point" in capsys.readouterr().err
 
 
 def untimed(printed: str) -> list[str]:

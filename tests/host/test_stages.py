@@ -26,7 +26,7 @@ from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import header, measure, scan
 from host.temperature_window import TemperatureWindow
 from host.tensor_memory import BoardMemory
-from profiles.errors import BoardError, CapacityError, EdenError, FitError, PlanError
+from profiles.errors import BoardError, CapacityError, EdenError, FitError, NetworkError, PlanError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern, stored_bits
 from profiles.population import measured_weak_cells
@@ -534,7 +534,8 @@ def test_placed_by_significance_the_board_s_errors_change_weights_less(
 ) -> None:
     """The profile says where not to put what; the board errs as it does, and the reader has the metadata only."""
     mapping = mapped(network, profile, CLIFF)
-    plan = stages.significance_plan(network, split, profile, mapping)
+    plan = stages.placed_by_significance(network, split, profile, stages.partitions(profile), CLIFF, BATCH).significance
+    assert plan is not None
     stored, _ = stored_tensors(network, split.first(BATCH).images)
     weights = {tensor.name: stored[tensor.name] for tensor in network.tensors() if tensor.kind == "weight"}
 
@@ -558,20 +559,38 @@ def test_placed_by_significance_the_board_s_errors_change_weights_less(
     assert plan.metadata_bits(network.tensors()) < 0.0115 * sum(t.bits(BATCH) for t in network.tensors())
 
 
-def test_placement_by_significance_repeats_on_the_board_and_takes_one_point(
-    profile: Profile, network: ApproximateNetwork, split: Split
+def test_placement_by_significance_repeats_on_the_board_and_is_kept_with_the_mapping(
+    profile: Profile, network: ApproximateNetwork, split: Split, tmp_path: Path
 ) -> None:
-    mapping, found = mapped(network, profile, CLIFF), []
-    plan = stages.significance_plan(network, split, profile, mapping)
-    for _ in range(2):
-        opened = board()
-        found.append(infer_on_board(opened, network, plan.mapping, split, 1, significance=plan))
+    place, found = stages.placed_by_significance(network, split, profile, stages.partitions(profile), CLIFF, BATCH), []
+    place.mapping.save(tmp_path / "mapping.json")
+    loaded = stages.footprint(profile, DramMapping.load(tmp_path / "mapping.json"), network)
+    for each in (place, loaded):
+        kept = each.significance
+        found.append(infer_on_board(board(), network, each.mapping, split, 1, profile=profile, significance=kept))
     assert torch.equal(found[0].accuracy.correct_images, found[1].accuracy.correct_images)
     assert found[0].flips == found[1].flips
-    first = next(iter(mapping.placements))
-    moved = {**mapping.placements, first: mapping.placements[first].model_copy(update={"point": POINTS[0]})}
-    with pytest.raises(PlanError, match="2 operating points"):
-        stages.significance_plan(network, split, profile, mapping.model_copy(update={"placements": moved}))
+    assert found[0].total_flips > 0
+    assert not found[0].fallbacks
+    for mapping, plan in ((place.mapping, None), (mapped(network, profile, CLIFF), place.significance)):
+        with pytest.raises(NetworkError, match="placed by significance"):
+            infer_on_board(board(), network, mapping, split, 1, significance=plan)
+    with pytest.raises(NetworkError, match="another network"):
+        stages.footprint(profile, place.mapping)
+
+
+def test_by_significance_a_harsher_point_meets_the_target(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    plain, placed = (
+        stages.choose_point(
+            *(network, rates(network, 1e-4), profile, split, 0.95, BATCH, 2, 1), significance=significance
+        )
+        for significance in (False, True)
+    )
+    assert placed.predicted.mean >= 0.95
+    assert placed.footprint.point.vdd_mv < plain.footprint.point.vdd_mv
+    assert placed.footprint.mean_ber > 3 * plain.footprint.mean_ber
 
 
 def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
