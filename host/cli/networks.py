@@ -293,8 +293,8 @@ def map_(
         choice = stages.choose_point(
             *(loaded, tolerated.rates, measured, split, target, batch, MAP_DRAWS, seed, progress, significance)
         )
-    with progress_bar("show"):
-        holds = stages.shown_by(loaded, split, reference, drop, seed)
+    with progress_bar("show") as progress:
+        holds = stages.shown_by(loaded, split, reference, drop, seed, progress)
         choice = stages.shown_choice(choice, holds)
         if not significance:
             choice = stages.cheaper_choice(

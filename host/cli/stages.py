@@ -47,7 +47,7 @@ from profiles.fit import FitReport, fit
 from profiles.geometry import Geometry
 from profiles.population import measured_weak_cells
 from profiles.progress import Progress, silent
-from profiles.schema import OperatingPoint, PointRecord, Region, WriteCondition
+from profiles.schema import AccessMode, OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
 NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
@@ -229,6 +229,11 @@ def partitions(profile: Profile, subarray_rows: int | None = None) -> list[Parti
 
     ``subarray_rows``: one for each subarray instead, of so many rows.
     """
+    if any(record.access_mode != AccessMode.BURST_PER_ACTIVATION for record in profile.points):
+        raise PlanError(
+            f"{profile.path} was read row by row (access_mode linear), but tensors are read one burst per activation, "
+            'and error rates hold for no other access; scan with access_mode = "burst_per_activation"'
+        )
     geometry, region = profile.geometry, _common_region(profile.points)
     rows = np.arange(region.row_start, region.row_end)
     wordlines = (np.array(region.banks)[:, None] * geometry.rows + rows).ravel()
@@ -582,14 +587,19 @@ def certificate_there(
 
 
 def shown_by(
-    network: ApproximateNetwork, validation: Split, baseline: ApproximateNetwork, drop: float, seed: int
+    network: ApproximateNetwork,
+    validation: Split,
+    baseline: ApproximateNetwork,
+    drop: float,
+    seed: int,
+    progress: Progress = silent,
 ) -> Holds:
     """Whether validation images show the loss against ``baseline`` to be below the target, as `certificate_there`."""
     right = evaluate(baseline, validation.images, validation.labels).correct_images
 
     def holds(place: Footprint) -> bool | None:
         once = derive_seed(seed, "shown")
-        found = certificate_there(network, place, validation, right, drop, once)
+        found = certificate_there(network, place, validation, right, drop, once, progress)
         return None if found is None else found.certified is not None
 
     return holds

@@ -30,7 +30,7 @@ from profiles.errors import BoardError, CapacityError, EdenError, FitError, Netw
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern, stored_bits
 from profiles.population import measured_weak_cells
-from profiles.schema import OperatingPoint, WriteCondition
+from profiles.schema import AccessMode, OperatingPoint, WriteCondition
 from profiles.storage import Profile
 
 GEOMETRY = Geometry(banks=2, rows=64, columns=512, data_width=64, subarray_rows=32)
@@ -475,6 +475,13 @@ def test_a_profile_without_writes_at_the_point_is_not_mapped(
 ) -> None:
     with pytest.raises(EdenError, match="operating_point"):
         stages.choose_point(network, rates(network), weights_only, split, 0.5, BATCH, 2, 1)
+
+
+def test_rates_of_another_access_are_not_mapped_by(tmp_path: Path) -> None:
+    grid = (Grid(trcd_ps=14000, vdd_mv=(1250,)),)
+    linear = plan(rows=4).model_copy(update={"grid": grid, "access_mode": AccessMode.LINEAR})
+    with pytest.raises(PlanError, match="read row by row"):
+        stages.partitions(scan(board(), linear, tmp_path / "linear"))
 
 
 def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: ApproximateNetwork) -> None:

@@ -1,4 +1,4 @@
-"""The worked example does what it says: every command and then every line of Python of docs/profiles.md."""
+"""Worked examples do what they say: every command, and then every line of Python, of these pages of docs."""
 
 import re
 import subprocess
@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = ROOT / "docs" / "profiles.md"
 
 
 @pytest.mark.slow
-def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+@pytest.mark.parametrize(("page", "made"), [("profiles.md", "example/plots"), ("own-network.md", "own/dimm")])
+def test_the_page_runs_as_it_stands(tmp_path: Path, page: str, made: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     commands, python = ("".join(text for language, text in blocks if language == each) for each in ("sh", "python"))
     environment = tmp_path / ".venv" / "bin"
     environment.mkdir(parents=True)
     (environment / "eden").symlink_to(Path(sys.executable).parent / "eden")
     _run(tmp_path, "bash", "-e", "-c", commands)
     _run(tmp_path, sys.executable, "-c", python)
-    assert (tmp_path / "build" / "example" / "plots").exists()
+    assert (tmp_path / "build" / made).exists()
 
 
 def _run(folder: Path, *command: str) -> None:
