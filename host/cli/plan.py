@@ -26,6 +26,7 @@ class NetworkPlan(BaseModel):
             points: the test split is another sample of images.
         batch: images in DRAM at a time.
         draws: error draws behind each accuracy while searching.
+        significance: whether bits that matter are placed on cells that hold, as of `eden map --significance`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +38,7 @@ class NetworkPlan(BaseModel):
     selection_margin_pct: float = Field(default=0.0, ge=0, le=100)
     batch: int = Field(default=50, gt=0, le=10_000)
     draws: int = Field(default=5, ge=2, le=1000)
+    significance: bool = False
 
 
 class RunPlan(BaseModel):

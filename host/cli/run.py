@@ -24,9 +24,9 @@ from host.board import Board
 from host.cli import stages
 from host.cli.console import console, progress_bar, table
 from host.cli.fit import show_fit
-from host.cli.inference import infer_on_board
+from host.cli.inference import Inference, infer_on_board
 from host.cli.opening import open_shown
-from host.cli.plan import PlanPath, RunPlan, load_plan, named_board
+from host.cli.plan import NetworkPlan, PlanPath, RunPlan, load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
 from host.cli.rail_power import rail_power
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
@@ -37,6 +37,7 @@ from host.scan import scan
 from profiles import plots
 from profiles.errors import FitError, ProfileError
 from profiles.fit import FitReport
+from profiles.progress import Progress
 from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
@@ -115,7 +116,7 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
         "seed": network_plan.seed,
         "reference_point": reference.model_dump(),
         "precisions": {},
-        "notes": _notes(board),
+        "notes": _notes(board, network_plan),
     }
     fits[AT_POINT].anywhere.save(out / "model.parquet")
     tasks = [
@@ -146,13 +147,13 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
     """The one look at the test split: on DRAM at the chosen point and at the next, and what models predict."""
     test, precision = stages.dataset(task.plan.name).test, task.precision
     baseline, network = stages.load_network(task.folder / BASELINE), stages.load_network(task.folder / NETWORK)
-    place = stages.footprint(profile, DramMapping.load(task.folder / MAPPING))
+    place = stages.footprint(profile, DramMapping.load(task.folder / MAPPING), network)
     point = place.point
     unboosted = evaluate(baseline, test.images, test.labels)
     clean = unboosted.accuracy
     target, epoch = clean - task.plan.target_drop_pct / 100, len(profile.points)
     with progress_bar(f"{precision}: DRAM at {point}") as progress:
-        on_dram = infer_on_board(board, network, place.mapping, test, epoch, progress)
+        on_dram = _on_dram(board, network, place, test, epoch, progress)
     measured = on_dram.accuracy
     with progress_bar(f"{precision}: predict"):
         by_model = by_cells = _predict(network, test, place.memory, place)
@@ -236,16 +237,22 @@ def _next_point(
     file = task.folder / NEXT_MAPPING
     if not file.exists():
         return {"next_point": None, "next_point_accuracy": None, "next_point_fails": None}
-    place = stages.footprint(profile, DramMapping.load(file))
+    place = stages.footprint(profile, DramMapping.load(file), network)
     point = place.point
     with progress_bar(f"{task.precision}: DRAM at {point}") as progress:
         test, epoch = stages.dataset(task.plan.name).test, len(profile.points) + 1
-        measured = infer_on_board(board, network, place.mapping, test, epoch, progress).accuracy
+        measured = _on_dram(board, network, place, test, epoch, progress).accuracy
     return {
         "next_point": {"vdd_mv": point.vdd_mv, "trcd_ps": point.trcd_ps, "ber": place.mean_ber},
         "next_point_accuracy": measured.accuracy,
         "next_point_fails": measured.accuracy < target,
     }
+
+
+def _on_dram(
+    board: Board, network: ApproximateNetwork, place: Footprint, test: Split, epoch: int, progress: Progress
+) -> Inference:
+    return infer_on_board(board, network, place.mapping, test, epoch, progress, significance=place.significance)
 
 
 def _predict(network: ApproximateNetwork, test: Split, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
@@ -280,7 +287,7 @@ def _boost_sentence(precision: Precision, found: dict[str, Any]) -> str:
     return figures
 
 
-def _notes(board: Board) -> list[str]:
+def _notes(board: Board, plan: NetworkPlan) -> list[str]:
     notes = [
         "Every choice was made on the validation split; the test split was used for the figures of this report only.",
         "Tolerable BER: mean accuracy over draws of errors on validation images; each draw is another module of the "
@@ -297,6 +304,11 @@ def _notes(board: Board) -> list[str]:
         "Weights were written once at nominal VDD and tRCD and read for every batch; IFMs were written and read at the "
         "operating point; every access was one burst per activation, as characterised.",
     ]
+    if plan.significance:
+        notes.append(
+            "Bits that matter were placed on cells that the profile found to hold, with 1 % of metadata in reliable "
+            "memory, and nothing is said of how the map of weak cells ages."
+        )
     if board.seed is not None:
         notes.append(
             "The board is a software mock. Its chips follow published measurements where there are any; the joint "

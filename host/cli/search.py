@@ -190,6 +190,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         plan.draws,
         plan.seed,
         report("map"),
+        plan.significance,
     )
     report("certify")
     choice = stages.shown_choice(meets, stages.shown_by(network, data.validation, baseline, drop, plan.seed))

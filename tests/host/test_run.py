@@ -28,6 +28,7 @@ from host.cli.inference import moved_to
 from host.cli.search import DRAM_RESULTS, MAPPING, RESULTS, SearchTask
 from profiles.progress import Progress, silent
 from profiles.schema import OperatingPoint
+from profiles.storage import Profile
 
 PLAN = """
 board = "mock:B:1"
@@ -232,6 +233,25 @@ def test_a_point_without_errors_is_reported_without_an_error_model(finished: Pat
     assert (results["vdd_mv"], results["flips_read"], results["error_model"]) == (1100, 0, None)
     assert results["accuracy_predicted"] == results["accuracy_predicted_cells"] == results["accuracy_on_dram"]
     assert "No error model is determined there" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_what_was_placed_by_significance_is_run_and_predicted_so(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    folder, profile = tmp_path / "run" / "int8", Profile.open(finished / "run" / "profile")
+    plain, network = DramMapping.load(folder / MAPPING), stages.load_network(folder / "network.safetensors")
+    validation, parts = stages.dataset().validation, stages.partitions(profile)
+    harsh = min(parts[0].points(), key=lambda point: point.vdd_mv)
+    stages.placed_by_significance(network, validation, profile, parts, harsh, plain.images).mapping.save(
+        folder / MAPPING
+    )
+    (folder / DRAM_RESULTS).unlink()
+    eden("run", written_plan(tmp_path))
+    before, placed = (content(each)["precisions"]["int8"] for each in (finished, tmp_path))
+    assert placed["vdd_mv"] == harsh.vdd_mv
+    assert placed["flips_read"] > 1.5 * before["flips_read"]
+    assert placed["cells_prediction_agrees"]
+    assert placed["accuracy_on_dram"] >= before["next_point_accuracy"] + 0.05
 
 
 @pytest.mark.slow
