@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import TensorSpec
 from eden.placement import Piece, Placement
@@ -87,13 +87,13 @@ class Significance(BaseModel):
     """How tensors that are placed by significance are laid out (`eden.significance`): with their formats, all of it.
 
     Attributes:
-        costly_bits: by tensor, how many bits of each value lie in its first cells: those whose flips cost most.
+        costly_bits: how many bits of each value lie in a tensor's first cells: those whose flips cost most.
         order_bits: metadata that the order of rows and this split take, in reliable memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    costly_bits: dict[str, PositiveInt]
+    costly_bits: int = Field(ge=1, le=32)
     order_bits: int = Field(ge=0)
 
 
@@ -138,7 +138,7 @@ class DramMapping(BaseModel):
         """Write the mapping as JSON. Raises ProfileError where the disk is full or cannot be written."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
-            file.write(self.model_dump_json(indent=1).encode() + b"\n")
+            file.write(self.model_dump_json(indent=1, exclude_none=True).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> "DramMapping":

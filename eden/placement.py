@@ -40,6 +40,11 @@ class Placement(Piece):
         return (self, *self.more)
 
     @property
+    def partitions(self) -> list[str]:
+        """Names of the partitions that its pieces lie in, each once."""
+        return sorted({piece.partition for piece in self.pieces})
+
+    @property
     def reserved(self) -> int:
         """Bits reserved in all pieces."""
         return sum(piece.cells for piece in self.pieces)

@@ -522,24 +522,29 @@ class SignificancePlan:
 
     @classmethod
     def of(
-        cls, mapping: DramMapping, formats: Mapping[str, TensorFormat], weak_cells: Mapping[str, WeakCells]
+        cls, mapping: DramMapping, network: ApproximateNetwork, weak_cells: Mapping[str, WeakCells]
     ) -> "SignificancePlan":
-        """The plan that a mapping placed by significance stands for.
+        """The plan that a mapping of ``network`` that is placed by significance stands for.
 
         Raises:
             NetworkError: it was not placed so, or is of another network or precision.
         """
         if mapping.significance is None:
             raise NetworkError("the mapping was not placed by significance; run eden map --significance")
-        costly = mapping.significance.costly_bits
-        if not mapping.placements.keys() <= costly.keys() & formats.keys():
-            raise NetworkError("the mapping is of another network than this one; map it again")
-        return cls(mapping, {name: Layout(formats[name], costly[name]) for name in mapping.placements}, weak_cells)
+        network.store_weights()
+        bytes_of = {tensor.name: tensor.bits(mapping.images) // 8 for tensor in network.tensors()}
+        costly_bits = min(mapping.significance.costly_bits, network.precision.bits)
+        layouts = {name: Layout(network.formats[name], costly_bits) for name in bytes_of}
+        taken = {name: layout.stored_bits(bytes_of[name]) for name, layout in layouts.items()}
+        if taken != {name: place.reserved for name, place in mapping.placements.items()}:
+            raise NetworkError("the mapping is of another network or precision than this one; map it again")
+        return cls(mapping, layouts, weak_cells)
 
     @property
     def order_bits(self) -> int:
         """See `Significance`; `SignificanceMemory.metadata_bits` is the rest."""
-        return self.mapping.significance.order_bits if self.mapping.significance else 0
+        assert self.mapping.significance is not None
+        return self.mapping.significance.order_bits
 
     def metadata_bits(self, tensors: Sequence[TensorSpec]) -> int:
         """What a reader of ``tensors`` needs besides their formats, at the batch size planned for."""
@@ -626,8 +631,8 @@ def _plan(
     images: int,
     costly_share: float,
 ) -> SignificancePlan:
-    costly = {t.name: max(1, round(costly_share * t.precision.bits)) for t in tensors}
-    layouts = {t.name: Layout(formats[t.name], costly[t.name]) for t in tensors}
+    costly_bits = max(1, round(costly_share * tensors[0].precision.bits))  # a network has one precision
+    layouts = {tensor.name: Layout(formats[tensor.name], costly_bits) for tensor in tensors}
     rows = sorted((row for partition in partitions for row in _rows(partition, point)), key=lambda row: row.ber)
     free = _Rows(rows, point)
     pieces: dict[str, list[Piece]] = {tensor.name: [] for tensor in tensors}
@@ -641,7 +646,7 @@ def _plan(
     }
     order = free.touched * (len(rows) - 1).bit_length() + (len(SPLITS) - 1).bit_length()
     mapping = made_mapping(tensors, placements, images, UNIT_BITS)
-    significance = Significance(costly_bits=costly, order_bits=order)
+    significance = Significance(costly_bits=costly_bits, order_bits=order)
     return SignificancePlan(mapping.model_copy(update={"significance": significance}), layouts, weak_cells)
 
 

@@ -114,7 +114,7 @@ def infer_on_board(
     progress: Progress = silent,
     profile: Profile | None = None,
     weight_reuse: int = 1,
-    significance: SignificancePlan | None = None,
+    plan: SignificancePlan | None = None,
 ) -> Inference:
     """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM.
 
@@ -127,18 +127,22 @@ def infer_on_board(
         progress: told of images done.
         profile: what the mapping was made from; without it errors are counted, and not judged.
         weight_reuse: batches that one read of a weight serves (`BoardMemory`).
-        significance: how tensors are laid out where the mapping places them by significance.
+        plan: how tensors are laid out, of a mapping that is placed by significance: the `Footprint`'s.
 
     Raises:
         BoardError: the mapping or the profile is of another module than the board carries, or errors leave the interval
             and the profile holds no milder point.
-        NetworkError: no images, a ``weight_reuse`` below 1, or a mapping that is placed by significance without a plan.
+        NetworkError: no images, a ``weight_reuse`` below 1, or a plan that is not the mapping's.
+        PlanError: the profile was not read as tensors are.
     """
-    if (mapping.significance is None) != (significance is None):
-        raise NetworkError("a mapping that is placed by significance takes its plan, any other none")
+    if mapping != (plan.mapping if plan else mapping.model_copy(update={"significance": None})):
+        raise NetworkError(
+            "a mapping that is placed by significance takes its own plan, any other none; give that of its footprint "
+            "(stages.footprint), or None"
+        )
     _check_module(board, "mapping", mapping.module)
     _check_module(board, "profile", profile.header.module if profile else None)
-    run = _Run(board, network, mapping, profile, weight_reuse, significance)
+    run = _Run(board, network, mapping, profile, weight_reuse, plan)
     link, before, begun = TimedBus(board.bus), replace(board.usage), time.perf_counter()
     kept, board.bus = network.memory, link
     try:
@@ -192,10 +196,10 @@ class _Run:
         mapping: DramMapping,
         profile: Profile | None,
         reuse: int,
-        significance: SignificancePlan | None,
+        plan: SignificancePlan | None,
     ) -> None:
         self._board, self._network, self._profile, self._reuse = board, network, profile, reuse
-        self._significance = significance
+        self._plan = plan
         self.mapping = mapping
         self.flips = dict.fromkeys(mapping.placements, 0)
         self.bits_read = dict.fromkeys(mapping.placements, 0)
@@ -232,8 +236,7 @@ class _Run:
         listener = _Listeners(self._follow)
         self._memory = BoardMemory(self._board, self.mapping.placements, ifms, self._reuse, listener)
         self._memory.clear()
-        plan = self._significance
-        self._network.memory = self._memory if plan is None else plan.memory(self._memory)
+        self._network.memory = self._memory if self._plan is None else self._plan.memory(self._memory)
 
     def _window(self, test: Split, first: int, last: int, level: float, progress: Progress) -> torch.Tensor | None:
         """Which images of a window are classified right; None after an alarm, when its batches are to run again."""
@@ -274,6 +277,8 @@ class _Run:
         self.fallbacks.append(Fallback(tensor, flips, expected, image, moved))
         self.mapping = moved_to(self.mapping, moved)
         self._here = cell_rates(self._profile, self.mapping)
+        if self._plan is not None:
+            self._plan = stages.footprint(self._profile, self.mapping, self._network).plan
         self._occupy()
 
 
@@ -307,7 +312,9 @@ def cell_rates(profile: Profile, mapping: DramMapping) -> dict[str, CellRates]:
     Raises:
         FitError: it holds no such point.
         BoardError: it was measured without refresh, which inference keeps.
+        PlanError: it was not read as tensors are.
     """
+    stages.check_access(str(profile.path), *(record.access_mode for record in profile.points))
     points = {piece.point for piece in mapping.pieces}
     if any(record.refresh != "kept" for point in points for record in profile.find(point)):
         raise BoardError(f"{profile.path} was scanned with refresh withheld, inference refreshes; scan with it kept")

@@ -263,7 +263,8 @@ def map_(
         bool,
         typer.Option(
             "--significance",
-            help="Place single bits, at one operating point: those that matter on cells that hold. Metadata: 1 %.",
+            help="Place single bits instead, at one operating point, those that matter on cells that hold: takes some "
+            "1 % of metadata, minutes, and `eden infer --profile`.",
         ),
     ] = False,
     seed: Seed = 1,
@@ -274,6 +275,7 @@ def map_(
     cheapest that validation images show to lose less than the target of the tolerances on the module's own map: each by
     a bound of 95 %. What holds strictly is the check on test images that follows, once: its errors follow from the
     network and the mapping, so that to ask again is no second chance. All tensors go to the one module of the profile.
+    With --significance tolerances decide nothing but the target.
     """
     if significance and (energy or latency or subarray_rows):
         raise PlanError(
@@ -289,10 +291,13 @@ def map_(
         nominal = OperatingPoint(vdd_mv=module.nominal_vdd_mv, trcd_ps=module.nominal_trcd_ps)
         cost = weighted(energy, latency, nominal)
     reference, drop = stages.load_network(baseline) if baseline else loaded, tolerated.certificate.target_drop
+    parts = stages.partitions(measured)
+    if significance:
+        place_at = stages.by_significance(loaded, split, measured, parts, batch)
+    else:
+        place_at = stages.by_tolerances(loaded, tolerated.rates, measured, parts, batch)
     with progress_bar("map") as progress:
-        choice = stages.choose_point(
-            *(loaded, tolerated.rates, measured, split, target, batch, MAP_DRAWS, seed, progress, significance)
-        )
+        choice = stages.choose_point(loaded, place_at, parts, module, split, target, batch, MAP_DRAWS, seed, progress)
     with progress_bar("show") as progress:
         holds = stages.shown_by(loaded, split, reference, drop, seed, progress)
         choice = stages.shown_choice(choice, holds)
@@ -305,17 +310,17 @@ def map_(
     _show_mapping(choice, tolerated)
     if not significance:
         _show_optimum(choice.optimum, subarray_rows)
-    console.print(_metadata_sentence(loaded, batch, place.significance))
+    console.print(_metadata_sentence(loaded, batch, place.plan))
     console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
     console.print(_certified_there(choice.footprint, network, reference, drop))
 
 
 def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance) -> None:
     place = choice.footprint
-    if place.significance is None:
+    if place.plan is None:
         _show_pieces(place, tolerated)
     else:
-        _show_layouts(place, place.significance)
+        _show_layouts(place, place.plan)
     if choice.shown is None:
         console.print("chosen by its mean: validation images are too few to show that it meets the target")
     if choice.shown is False:
@@ -347,14 +352,15 @@ def _show_pieces(place: stages.Footprint, tolerated: stages.Tolerance) -> None:
 def _show_layouts(place: stages.Footprint, plan: SignificancePlan) -> None:
     rows = [
         [
-            *(name, ", ".join(sorted({piece.partition for piece in placement.pieces})), str(len(placement.pieces))),
+            *(name, ", ".join(placement.partitions), str(len(placement.pieces))),
             *(f"{placement.reserved / 8192:.1f}", f"{place.ber[name]:.1e}"),
-            f"{plan.layouts[name].costly_bits} of {plan.layouts[name].precision.bits}",
         ]
         for name, placement in place.mapping.placements.items()
     ]
-    columns = ["tensor", "partitions", "pieces", "KiB", "BER", "bits on the best rows"]
-    table(f"placed by significance at {place.point}", columns, rows)
+    table(f"placed by significance at {place.point}", ["tensor", "partitions", "pieces", "KiB", "BER"], rows)
+    layout = next(iter(plan.layouts.values()))
+    if layout.costly_bits < layout.precision.bits:
+        console.print(f"the {layout.costly_bits} of {layout.precision.bits} bits that cost most have the best rows")
 
 
 def _show_optimum(optimum: Optimum | None, subarray_rows: int | None) -> None:
@@ -375,7 +381,8 @@ def _show_optimum(optimum: Optimum | None, subarray_rows: int | None) -> None:
 def _certified_there(place: stages.Footprint, network: Path, reference: ApproximateNetwork, drop: float) -> str:
     """Whether the mapping is shown to hold; nothing in it can be chosen."""
     test = stages.network_data(network).test
-    digest = hashlib.sha256(network.read_bytes() + place.mapping.model_dump_json().encode()).hexdigest()
+    described = place.mapping.model_dump_json(exclude_none=True)
+    digest = hashlib.sha256(network.read_bytes() + described.encode()).hexdigest()
     right = evaluate(reference, test.images, test.labels).correct_images
     with progress_bar("certify on test images") as progress:
         found = stages.certificate_there(
@@ -408,7 +415,7 @@ def infer(
         Path | None,
         typer.Option(
             help="Profile that the mapping was made from: hold errors against it, fall back to milder points, and "
-            "print what accuracy it predicts. What is placed by significance is written by it."
+            "print what accuracy it predicts. Needed where bits are placed by significance."
         ),
     ] = None,
     reuse_weights: Annotated[
@@ -446,7 +453,7 @@ def infer(
                 f"{mapping} places bits by significance: to write them, the module's weak cells must be known; give "
                 "the profile that it was made from as --profile"
             )
-        plan = stages.footprint(measured, places, loaded).significance
+        plan = stages.footprint(measured, places, loaded).plan
     clean = evaluate(loaded, test.images, test.labels)
     opened = open_shown(board, supply, record)
     try:

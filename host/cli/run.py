@@ -93,6 +93,7 @@ def report(
 def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
     out, network_plan = settings.output, settings.network
     needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
+    stages.check_access("the plan", settings.scan.access_mode)
     plan = stages.with_room(settings.scan, board.geometry, needed)
     with scan_view(plan) as watch:
         profile = scan(board, plan, out / "profile", watch, waiting=watch.waiting)
@@ -199,7 +200,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
                 "kind": spec.kind,
                 "bits": spec.bits(place.mapping.images),
                 "ber_tolerated": found["ber_tolerated_tensors"][spec.name],
-                "partition": place.mapping.placements[spec.name].partition,
+                "partition": ", ".join(place.mapping.placements[spec.name].partitions),
                 "vdd_mv": point.vdd_mv,
                 "trcd_ps": point.trcd_ps,
                 "ber": place.ber[spec.name],
@@ -252,7 +253,7 @@ def _next_point(
 def _on_dram(
     board: Board, network: ApproximateNetwork, place: Footprint, test: Split, epoch: int, progress: Progress
 ) -> Inference:
-    return infer_on_board(board, network, place.mapping, test, epoch, progress, significance=place.significance)
+    return infer_on_board(board, network, place.mapping, test, epoch, progress, plan=place.plan)
 
 
 def _predict(network: ApproximateNetwork, test: Split, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
@@ -295,8 +296,6 @@ def _notes(board: Board, plan: NetworkPlan) -> list[str]:
         "IFMs are written over what the image before left, most of it equal; the scan writes over the complement, so "
         "that the profile overstates failed writes of IFMs.",
         "The error model's prediction draws new maps of weak cells, at the rate measured for each row.",
-        "A tensor may lie where the BER exceeds what it tolerates: tolerances guide the placement, and the accuracy of "
-        "the whole network over the profile's own cells decides.",
         "What is saved follows from the datasheet's currents, each platform's traffic and JEDEC's timings; the law of "
         "VDD and the share of time that a system waits for DRAM are assumptions: each figure stands in its band.",
         "Intervals of an accuracy are Clopper-Pearson at 95 % over images; predictions are where 95 % of single runs "
@@ -304,11 +303,13 @@ def _notes(board: Board, plan: NetworkPlan) -> list[str]:
         "Weights were written once at nominal VDD and tRCD and read for every batch; IFMs were written and read at the "
         "operating point; every access was one burst per activation, as characterised.",
     ]
-    if plan.significance:
-        notes.append(
-            "Bits that matter were placed on cells that the profile found to hold, with 1 % of metadata in reliable "
-            "memory, and nothing is said of how the map of weak cells ages."
-        )
+    notes.append(
+        "Bits that matter were placed on cells that the profile found to hold, with some 1 % of metadata in reliable "
+        "memory; what each tensor tolerates decided nothing, and nothing is said of how the map of weak cells ages."
+        if plan.significance
+        else "A tensor may lie where the BER exceeds what it tolerates: tolerances guide the placement, and the "
+        "accuracy of the whole network over the profile's own cells decides."
+    )
     if board.seed is not None:
         notes.append(
             "The board is a software mock. Its chips follow published measurements where there are any; the joint "

@@ -177,23 +177,21 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
     control = tolerance(unerring.network, "control")
     use_boosted = after.ber > before.ber
     network, best = (boosted.network, after) if use_boosted else (baseline, before)
-    rates = fine(
-        network, memory_at, data.validation, drop, clean, best.ber, sampling, progress=report("tolerance, each tensor")
-    )
+    profile = Profile.open(task.profile)
+    parts = stages.partitions(profile)
+    if plan.significance:
+        rates = dict.fromkeys((tensor.name for tensor in network.tensors()), best.ber)
+        place_at = stages.by_significance(network, data.validation, profile, parts, plan.batch)
+    else:
+        each = report("tolerance, each tensor")
+        rates = fine(network, memory_at, data.validation, drop, clean, best.ber, sampling, progress=each).ber
+        place_at = stages.by_tolerances(network, rates, profile, parts, plan.batch)
     meets = stages.choose_point(
-        network,
-        rates.ber,
-        Profile.open(task.profile),
-        data.validation,
-        clean - drop + plan.selection_margin_pct / 100,
-        plan.batch,
-        plan.draws,
-        plan.seed,
-        report("map"),
-        plan.significance,
+        *(network, place_at, parts, profile.header.module, data.validation),
+        *(clean - drop + plan.selection_margin_pct / 100, plan.batch, plan.draws, plan.seed, report("map")),
     )
-    report("certify")
-    choice = stages.shown_choice(meets, stages.shown_by(network, data.validation, baseline, drop, plan.seed))
+    holds = stages.shown_by(network, data.validation, baseline, drop, plan.seed, report("certify"))
+    choice = stages.shown_choice(meets, holds)
     for stale in (RESULTS, DRAM_RESULTS, NEXT_MAPPING):  # so that nothing old is paired with the files written now
         (task.folder / stale).unlink(missing_ok=True)
     baseline.save(task.folder / BASELINE, plan.name)
@@ -209,7 +207,7 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
         "ber_tolerated_control": control.ber,
         "boosted_network_used": use_boosted,
         "boosted_epoch_kept": boosted.kept_epoch,
-        "ber_tolerated_tensors": rates.ber,
+        "ber_tolerated_tensors": rates,
         "validation_accuracy_at_point": choice.predicted.mean,
         "shown_on_validation": choice.shown,
         "next_point_validation_accuracy": choice.next_predicted.mean if choice.next_predicted else None,

@@ -47,7 +47,7 @@ from profiles.fit import FitReport, fit
 from profiles.geometry import Geometry
 from profiles.population import measured_weak_cells
 from profiles.progress import Progress, silent
-from profiles.schema import AccessMode, OperatingPoint, PointRecord, Region, WriteCondition
+from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
 NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
@@ -224,16 +224,21 @@ def with_room(plan: ScanPlan, geometry: Geometry, needed: int) -> ScanPlan:
     return plan
 
 
+def check_access(what: str, *modes: AccessMode) -> None:
+    """Raises PlanError where ``what``, a scan's plan or profile, was not read as tensors are."""
+    if any(mode != AccessMode.BURST_PER_ACTIVATION for mode in modes):
+        raise PlanError(
+            f"{what} reads row by row (access_mode linear), but tensors are read one burst per activation, and error "
+            'rates hold for no other access; scan with access_mode = "burst_per_activation"'
+        )
+
+
 def partitions(profile: Profile, subarray_rows: int | None = None) -> list[Partition]:
     """One partition a bank, of the rows whose cells are known at every point, with its BER at every operating point.
 
     ``subarray_rows``: one for each subarray instead, of so many rows.
     """
-    if any(record.access_mode != AccessMode.BURST_PER_ACTIVATION for record in profile.points):
-        raise PlanError(
-            f"{profile.path} was read row by row (access_mode linear), but tensors are read one burst per activation, "
-            'and error rates hold for no other access; scan with access_mode = "burst_per_activation"'
-        )
+    check_access(str(profile.path), *(record.access_mode for record in profile.points))
     geometry, region = profile.geometry, _common_region(profile.points)
     rows = np.arange(region.row_start, region.row_end)
     wordlines = (np.array(region.banks)[:, None] * geometry.rows + rows).ravel()
@@ -305,13 +310,13 @@ class Footprint:
         mapping: where each tensor lies.
         weak_cells: of each tensor, by its kind's write condition.
         ber: expected bit error rate of each tensor (half its bits ones).
-        significance: how tensors are laid out there; None where they lie as they come.
+        plan: how tensors are laid out there, where they are placed by significance; None where they lie as they come.
     """
 
     mapping: DramMapping
     weak_cells: Mapping[str, WeakCells]
     ber: Mapping[str, float]
-    significance: SignificancePlan | None = None
+    plan: SignificancePlan | None = None
 
     @property
     def point(self) -> OperatingPoint:
@@ -331,7 +336,7 @@ class Footprint:
     def memory_of(self, weak_cells: Mapping[str, WeakCells], seed: int) -> ApproximateMemory:
         """A module that is known to have these weak cells, in module numbering, at the mapped addresses."""
         cells = ProfileMemory(weak_cells, self.mapping.placements, seed)
-        return replace(self.significance, weak_cells=weak_cells).memory(cells) if self.significance else cells
+        return replace(self.plan, weak_cells=weak_cells).memory(cells) if self.plan else cells
 
 
 def is_ifm(tensor: str) -> bool:
@@ -345,7 +350,7 @@ def footprint(profile: Profile, mapping: DramMapping, network: ApproximateNetwor
     ``network`` is whose tensors lie there: what is placed by significance is laid out by their formats.
 
     Raises:
-        NetworkError: the mapping is placed by significance, and of another network or of none.
+        NetworkError: the mapping is placed by significance, and of another network, or none is given.
     """
     points = {piece.point for piece in mapping.pieces}
     return _footprint({point: _weak_cells(profile, point) for point in points}, mapping, network)
@@ -367,10 +372,9 @@ def _footprint(
         rates[name] = cells[name].ber(placement.reserved)
     if mapping.significance is None:
         return Footprint(mapping, cells, rates)
-    if network is not None:
-        network.store_weights()
-    plan = SignificancePlan.of(mapping, network.formats if network else {}, cells)
-    return Footprint(mapping, cells, rates, plan)
+    if network is None:
+        raise NetworkError("the mapping is placed by significance, by the formats of a network; give that network")
+    return Footprint(mapping, cells, rates, SignificancePlan.of(mapping, network, cells))
 
 
 def _module_cells(weak: WeakCells, piece: Piece) -> WeakCells:
@@ -407,26 +411,38 @@ def map_at(
     return fine_mapping(network.tensors(), dict.fromkeys(tolerated, 1.0), here, images)
 
 
-def placed_by_significance(
-    network: ApproximateNetwork,
-    sample: Split,
-    profile: Profile,
-    parts: list[Partition],
-    point: OperatingPoint,
-    images: int,
-) -> Footprint:
-    """Placement by significance at one operating point, over all rows whose cells the profile knows: ``parts``.
+PlaceAt = Callable[[OperatingPoint], Footprint]
+"""Where a network lies, each of its tensors at the one operating point. Raises CapacityError where it does not fit."""
+
+
+def by_tolerances(
+    network: ApproximateNetwork, tolerated: Mapping[str, float], profile: Profile, parts: list[Partition], images: int
+) -> PlaceAt:
+    """As EDEN places: see `map_at`."""
+
+    def place_at(point: OperatingPoint) -> Footprint:
+        mapping = map_at(network, tolerated, parts, point, images)
+        return footprint(profile, mapping.model_copy(update={"module": profile.header.module}))
+
+    return place_at
+
+
+def by_significance(
+    network: ApproximateNetwork, sample: Split, profile: Profile, parts: list[Partition], images: int
+) -> PlaceAt:
+    """Single bits, by what their flips cost: see `eden.significance`.
 
     ``sample`` says what the network's IFMs are like: a batch of it, of ``images``.
-
-    Raises:
-        CapacityError: the known cells are too few.
     """
-    weak, stored = _weak_cells(profile, point), stored_tensors(network, sample.first(images).images)
-    here = [part for part in parts if point in part.points()]
-    plan = plan_significance(network.tensors(), *stored, weak, here, point, images)
-    mapping = plan.mapping.model_copy(update={"module": profile.header.module})
-    return _footprint({point: weak}, mapping, network)
+    stored, formats = stored_tensors(network, sample.first(images).images)
+
+    def place_at(point: OperatingPoint) -> Footprint:
+        weak, here = _weak_cells(profile, point), [part for part in parts if point in part.points()]
+        plan = plan_significance(network.tensors(), stored, formats, weak, here, point, images)
+        mapping = plan.mapping.model_copy(update={"module": profile.header.module})
+        return _footprint({point: weak}, mapping, network)
+
+    return place_at
 
 
 @dataclass(frozen=True)
@@ -455,29 +471,27 @@ class Choice:
 
 def choose_point(
     network: ApproximateNetwork,
-    tolerated: Mapping[str, float],
-    profile: Profile,
+    place_at: PlaceAt,
+    parts: list[Partition],
+    module: ModuleIdentity,
     validation: Split,
     target_accuracy: float,
     images: int,
     draws: int,
     seed: int,
     progress: Progress = silent,
-    significance: bool = False,
 ) -> Choice:
     """The lowest VDD (then the shortest tRCD) at which the mapped network meets ``target_accuracy`` on validation.
 
-    From mild to harsh within each tRCD, with the profile's own cells at the mapped addresses, each point with a mapping
-    of its own: EDEN's, or with ``significance`` `placed_by_significance`, which does not look at ``tolerated``. A tRCD
-    is left at its first failure: a lucky pass beyond one is noise.
+    From mild to harsh within each tRCD that ``parts`` were tested at, below nominal conditions of ``module``, with the
+    profile's own cells at the mapped addresses, each point with a mapping of its own. A tRCD is left at its first
+    failure: a lucky pass beyond one is noise.
 
     Raises:
         PlanError: no operating point below nominal meets the target.
     """
-    nominal = profile.header.module
-    parts = partitions(profile)
     tested = sorted({p for part in parts for p in part.points()}, key=lambda p: (p.trcd_ps, -p.vdd_mv))
-    limits = OperatingPoint(vdd_mv=nominal.nominal_vdd_mv, trcd_ps=nominal.nominal_trcd_ps)
+    limits = OperatingPoint(vdd_mv=module.nominal_vdd_mv, trcd_ps=module.nominal_trcd_ps)
     candidates = [p for p in tested if p.vdd_mv <= limits.vdd_mv and p.trcd_ps <= limits.trcd_ps and p != limits]
 
     def predict(place: Footprint) -> Prediction:
@@ -485,12 +499,6 @@ def choose_point(
             return place.memory(derive_seed(seed, "choice", draw))
 
         return predict_accuracy(network, memory, validation.images, validation.labels, draws, images)
-
-    def place_at(point: OperatingPoint) -> Footprint:
-        if significance:
-            return placed_by_significance(network, validation, profile, parts, point, images)
-        mapping = map_at(network, tolerated, parts, point, images)
-        return footprint(profile, mapping.model_copy(update={"module": nominal}))
 
     passed: dict[int, list[Choice]] = {}
     failed: set[int] = set()
@@ -511,7 +519,7 @@ def choose_point(
     choices = [choice for here in passed.values() for choice in here]
     if not choices:
         raise PlanError(
-            f"no operating point below {nominal.nominal_vdd_mv} mV or {nominal.nominal_trcd_ps} ps meets "
+            f"no operating point below {module.nominal_vdd_mv} mV or {module.nominal_trcd_ps} ps meets "
             f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
         )
     chosen: Choice | None = None

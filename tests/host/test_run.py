@@ -26,9 +26,9 @@ from host.cli import run as run_command
 from host.cli import search, stages
 from host.cli.inference import moved_to
 from host.cli.search import DRAM_RESULTS, MAPPING, RESULTS, SearchTask
+from profiles.errors import PlanError
 from profiles.progress import Progress, silent
 from profiles.schema import OperatingPoint
-from profiles.storage import Profile
 
 PLAN = """
 board = "mock:B:1"
@@ -236,22 +236,33 @@ def test_a_point_without_errors_is_reported_without_an_error_model(finished: Pat
 
 
 @pytest.mark.slow
-def test_what_was_placed_by_significance_is_run_and_predicted_so(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished / "run", tmp_path / "run")
-    folder, profile = tmp_path / "run" / "int8", Profile.open(finished / "run" / "profile")
-    plain, network = DramMapping.load(folder / MAPPING), stages.load_network(folder / "network.safetensors")
-    validation, parts = stages.dataset().validation, stages.partitions(profile)
-    harsh = min(parts[0].points(), key=lambda point: point.vdd_mv)
-    stages.placed_by_significance(network, validation, profile, parts, harsh, plain.images).mapping.save(
-        folder / MAPPING
-    )
-    (folder / DRAM_RESULTS).unlink()
-    eden("run", written_plan(tmp_path))
+def test_a_run_that_places_by_significance_loses_less(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run" / "profile", tmp_path / "run" / "profile")
+    plan = written_plan(tmp_path)
+    plan.write_text(plan.read_text() + "significance = true\n")
+    eden("run", plan)
     before, placed = (content(each)["precisions"]["int8"] for each in (finished, tmp_path))
-    assert placed["vdd_mv"] == harsh.vdd_mv
-    assert placed["flips_read"] > 1.5 * before["flips_read"]
+    assert DramMapping.load(tmp_path / "run" / "int8" / MAPPING).significance is not None
+    assert placed["vdd_mv"] <= before["vdd_mv"]
+    assert placed["flips_read"] > 10_000
+    assert placed["next_point"]["vdd_mv"] == before["next_point"]["vdd_mv"]
+    assert placed["next_point_accuracy"] > before["next_point_accuracy"] + 0.05
     assert placed["cells_prediction_agrees"]
-    assert placed["accuracy_on_dram"] >= before["next_point_accuracy"] + 0.05
+    assert placed["target_met"]
+    notes = " ".join(content(tmp_path)["notes"])
+    assert "weak cells ages" in notes
+    assert "tolerances guide the placement" not in notes
+    assert any(", " in tensor["partition"] for tensor in placed["tensors"])
+
+
+@pytest.mark.slow
+def test_a_run_of_a_plan_that_reads_row_by_row_is_refused_before_it_scans(tmp_path: Path) -> None:
+    plan = written_plan(tmp_path)
+    text = plan.read_text().replace("rounds = 4", 'rounds = 4\naccess_mode = "linear"')
+    plan.write_text(re.sub(r"\[\[scan.grid\]\]\ntrcd_ps = 10000\n.*\n", "", text))
+    with pytest.raises(PlanError, match="reads row by row"):
+        eden("run", plan)
+    assert not (tmp_path / "run" / "profile").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The stages between a profile and an accuracy on DRAM, against brute force and against the mock board."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from eden.mapping import DramMapping, fine_mapping, mapping_cost, vdd_then_trcd,
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.networks import build
 from eden.precision import Precision
-from eden.significance import stored_tensors
+from eden.significance import SignificancePlan, stored_tensors
 from host.board import Board
 from host.boards import open_mock
 from host.cli import stages
-from host.cli.inference import infer_on_board
+from host.cli.inference import cell_rates, infer_on_board
 from host.cli.stages import AT_POINT, NOMINAL
 from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import header, measure, scan
@@ -91,6 +92,18 @@ def rates(network: ApproximateNetwork, ber: float = 1.0) -> dict[str, float]:
 
 def mapped(network: ApproximateNetwork, profile: Profile, point: OperatingPoint, batch: int = BATCH) -> DramMapping:
     return stages.map_at(network, rates(network), stages.partitions(profile), point, batch)
+
+
+def chosen_by_tolerances(
+    network: ApproximateNetwork, profile: Profile, split: Split, target: float, ber: float = 1.0, batch: int = BATCH
+) -> stages.Choice:
+    parts, module = stages.partitions(profile), profile.header.module
+    place_at = stages.by_tolerances(network, rates(network, ber), profile, parts, batch)
+    return stages.choose_point(network, place_at, parts, module, split, target, batch, 2, 1)
+
+
+def placed_by_significance(network: ApproximateNetwork, profile: Profile, split: Split) -> stages.PlaceAt:
+    return stages.by_significance(network, split, profile, stages.partitions(profile), BATCH)
 
 
 # ---- BER 0 is the identity -------------------------------------------------------------------------------------------
@@ -245,7 +258,7 @@ def choose_by(
         return Prediction(found, found, found, (found, found), len(split))
 
     monkeypatch.setattr(stages, "predict_accuracy", predict)
-    return stages.choose_point(network, rates(network), profile, split, target, BATCH, 2, 1)
+    return chosen_by_tolerances(network, profile, split, target)
 
 
 @pytest.mark.parametrize("passing", range(1, len(VDD_MV) + 1))
@@ -330,7 +343,7 @@ def test_what_is_shown_of_a_mapping_is_a_bound_on_images_that_are_enough(
 def test_a_cheaper_mapping_is_not_taken_where_it_is_not_shown_to_hold(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
-    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    choice = chosen_by_tolerances(network, profile, split, 0.9)
     fast = weighted(0.0, 1.0, OperatingPoint(vdd_mv=1350, trcd_ps=13_750))
     arguments = (choice, network, rates(network, 1e-3), profile, split, 0.0, 3, 1, fast, None)
     assert stages.cheaper_choice(*arguments, lambda _: False) is choice
@@ -384,9 +397,9 @@ def test_no_point_that_passes_is_said(
 def test_the_choice_meets_its_target_over_the_profiles_cells(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
-    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    choice = chosen_by_tolerances(network, profile, split, 0.9)
     assert choice.predicted.mean >= 0.9
-    again = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    again = chosen_by_tolerances(network, profile, split, 0.9)
     assert again.footprint.mapping == choice.footprint.mapping
     assert again.predicted == choice.predicted
 
@@ -394,7 +407,7 @@ def test_the_choice_meets_its_target_over_the_profiles_cells(
 def test_a_cheaper_mapping_is_taken_only_if_it_meets_the_target(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
-    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    choice = chosen_by_tolerances(network, profile, split, 0.9)
     arguments = (choice, network, rates(network, 1e-3), profile, split)
     parts = stages.partitions(profile)
     nominal = OperatingPoint(vdd_mv=1350, trcd_ps=13_750)
@@ -424,7 +437,7 @@ def test_by_subarray_each_has_a_trcd_of_its_own_and_no_mapping_is_dearer(
             mean = np.average([part.ber(kind, point) for part in inside], weights=[part.cells for part in inside])
             assert mean == pytest.approx(bank.ber(kind, point))
 
-    choice = stages.choose_point(network, rates(network), profile, split, 0.9, BATCH, 3, 1)
+    choice = chosen_by_tolerances(network, profile, split, 0.9)
     cost = weighted(0.0, 1.0, OperatingPoint(vdd_mv=1350, trcd_ps=13_750))
     arguments = (choice, network, rates(network, 1e-3), profile, split, 0.0, 3, 1, cost)
     by_bank, by_subarray = (stages.cheaper_choice(*arguments, rows) for rows in (None, 32))
@@ -443,9 +456,7 @@ def test_a_network_that_does_not_fit_names_the_tensor(profile: Profile, network:
     room = 2 * ROWS * GEOMETRY.row_bits
     batch = room // (8 * 8 * 64) + 1
     with pytest.raises(CapacityError, match=r"3\.ifm needs \d+ bits") as caught:
-        stages.choose_point(
-            network, rates(network, 1e-3), profile, Split(images(), torch.zeros(40).long()), 0.9, batch, 2, 1
-        )
+        chosen_by_tolerances(network, profile, Split(images(), torch.zeros(40).long()), 0.9, 1e-3, batch)
     assert "\n" not in str(caught.value)
 
 
@@ -474,14 +485,17 @@ def test_a_profile_without_writes_at_the_point_is_not_mapped(
     weights_only: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
     with pytest.raises(EdenError, match="operating_point"):
-        stages.choose_point(network, rates(network), weights_only, split, 0.5, BATCH, 2, 1)
+        chosen_by_tolerances(network, weights_only, split, 0.5)
 
 
 def test_rates_of_another_access_are_not_mapped_by(tmp_path: Path) -> None:
     grid = (Grid(trcd_ps=14000, vdd_mv=(1250,)),)
     linear = plan(rows=4).model_copy(update={"grid": grid, "access_mode": AccessMode.LINEAR})
-    with pytest.raises(PlanError, match="read row by row"):
-        stages.partitions(scan(board(), linear, tmp_path / "linear"))
+    profile = scan(board(), linear, tmp_path / "linear")
+    with pytest.raises(PlanError, match="reads row by row"):
+        stages.partitions(profile)
+    with pytest.raises(PlanError, match="reads row by row"):
+        cell_rates(profile, DramMapping(images=1, alignment_bits=512, vdd_mv=1250, placements={}))
 
 
 def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: ApproximateNetwork) -> None:
@@ -541,7 +555,7 @@ def test_placed_by_significance_the_board_s_errors_change_weights_less(
 ) -> None:
     """The profile says where not to put what; the board errs as it does, and the reader has the metadata only."""
     mapping = mapped(network, profile, CLIFF)
-    plan = stages.placed_by_significance(network, split, profile, stages.partitions(profile), CLIFF, BATCH).significance
+    plan = placed_by_significance(network, profile, split)(CLIFF).plan
     assert plan is not None
     stored, _ = stored_tensors(network, split.first(BATCH).images)
     weights = {tensor.name: stored[tensor.name] for tensor in network.tensors() if tensor.kind == "weight"}
@@ -569,32 +583,50 @@ def test_placed_by_significance_the_board_s_errors_change_weights_less(
 def test_placement_by_significance_repeats_on_the_board_and_is_kept_with_the_mapping(
     profile: Profile, network: ApproximateNetwork, split: Split, tmp_path: Path
 ) -> None:
-    place, found = stages.placed_by_significance(network, split, profile, stages.partitions(profile), CLIFF, BATCH), []
+    place, found = placed_by_significance(network, profile, split)(CLIFF), []
     place.mapping.save(tmp_path / "mapping.json")
     loaded = stages.footprint(profile, DramMapping.load(tmp_path / "mapping.json"), network)
+    some = Split(split.images[: BATCH + 5], split.labels[: BATCH + 5])  # a last batch that is not full
     for each in (place, loaded):
-        kept = each.significance
-        found.append(infer_on_board(board(), network, each.mapping, split, 1, profile=profile, significance=kept))
+        found.append(infer_on_board(board(), network, each.mapping, some, 1, profile=profile, plan=each.plan))
     assert torch.equal(found[0].accuracy.correct_images, found[1].accuracy.correct_images)
     assert found[0].flips == found[1].flips
     assert found[0].total_flips > 0
     assert not found[0].fallbacks
-    for mapping, plan in ((place.mapping, None), (mapped(network, profile, CLIFF), place.significance)):
-        with pytest.raises(NetworkError, match="placed by significance"):
-            infer_on_board(board(), network, mapping, split, 1, significance=plan)
-    with pytest.raises(NetworkError, match="another network"):
-        stages.footprint(profile, place.mapping)
+
+
+def test_a_plan_is_for_its_own_mapping_and_network(
+    profile: Profile, network: ApproximateNetwork, split: Split, tmp_path: Path
+) -> None:
+    here, there = map(placed_by_significance(network, profile, split), (CLIFF, POINTS[2]))
+    for mapping, plan in (
+        (here.mapping, None),
+        (mapped(network, profile, CLIFF), here.plan),
+        (here.mapping, there.plan),
+    ):
+        with pytest.raises(NetworkError, match="takes its own plan"):
+            infer_on_board(board(), network, mapping, split, 1, plan=plan)
+    with pytest.raises(NetworkError, match="give that network"):
+        stages.footprint(profile, here.mapping)
+    for precision in (Precision.INT4, Precision.INT16, Precision.FP32):
+        other = ApproximateNetwork(network.module, precision)
+        other.calibrate([images()])
+        with pytest.raises(NetworkError, match="another network or precision"):
+            stages.footprint(profile, here.mapping, other)
+    with pytest.raises(NetworkError, match="not placed by significance"):
+        SignificancePlan.of(mapped(network, profile, CLIFF), network, {})
+    damaged = here.mapping.model_dump(mode="json") | {"significance": {"costly_bits": 99, "order_bits": 0}}
+    (tmp_path / "mapping.json").write_text(json.dumps(damaged))
+    with pytest.raises(NetworkError, match="is damaged"):
+        DramMapping.load(tmp_path / "mapping.json")
 
 
 def test_by_significance_a_harsher_point_meets_the_target(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
-    plain, placed = (
-        stages.choose_point(
-            *(network, rates(network, 1e-4), profile, split, 0.95, BATCH, 2, 1), significance=significance
-        )
-        for significance in (False, True)
-    )
+    plain, parts = chosen_by_tolerances(network, profile, split, 0.95, 1e-4), stages.partitions(profile)
+    place_at = placed_by_significance(network, profile, split)
+    placed = stages.choose_point(network, place_at, parts, profile.header.module, split, 0.95, BATCH, 2, 1)
     assert placed.predicted.mean >= 0.95
     assert placed.footprint.point.vdd_mv < plain.footprint.point.vdd_mv
     assert placed.footprint.mean_ber > 3 * plain.footprint.mean_ber
