@@ -115,6 +115,21 @@ def _network(handle: int) -> "ApproximateNetwork":
     return network
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A weight as it is stored.
+
+    Attributes:
+        version: of the value: where it lies, how often it was changed there, and whether signs were guarded.
+        data: its bytes; memories share them.
+        value: kept so that nothing else comes to lie there.
+    """
+
+    version: tuple[int, int, bool]
+    data: torch.Tensor
+    value: torch.Tensor
+
+
 class ApproximateNetwork(nn.Module):
     """A network whose weights and IFMs pass through an approximate memory.
 
@@ -130,7 +145,7 @@ class ApproximateNetwork(nn.Module):
 
     Attributes:
         guarded_signs: as of `TensorFormat.for_range`; what is set holds from the next calibration on, and for weights
-            from when they are next stored.
+            from the next pass on.
 
     Raises:
         NetworkError: ``per_channel`` for floating point, or the module holds parameters that are not float32, none at
@@ -158,7 +173,8 @@ class ApproximateNetwork(nn.Module):
         self.formats: dict[str, TensorFormat] = {}
         self._ifm_elements: dict[str, int] = {}
         self._calibrated = False
-        self._stored_versions: dict[str, tuple[int, int]] = {}
+        self._encoded: dict[str, _Encoded] = {}  # weights, also while they are stored in no memory
+        self._stored: set[str] = set()
         self._memory: ApproximateMemory = ReliableMemory() if memory is None else memory
         self._handle = next(_handles)
         self._running = False
@@ -183,7 +199,7 @@ class ApproximateNetwork(nn.Module):
     @memory.setter
     def memory(self, memory: ApproximateMemory) -> None:
         self._memory = memory
-        self._stored_versions.clear()
+        self._stored.clear()
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The module's output with every weight and IFM read from memory. Raises NetworkError before calibration."""
@@ -203,7 +219,7 @@ class ApproximateNetwork(nn.Module):
         Changes made through ``parameter.data`` in place cannot be seen; ``force`` stores all.
         """
         if force:
-            self._stored_versions.clear()
+            self._encoded.clear()
         self._store_changed(list(self.module.parameters()))
 
     def calibrate(self, batches: Iterable[Batch], quantile: float = 1.0, progress: Progress = silent) -> None:
@@ -313,7 +329,7 @@ class ApproximateNetwork(nn.Module):
         self._ifm_elements, self._calibrated = json.loads(metadata["ifm_elements"]), True
         for name in self._ifm_elements:
             self.formats[name] = TensorFormat.from_fields(formats[name])
-        self._stored_versions.clear()
+        self._encoded.clear()
 
     def _layers(self) -> list[tuple[str, nn.Module]]:
         """Modules that compute with parameters of their own, with their paths; each once."""
@@ -359,11 +375,15 @@ class ApproximateNetwork(nn.Module):
 
     def _store_changed(self, weights: Sequence[torch.Tensor]) -> None:
         for (name, _), value in zip(self.module.named_parameters(), weights, strict=True):
-            version = (value.data_ptr(), value._version)
-            if self._stored_versions.get(name) != version:
+            version = (value.data_ptr(), value._version, self.guarded_signs)
+            if name not in self._encoded or self._encoded[name].version != version:
                 self.formats[name] = self._weight_format(name, value.detach())
-                self._store(name, value)
-                self._stored_versions[name] = version
+                data = self.formats[name].encode(value).cpu()
+                self._encoded[name] = _Encoded(version, data, value.detach())
+                self._stored.discard(name)
+            if name not in self._stored:
+                self._memory.store(name, self._encoded[name].data)
+                self._stored.add(name)
 
     def _weight_format(self, name: str, value: torch.Tensor) -> TensorFormat:
         if name in self._channel_axes:
@@ -380,11 +400,8 @@ class ApproximateNetwork(nn.Module):
     def _ifm_read(self, tensor: str, values: torch.Tensor) -> torch.Tensor:
         if tensor not in self.formats:
             raise NetworkError(f"{tensor} was not seen in calibration; calibrate with inputs that reach it")
-        self._store(tensor, values)
-        return self._values(tensor, self._memory.load(tensor), values)
-
-    def _store(self, tensor: str, values: torch.Tensor) -> None:
         self._memory.store(tensor, self.formats[tensor].encode(values).cpu())
+        return self._values(tensor, self._memory.load(tensor), values)
 
     def _values(self, tensor: str, data: torch.Tensor, reliable: torch.Tensor) -> torch.Tensor:
         """What ``data`` means, in the shape of the ``reliable`` values and on their device."""

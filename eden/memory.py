@@ -26,7 +26,7 @@ class ApproximateMemory(Protocol):
     """What a network needs of a memory."""
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
-        """Write ``data`` (uint8, flat) as tensor ``tensor``; the memory may keep the buffer, so leave it alone."""
+        """Write ``data`` (uint8, flat) as tensor ``tensor``; the memory may keep it, and nobody changes it."""
 
     def load(self, tensor: str) -> torch.Tensor:
         """Read tensor ``tensor`` once: uint8, flat, in a buffer of the caller's own."""

@@ -157,6 +157,42 @@ def test_weights_are_stored_when_they_change_and_read_at_every_pass(
     assert memory.log.count("store 0.weight") == 1
 
 
+def test_every_memory_gets_the_weights_as_they_are_encoded_when_they_change(
+    small_network: nn.Module, small_images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, encode = attach(small_network, small_images, Precision.INT8), TensorFormat.encode
+    sizes: list[int] = []
+
+    def counted(tensor_format: TensorFormat, values: torch.Tensor) -> torch.Tensor:
+        sizes.append(values.numel())
+        return encode(tensor_format, values)
+
+    def read() -> torch.Tensor:
+        network.memory = memory = Recording()
+        network(small_images)
+        assert memory.log.count("store 4.weight") == 1
+        return memory.load("4.weight")
+
+    monkeypatch.setattr(TensorFormat, "encode", counted)
+    weights = small_network[4].weight.numel()
+    first = read()
+    assert torch.equal(read(), first)
+    assert sizes.count(weights) == 1
+    network.guarded_signs = True
+    assert not torch.equal(read(), first)
+    network.guarded_signs = False
+    assert torch.equal(read(), first)
+    for seed in range(20):  # each may come to lie where the one before was
+        small_network[4].weight = None
+        values = torch.randn(10, 256, generator=torch.Generator().manual_seed(seed))
+        small_network[4].weight = nn.Parameter(values)
+        expected = TensorFormat.for_range(Precision.INT8, float(values.min()), float(values.max()))
+        assert torch.equal(read(), encode(expected, values))
+    small_network[4].weight.data.zero_()
+    network.store_weights(force=True)
+    assert not read().any()
+
+
 def test_the_module_itself_stays_as_it_was(small_network: nn.Module, small_images: torch.Tensor) -> None:
     before = small_network(small_images)
     keys = list(small_network.state_dict())
