@@ -120,14 +120,26 @@ class _Encoded:
     """A weight as it is stored.
 
     Attributes:
-        version: of the value: where it lies, how often it was changed there, and whether signs were guarded.
+        values: it was encoded from, a copy.
+        guarded_signs: whether signs were guarded.
+        tensor_format: how it was encoded.
         data: its bytes; memories share them.
-        value: kept so that nothing else comes to lie there.
     """
 
-    version: tuple[int, int, bool]
+    values: torch.Tensor
+    guarded_signs: bool
+    tensor_format: TensorFormat
     data: torch.Tensor
-    value: torch.Tensor
+
+    def is_of(self, values: torch.Tensor, guarded_signs: bool) -> bool:
+        """Whether ``values`` are, bit by bit, what this was encoded from.
+
+        torch's version counter does not tell: fused optimisers and changes through ``.data`` pass it by.
+        """
+        like = self.values
+        if guarded_signs != self.guarded_signs or (values.device, values.dtype) != (like.device, torch.float32):
+            return False
+        return torch.equal(values.view(torch.int32), like.view(torch.int32))
 
 
 class ApproximateNetwork(nn.Module):
@@ -193,7 +205,7 @@ class ApproximateNetwork(nn.Module):
 
     @property
     def memory(self) -> ApproximateMemory:
-        """Where the tensors live; setting it stores the weights there at the next forward pass."""
+        """Where the tensors live; setting it stores all weights there at the next forward pass."""
         return self._memory
 
     @memory.setter
@@ -213,14 +225,10 @@ class ApproximateNetwork(nn.Module):
         finally:
             self._running = False
 
-    def store_weights(self, force: bool = False) -> None:
-        """Store each parameter that has changed since it was last stored, in a format for its values now.
-
-        Changes made through ``parameter.data`` in place cannot be seen; ``force`` stores all.
-        """
-        if force:
-            self._encoded.clear()
-        self._store_changed(list(self.module.parameters()))
+    def encode_weights(self) -> None:
+        """Encode each parameter that has changed, in a format for its values now: `formats` are then those of all."""
+        for name, value in self.module.named_parameters():
+            self._encode_changed(name, value.detach())
 
     def calibrate(self, batches: Iterable[Batch], quantile: float = 1.0, progress: Progress = silent) -> None:
         """Take scales and plausible ranges of all IFMs from reliable forward passes over ``batches`` of inputs.
@@ -275,7 +283,7 @@ class ApproximateNetwork(nn.Module):
 
     def metadata_bits(self) -> int:
         """Bits of all scales and ranges, which lie in reliable memory. Calibrate first."""
-        self.store_weights()
+        self.encode_weights()
         return sum(self.formats[tensor.name].metadata_bits for tensor in self.tensors())
 
     def save(self, path: Path, network: str) -> None:
@@ -284,7 +292,7 @@ class ApproximateNetwork(nn.Module):
         Raises:
             ProfileError: the disk is full or cannot be written; what was there is then still whole.
         """
-        self.store_weights()
+        self.encode_weights()
         metadata = {
             "format": CHECKPOINT_FORMAT,
             "version": CHECKPOINT_VERSION,
@@ -329,7 +337,6 @@ class ApproximateNetwork(nn.Module):
         self._ifm_elements, self._calibrated = json.loads(metadata["ifm_elements"]), True
         for name in self._ifm_elements:
             self.formats[name] = TensorFormat.from_fields(formats[name])
-        self._encoded.clear()
 
     def _layers(self) -> list[tuple[str, nn.Module]]:
         """Modules that compute with parameters of their own, with their paths; each once."""
@@ -375,15 +382,19 @@ class ApproximateNetwork(nn.Module):
 
     def _store_changed(self, weights: Sequence[torch.Tensor]) -> None:
         for (name, _), value in zip(self.module.named_parameters(), weights, strict=True):
-            version = (value.data_ptr(), value._version, self.guarded_signs)
-            if name not in self._encoded or self._encoded[name].version != version:
-                self.formats[name] = self._weight_format(name, value.detach())
-                data = self.formats[name].encode(value).cpu()
-                self._encoded[name] = _Encoded(version, data, value.detach())
-                self._stored.discard(name)
+            self._encode_changed(name, value.detach())
             if name not in self._stored:
                 self._memory.store(name, self._encoded[name].data)
                 self._stored.add(name)
+
+    def _encode_changed(self, name: str, values: torch.Tensor) -> None:
+        kept = self._encoded.get(name)
+        if kept is None or not kept.is_of(values, self.guarded_signs):
+            tensor_format = self._weight_format(name, values)
+            data = tensor_format.encode(values).cpu()
+            kept = self._encoded[name] = _Encoded(values.clone(), self.guarded_signs, tensor_format, data)
+            self._stored.discard(name)
+        self.formats[name] = kept.tensor_format
 
     def _weight_format(self, name: str, value: torch.Tensor) -> TensorFormat:
         if name in self._channel_axes:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eden.approximate import TensorSpec
 from eden.placement import Piece, Placement
+from eden.precision import Precision
 from profiles.errors import CapacityError, NetworkError
 from profiles.files import atomic_file
 from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint
@@ -87,12 +88,14 @@ class Significance(BaseModel):
     """How tensors that are placed by significance are laid out (`eden.significance`): with their formats, all of it.
 
     Attributes:
+        precision: of the tensors.
         costly_bits: how many bits of each value lie in a tensor's first cells: those whose flips cost most.
         order_bits: metadata that the order of rows and this split take, in reliable memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    precision: Precision
     costly_bits: int = Field(ge=1, le=32)
     order_bits: int = Field(ge=0)
 

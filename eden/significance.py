@@ -531,12 +531,13 @@ class SignificancePlan:
         """
         if mapping.significance is None:
             raise NetworkError("the mapping was not placed by significance; run eden map --significance")
-        network.store_weights()
+        network.encode_weights()
         bytes_of = {tensor.name: tensor.bits(mapping.images) // 8 for tensor in network.tensors()}
         costly_bits = min(mapping.significance.costly_bits, network.precision.bits)
         layouts = {name: Layout(network.formats[name], costly_bits) for name in bytes_of}
         taken = {name: layout.stored_bits(bytes_of[name]) for name, layout in layouts.items()}
-        if taken != {name: place.reserved for name, place in mapping.placements.items()}:
+        reserved = {name: place.reserved for name, place in mapping.placements.items()}
+        if taken != reserved or mapping.significance.precision != network.precision:
             raise NetworkError("the mapping is of another network or precision than this one; map it again")
         return cls(mapping, layouts, weak_cells)
 
@@ -646,7 +647,7 @@ def _plan(
     }
     order = free.touched * (len(rows) - 1).bit_length() + (len(SPLITS) - 1).bit_length()
     mapping = made_mapping(tensors, placements, images, UNIT_BITS)
-    significance = Significance(costly_bits=costly_bits, order_bits=order)
+    significance = Significance(precision=tensors[0].precision, costly_bits=costly_bits, order_bits=order)
     return SignificancePlan(mapping.model_copy(update={"significance": significance}), layouts, weak_cells)
 
 

@@ -81,6 +81,7 @@ class Inference:
     Attributes:
         accuracy: over all images.
         mapping: as it was at the end.
+        plan: how tensors were laid out there, by significance; None as they come.
         flips, bits_read: bits that the DRAM returned wrong, and that it returned, by tensor; of batches that ran again,
             the last time.
         expected: flips that the profile expects of these reads, at the points where they were made; None without one.
@@ -90,6 +91,7 @@ class Inference:
 
     accuracy: Accuracy
     mapping: DramMapping
+    plan: SignificancePlan | None
     flips: Mapping[str, int]
     bits_read: Mapping[str, int]
     expected: Mapping[str, Expected] | None
@@ -155,6 +157,7 @@ def infer_on_board(
     return Inference(
         accuracy=Accuracy(int(correct.sum()), len(test), *clopper_pearson(int(correct.sum()), len(test)), correct),
         mapping=run.mapping,
+        plan=run.plan,
         flips=run.flips,
         bits_read=run.bits_read,
         expected=run.expected if profile else None,
@@ -199,7 +202,7 @@ class _Run:
         plan: SignificancePlan | None,
     ) -> None:
         self._board, self._network, self._profile, self._reuse = board, network, profile, reuse
-        self._plan = plan
+        self.plan = plan
         self.mapping = mapping
         self.flips = dict.fromkeys(mapping.placements, 0)
         self.bits_read = dict.fromkeys(mapping.placements, 0)
@@ -236,7 +239,7 @@ class _Run:
         listener = _Listeners(self._follow)
         self._memory = BoardMemory(self._board, self.mapping.placements, ifms, self._reuse, listener)
         self._memory.clear()
-        self._network.memory = self._memory if self._plan is None else self._plan.memory(self._memory)
+        self._network.memory = self._memory if self.plan is None else self.plan.memory(self._memory)
 
     def _window(self, test: Split, first: int, last: int, level: float, progress: Progress) -> torch.Tensor | None:
         """Which images of a window are classified right; None after an alarm, when its batches are to run again."""
@@ -277,8 +280,8 @@ class _Run:
         self.fallbacks.append(Fallback(tensor, flips, expected, image, moved))
         self.mapping = moved_to(self.mapping, moved)
         self._here = cell_rates(self._profile, self.mapping)
-        if self._plan is not None:
-            self._plan = stages.footprint(self._profile, self.mapping, self._network).plan
+        if self.plan is not None:  # with the weak cells of before, which drift has made more of, not fewer
+            self.plan = replace(self.plan, mapping=self.mapping)
         self._occupy()
 
 

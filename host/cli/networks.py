@@ -480,7 +480,8 @@ def infer(
         "ms of DRAM time by the engine's clock"
     )
     if measured is not None:
-        _compare_with_prediction(measured, loaded, test, found.mapping, accuracy)
+        place = replace(stages.footprint(measured, found.mapping, loaded), plan=found.plan)
+        _compare_with_prediction(measured, loaded, test, place, accuracy)
 
 
 def _fallback_sentence(fallback: Fallback, warmth: float | None, profile: Profile | None) -> str:
@@ -516,9 +517,9 @@ def _show_tensors(found: Inference) -> None:
 
 
 def _compare_with_prediction(
-    profile: Profile, network: ApproximateNetwork, test: Split, mapping: DramMapping, measured: Accuracy
+    profile: Profile, network: ApproximateNetwork, test: Split, place: stages.Footprint, measured: Accuracy
 ) -> None:
-    place = stages.footprint(profile, mapping, network)
+    mapping = place.mapping
     predicting: list[tuple[str, Callable[[int], ApproximateMemory]]] = [("the profile's own cells", place.memory)]
     try:
         fits = {point: stages.fits_at(profile, point) for point in {piece.point for piece in mapping.pieces}}

@@ -128,7 +128,8 @@ def _section(precision: str, r: dict[str, Any]) -> str:
         ["tensor", "kind", "KiB", "tolerates BER", "partition", "BER there", "VDD, tRCD", "flips read"],
         [
             [
-                *(t["name"], t["kind"], f"{t['bits'] / 8192:.1f}", f"{t['ber_tolerated']:.1e}", t["partition"]),
+                *(t["name"], t["kind"], f"{t['bits'] / 8192:.1f}"),
+                *("–" if t["ber_tolerated"] is None else f"{t['ber_tolerated']:.1e}", t["partition"]),
                 *(f"{t['ber']:.1e}", f"{t['vdd_mv']} mV, {t['trcd_ps'] / 1000:g} ns", f"{t['flips_read']}"),
             ]
             for t in r["tensors"]

@@ -91,9 +91,9 @@ def report(
 
 
 def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
+    stages.check_access("the plan", settings.scan.access_mode)
     out, network_plan = settings.output, settings.network
     needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
-    stages.check_access("the plan", settings.scan.access_mode)
     plan = stages.with_room(settings.scan, board.geometry, needed)
     with scan_view(plan) as watch:
         profile = scan(board, plan, out / "profile", watch, waiting=watch.waiting)
@@ -199,7 +199,7 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
                 "name": spec.name,
                 "kind": spec.kind,
                 "bits": spec.bits(place.mapping.images),
-                "ber_tolerated": found["ber_tolerated_tensors"][spec.name],
+                "ber_tolerated": (found["ber_tolerated_tensors"] or {}).get(spec.name),
                 "partition": ", ".join(place.mapping.placements[spec.name].partitions),
                 "vdd_mv": point.vdd_mv,
                 "trcd_ps": point.trcd_ps,

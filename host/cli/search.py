@@ -6,7 +6,7 @@ Runs in a process of its own, one precision beside the other; what it finds lies
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -179,8 +179,8 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
     network, best = (boosted.network, after) if use_boosted else (baseline, before)
     profile = Profile.open(task.profile)
     parts = stages.partitions(profile)
+    rates: Mapping[str, float] | None = None  # by significance they decide nothing
     if plan.significance:
-        rates = dict.fromkeys((tensor.name for tensor in network.tensors()), best.ber)
         place_at = stages.by_significance(network, data.validation, profile, parts, plan.batch)
     else:
         each = report("tolerance, each tensor")

@@ -331,12 +331,13 @@ class Footprint:
 
     def memory(self, seed: int) -> ApproximateMemory:
         """The profile's own cells at the mapped addresses."""
-        return self.memory_of(self.weak_cells, seed)
+        cells = ProfileMemory(self.weak_cells, self.mapping.placements, seed)
+        return self.plan.memory(cells) if self.plan else cells
 
-    def memory_of(self, weak_cells: Mapping[str, WeakCells], seed: int) -> ApproximateMemory:
-        """A module that is known to have these weak cells, in module numbering, at the mapped addresses."""
-        cells = ProfileMemory(weak_cells, self.mapping.placements, seed)
-        return replace(self.plan, weak_cells=weak_cells).memory(cells) if self.plan else cells
+    def on_other_cells(self, weak_cells: Mapping[str, WeakCells]) -> "Footprint":
+        """The same places in a module that is known to have these weak cells, in module numbering."""
+        plan = replace(self.plan, weak_cells=weak_cells) if self.plan else None
+        return replace(self, weak_cells=weak_cells, plan=plan)
 
 
 def is_ifm(tensor: str) -> bool:
@@ -432,7 +433,7 @@ def by_significance(
 ) -> PlaceAt:
     """Single bits, by what their flips cost: see `eden.significance`.
 
-    ``sample`` says what the network's IFMs are like: a batch of it, of ``images``.
+    ``sample`` says what the network's IFMs are like: a batch of it, of ``images``, is run now.
     """
     stored, formats = stored_tensors(network, sample.first(images).images)
 
@@ -658,7 +659,7 @@ def fitted_memory(
                     for piece in sorted(placement.pieces, key=lambda piece: piece.first_cell)
                 ]
             )
-        return place.memory_of(weak, derive_seed(seed, "reads"))
+        return place.on_other_cells(weak).memory(derive_seed(seed, "reads"))
 
     return memory
 

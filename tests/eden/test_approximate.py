@@ -182,15 +182,57 @@ def test_every_memory_gets_the_weights_as_they_are_encoded_when_they_change(
     assert not torch.equal(read(), first)
     network.guarded_signs = False
     assert torch.equal(read(), first)
-    for seed in range(20):  # each may come to lie where the one before was
-        small_network[4].weight = None
-        values = torch.randn(10, 256, generator=torch.Generator().manual_seed(seed))
-        small_network[4].weight = nn.Parameter(values)
-        expected = TensorFormat.for_range(Precision.INT8, float(values.min()), float(values.max()))
-        assert torch.equal(read(), encode(expected, values))
-    small_network[4].weight.data.zero_()
-    network.store_weights(force=True)
-    assert not read().any()
+
+
+def doubled_behind_torch_s_back(layer: nn.Linear) -> None:
+    layer.weight.data.mul_(2)
+
+
+def replaced(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(layer.weight.data.neg_())  # pointer and version are as before
+
+
+def moved_to_where_it_was(layer: nn.Linear) -> None:
+    shape, layer.weight = layer.weight.shape, None
+    layer.weight = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(5)))
+
+
+def trained_in_one_step(layer: nn.Linear) -> None:
+    optimiser = torch.optim.SGD([layer.weight], lr=1.0, fused=True)  # leaves the version as it is
+    layer.weight.grad = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(6))
+    optimiser.step()
+
+
+def turned(layer: nn.Linear) -> None:
+    layer.weight.data = layer.weight.data.t()
+
+
+def given_another_zero(layer: nn.Linear) -> None:
+    layer.weight.data[0, 0] = -0.0
+
+
+CHANGES = [
+    *(doubled_behind_torch_s_back, replaced, moved_to_where_it_was, trained_in_one_step, turned, given_another_zero),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("new_memory", [False, True])
+def test_a_weight_that_was_changed_in_any_way_is_stored_anew(
+    change: Callable[[nn.Linear], None], new_memory: bool
+) -> None:
+    layer = nn.Linear(8, 8)
+    with torch.no_grad():
+        layer.weight[0, 0] = 0.0
+    network = ApproximateNetwork(layer, Precision.FP32).eval()
+    network.calibrate([torch.randn(4, 8)])
+    network.memory = memory = ReliableMemory()
+    network(torch.randn(4, 8))
+    change(layer)
+    if new_memory:
+        network.memory = memory = ReliableMemory()
+    network(torch.randn(4, 8))
+    assert torch.equal(memory.load("weight").view(torch.int32), layer.weight.detach().reshape(-1).view(torch.int32))
 
 
 def test_the_module_itself_stays_as_it_was(small_network: nn.Module, small_images: torch.Tensor) -> None:

@@ -139,21 +139,24 @@ def test_warmed_it_says_so_and_goes_on_at_a_milder_point(
     assert found.total_flips < calm.total_flips, "no more errors than the mapping was made for"
 
 
-def test_placed_by_significance_it_goes_on_at_the_milder_point_by_that_point_s_cells(
+def test_placed_by_significance_it_goes_on_where_the_weak_cells_of_before_are_spared(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
+    """A drift makes cells fail that the milder point's map knows nothing of."""
     place = stages.by_significance(network, split, profile, stages.partitions(profile), BATCH)(HARSH["A"])
     board = warm(open_mock("A", 1, GEOMETRY), WARM_C)
     found = infer_on_board(board, network, place.mapping, split, 1000, profile=profile, plan=place.plan)
     (fallback,) = found.fallbacks
     assert fallback.image == 0
     assert {piece.point.vdd_mv for piece in found.mapping.pieces} == {MILD["A"]}
-    milder = stages.footprint(profile, found.mapping, network).plan
+    assert found.plan is not None
+    assert found.plan.mapping == found.mapping
+    by_the_milder_map = stages.footprint(profile, found.mapping, network).plan
     board = warm(open_mock("A", 1, GEOMETRY), WARM_C)
-    there = infer_on_board(board, network, found.mapping, split, 1000, plan=milder)
+    there = infer_on_board(board, network, found.mapping, split, 1000, plan=by_the_milder_map)
     assert found.bits_read == there.bits_read
     assert found.total_flips == pytest.approx(there.total_flips, rel=0.1)
-    assert found.accuracy.accuracy == pytest.approx(there.accuracy.accuracy, abs=0.02)
+    assert found.accuracy.accuracy > there.accuracy.accuracy + 0.02
 
 
 def test_what_was_settled_before_the_drift_does_not_run_again(

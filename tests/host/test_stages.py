@@ -608,14 +608,16 @@ def test_a_plan_is_for_its_own_mapping_and_network(
             infer_on_board(board(), network, mapping, split, 1, plan=plan)
     with pytest.raises(NetworkError, match="give that network"):
         stages.footprint(profile, here.mapping)
-    for precision in (Precision.INT4, Precision.INT16, Precision.FP32):
+    for precision in (Precision.INT4, Precision.INT16, Precision.FP16, Precision.FP32):
         other = ApproximateNetwork(network.module, precision)
         other.calibrate([images()])
         with pytest.raises(NetworkError, match="another network or precision"):
             stages.footprint(profile, here.mapping, other)
     with pytest.raises(NetworkError, match="not placed by significance"):
         SignificancePlan.of(mapped(network, profile, CLIFF), network, {})
-    damaged = here.mapping.model_dump(mode="json") | {"significance": {"costly_bits": 99, "order_bits": 0}}
+    damaged = here.mapping.model_dump(mode="json") | {
+        "significance": {"precision": "int8", "costly_bits": 99, "order_bits": 0}
+    }
     (tmp_path / "mapping.json").write_text(json.dumps(damaged))
     with pytest.raises(NetworkError, match="is damaged"):
         DramMapping.load(tmp_path / "mapping.json")
