@@ -23,7 +23,7 @@ from profiles.files import atomic_file
 from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint
 
 DEFAULT_ALIGNMENT_BITS = 512
-MAPPING_VERSION = 3
+MAPPING_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Partition:
         ifm_ber_by_point: the same for data written at the operating point, as IFMs are; None where it is not known to
             differ.
         rows: rates of each row, so that tensors find the rows that hold; None where only the whole was measured.
-        rail: the supply that it shares with the other partitions of that name.
+        rail: the supply that it shares with the other partitions of that name; each module's own.
         access_mode: how it was read when the rates were measured; they hold for no other.
     """
 
@@ -109,7 +109,8 @@ class DramMapping(BaseModel):
         placements: by tensor; they do not overlap.
         vdd_mv: the lowest supply in use.
         trcd_ps: activation latency of each partition in use.
-        module: whose cells it was made for; None where it was made for none in particular.
+        modules: whose cells it was made for, in the order that their cells are numbered in, one after the other
+            (`profiles.geometry.first_cells`); empty where it was made for none in particular.
         significance: where bits that matter were placed on cells that hold; None where tensors lie as they come.
     """
 
@@ -120,7 +121,7 @@ class DramMapping(BaseModel):
     alignment_bits: int = Field(gt=0)
     vdd_mv: int = Field(gt=0)
     placements: dict[str, Placement]
-    module: ModuleIdentity | None = None
+    modules: tuple[ModuleIdentity, ...] = ()
     significance: Significance | None = None
 
     @property

@@ -6,11 +6,12 @@ from profiles.schema import OperatingPoint
 
 
 class Piece(BaseModel):
-    """Cells ``first_cell .. first_cell + cells - 1`` of the module, and how they are read.
+    """Cells ``first_cell .. first_cell + cells - 1`` of a module, and how they are read.
 
     Attributes:
         partition: name of the partition that they lie in.
-        first_cell: module cell index (`profiles.geometry`), at the start of a burst.
+        first_cell: cell index (`profiles.geometry`) over the mapping's modules, one after the other, at the start of a
+            burst.
         cells: bits reserved.
         point: operating point that they are read at.
     """

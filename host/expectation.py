@@ -20,16 +20,15 @@ each read does not see it. A cell read over and over then settles between its tw
 (read(0) + read(1)) of the reads; an interval begins there where that is lower.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from host.tensor_memory import Bytes, Placed
+from host.tensor_memory import Bytes, Stretch
 from profiles.population import Population
-from profiles.schema import OperatingPoint
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -59,21 +58,21 @@ class CellRates:
     @classmethod
     def of(
         cls,
-        placed: Placed,
-        nominal: Mapping[OperatingPoint, Population],
-        at_point: Mapping[OperatingPoint, Population] | None,
+        pieces: Sequence[Stretch],
+        nominal: Sequence[Population],
+        at_point: Sequence[Population] | None,
     ) -> "CellRates":
         """What was counted in the cells of a place.
 
         Args:
-            placed: the place.
-            nominal: reads of what was written at nominal, by operating point.
+            pieces: of the place, each in the cell numbering of its own module.
+            nominal: of each piece, its module's reads at its operating point of what was written at nominal.
             at_point: the same of what was written at the point; None for a tensor that is written at nominal.
         """
         parts, start = [], 0
-        for piece in placed.pieces:
-            written = None if at_point is None else at_point[piece.point]
-            parts.append(_counted(piece.first_cell, piece.cells, start, nominal[piece.point], written))
+        others: Sequence[Population | None] = at_point or [None] * len(pieces)
+        for piece, read, written in zip(pieces, nominal, others, strict=True):
+            parts.append(_counted(piece.first_cell, piece.cells, start, read, written))
             start += piece.cells
         return cls(
             np.concatenate([part.cell for part in parts]),

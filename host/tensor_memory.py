@@ -1,4 +1,4 @@
-"""Tensors held in a board's DRAM: the approximate memory of `eden` with nothing modelled."""
+"""Tensors held in the DRAM of boards: the approximate memory of `eden` with nothing modelled."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -10,8 +10,8 @@ import torch
 
 from host.board import Board
 from host.bus import Words
-from profiles.errors import CapacityError, NetworkError
-from profiles.geometry import Geometry
+from profiles.errors import BoardError, CapacityError, NetworkError
+from profiles.geometry import Geometry, first_cells, in_one_module
 from profiles.schema import OperatingPoint
 
 Bytes = npt.NDArray[np.uint8]
@@ -22,7 +22,7 @@ class Stretch(Protocol):
 
     @property
     def first_cell(self) -> int:
-        """Module cell index of the first bit, at the start of a burst."""
+        """Cell index of the first bit over all modules (`profiles.geometry.first_cells`), at the start of a burst."""
 
     @property
     def cells(self) -> int:
@@ -57,10 +57,10 @@ class BoardMemory:
     Weights are written at nominal VDD and tRCD; IFMs (names in ``written_at_point``) at the operating point they are
     read at, as the profile's write condition says. Both are accessed one burst per activation, as they were
     characterised.
-    Use inside ``board.rail.guarded()``.
+    Use inside ``board.rail.guarded()`` of every board.
 
     Args:
-        board: where they lie.
+        boards: where they lie, in the order that their modules' cells are numbered in; of one burst size.
         placements: where each lies there.
         written_at_point: names of IFMs.
         weight_reuse: loads of a weight that one read of the DRAM serves: its draw of errors is then shared by as many
@@ -72,13 +72,14 @@ class BoardMemory:
             was stored to tell.
 
     Raises:
-        CapacityError: places that are off a burst's start, outside the module, or one over another.
+        CapacityError: places that are off a burst's start, outside a module, or one over another.
         NetworkError: ``weight_reuse`` is less than 1.
+        BoardError: the boards' bursts differ in size.
     """
 
     def __init__(
         self,
-        board: Board,
+        boards: Sequence[Board],
         placements: Mapping[str, Placed],
         written_at_point: frozenset[str],
         weight_reuse: int = 1,
@@ -88,21 +89,25 @@ class BoardMemory:
             raise NetworkError(f"a read cannot serve {weight_reuse} batches; give 1 to read weights for each batch")
         self.flips: dict[str, int] = {}
         self.bits_read: dict[str, int] = {}
-        self._board, self._placements, self._written_at_point = board, placements, written_at_point
+        self._boards, self._placements, self._written_at_point = boards, placements, written_at_point
         self._reuse, self._listener = weight_reuse, listener
         self._stored: dict[str, torch.Tensor] = {}
         self._kept: dict[str, tuple[torch.Tensor, int]] = {}  # read before, and the loads that it still serves
-        _check_places(placements, board.geometry)
+        geometries = [board.geometry for board in boards]
+        self._first_cells, self._burst_bytes = first_cells(geometries), _burst_bits(geometries) // 8
+        _check_places(placements, geometries)
 
     def clear(self) -> None:
         """Write zeros to every place, at nominal: a WRITE that fails keeps what lay there before."""
-        self._supply(self._board.rail.nominal_mv)
-        burst = self._board.geometry.burst_bits
-        stretches = [
-            (piece.first_cell, piece.cells // burst) for place in self._placements.values() for piece in place.pieces
-        ]
-        zeros = np.zeros((sum(count for _, count in stretches), burst // 32), np.uint32)
-        self._board.write_bursts(stretches, zeros, self._board.timings.trcd)
+        sizes = {tensor: sum(piece.cells for piece in place.pieces) // 8 for tensor, place in self._placements.items()}
+        by_board: dict[int, list[tuple[int, int]]] = {}
+        for at, _, stretches in self._runs(list(sizes), sizes):
+            by_board.setdefault(at, []).extend(stretches)
+        for at, stretches in by_board.items():
+            board = self._boards[at]
+            _supply(board, board.rail.nominal_mv)
+            zeros = np.zeros((sum(count for _, count in stretches), self._burst_bytes // 4), np.uint32)
+            board.write_bursts(stretches, zeros, board.timings.trcd)
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
         """Write ``data`` (uint8, flat) as ``tensor``.
@@ -120,11 +125,11 @@ class BoardMemory:
         at_point = tensor in self._written_at_point
         start = 0
         words = self._bursts(data)
-        for point, stretches in self._runs([tensor], {tensor: data.numel()}):
-            count = sum(size for _, size in stretches)
-            self._supply(point.vdd_mv if at_point else self._board.rail.nominal_mv)
-            trcd = self._clocks(point) if at_point else self._board.timings.trcd
-            self._board.write_bursts(stretches, words[start : start + count], trcd)
+        for at, point, stretches in self._runs([tensor], {tensor: data.numel()}):
+            board, count = self._boards[at], sum(size for _, size in stretches)
+            _supply(board, point.vdd_mv if at_point else board.rail.nominal_mv)
+            trcd = board.timings.trcd_clocks(point.trcd_ps) if at_point else board.timings.trcd
+            board.write_bursts(stretches, words[start : start + count], trcd)
             start += count
         self._stored[tensor] = data
         self._kept.pop(tensor, None)
@@ -138,7 +143,7 @@ class BoardMemory:
     def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
         """Read each of ``tensors`` once, in order, at its operating point: uint8, flat.
 
-        Those that follow one another at one operating point are read by one program.
+        Those that follow one another in one board at one operating point are read by one program.
 
         Raises:
             NetworkError: a tensor was not stored.
@@ -159,9 +164,10 @@ class BoardMemory:
     def _read(self, tensors: Sequence[str]) -> dict[str, torch.Tensor]:
         sizes = {tensor: self._stored[tensor].numel() for tensor in tensors}
         parts = [np.empty(0, np.uint8)]
-        for point, stretches in self._runs(tensors, sizes):
-            self._supply(point.vdd_mv)
-            words = self._board.read_bursts(stretches, self._clocks(point))
+        for at, point, stretches in self._runs(tensors, sizes):
+            board = self._boards[at]
+            _supply(board, point.vdd_mv)
+            words = board.read_bursts(stretches, board.timings.trcd_clocks(point.trcd_ps))
             parts.append(words.view(np.uint8).reshape(-1))
         everything, found, start = np.concatenate(parts), {}, 0
         for tensor, size in sizes.items():
@@ -185,15 +191,15 @@ class BoardMemory:
 
     def _runs(
         self, tensors: Sequence[str], sizes: Mapping[str, int]
-    ) -> Iterator[tuple[OperatingPoint, list[tuple[int, int]]]]:
-        """The bursts of tensors of ``sizes`` bytes, in order, cut where the operating point changes."""
+    ) -> Iterator[tuple[int, OperatingPoint, list[tuple[int, int]]]]:
+        """The bursts of tensors of ``sizes`` bytes, in order, cut where the board or the operating point changes."""
         pieces = [
-            (piece.point, (piece.first_cell, -(-part // self._burst_bytes)))
+            (*in_one_module(self._first_cells, piece.first_cell), piece.point, -(-part // self._burst_bytes))
             for tensor in tensors
             for piece, part in _parts(self._place(tensor), sizes[tensor])
         ]
-        for point, run in groupby(pieces, key=lambda piece: piece[0]):
-            yield point, [stretch for _, stretch in run]
+        for (board, point), run in groupby(pieces, key=lambda piece: (piece[0], piece[2])):
+            yield board, point, [(cell, bursts) for _, cell, _, bursts in run]
 
     @property
     def total_flips(self) -> int:
@@ -208,23 +214,17 @@ class BoardMemory:
             raise NetworkError(f"{tensor} has no place in DRAM; map the network again")
         return self._placements[tensor]
 
-    def _clocks(self, point: OperatingPoint) -> int:
-        return self._board.timings.trcd_clocks(point.trcd_ps)
-
-    def _supply(self, millivolts: int) -> None:
-        if self._board.rail.present_mv != millivolts:
-            self._board.rail.set(millivolts)
-
-    @property
-    def _burst_bytes(self) -> int:
-        return self._board.geometry.burst_bits // 8
-
     def _bursts(self, data: torch.Tensor) -> Words:
         """``data`` as uint32[bursts, words a burst], the last burst filled up with zeros."""
         size = self._burst_bytes
         padded = np.zeros(-(-data.numel() // size) * size, np.uint8)
         padded[: data.numel()] = data.numpy()
         return padded.view(np.uint32).reshape(-1, size // 4)
+
+
+def _supply(board: Board, millivolts: int) -> None:
+    if board.rail.present_mv != millivolts:
+        board.rail.set(millivolts)
 
 
 def _parts(place: Placed, size: int) -> Iterator[tuple[Stretch, int]]:
@@ -237,16 +237,26 @@ def _parts(place: Placed, size: int) -> Iterator[tuple[Stretch, int]]:
         size -= part
 
 
-def _check_places(placements: Mapping[str, Placed], geometry: Geometry) -> None:
-    """Raises CapacityError where a place is off a burst's start, outside the module, or over another."""
-    end, before = 0, ""
+def _burst_bits(geometries: Sequence[Geometry]) -> int:
+    sizes = {geometry.burst_bits for geometry in geometries}
+    if len(sizes) != 1:
+        raise BoardError(f"boards with bursts of {sorted(sizes)} bits hold no network together; use boards of one kind")
+    return sizes.pop()
+
+
+def _check_places(placements: Mapping[str, Placed], geometries: Sequence[Geometry]) -> None:
+    """Raises CapacityError where a place is off a burst's start, outside a module, or over another."""
+    end, before, starts = 0, "", first_cells(geometries)
     pieces = [(tensor, piece) for tensor, placed in placements.items() for piece in placed.pieces]
     for tensor, place in sorted(pieces, key=lambda item: item[1].first_cell):
         last = place.first_cell + place.cells - 1
-        if place.first_cell % geometry.burst_bits or place.first_cell < 0 or last >= geometry.cells:
+        module, cell = in_one_module(starts, place.first_cell)
+        geometry = geometries[module]
+        if cell < 0 or cell % geometry.burst_bits or cell + place.cells > geometry.cells:
             raise CapacityError(
                 f"{tensor} is mapped to cells {place.first_cell}..{last}; places start at a burst "
-                f"({geometry.burst_bits} cells) and end within the module's {geometry.cells}: map the network again"
+                f"({geometry.burst_bits} cells) and end within a module's cells, here "
+                f"{starts[module]}..{starts[module] + geometry.cells - 1}: map the network again"
             )
         if place.first_cell < end:
             raise CapacityError(f"{tensor} is mapped over {before}; map the network again")

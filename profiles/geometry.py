@@ -6,9 +6,13 @@ A cell is one stored bit. Its index orders cells as a burst carries them::
 
 ``bank`` counts over ranks and bank groups, ``column`` is the JEDEC column address (one beat of ``data_width`` bits),
 ``dq`` the data line. A byte string written to consecutive bursts therefore has its bit ``k`` (least significant bit of
-byte 0 first) in cell ``first + k``. A bitline is (bank, subarray, column, dq): local bitlines end at subarrays.
+byte 0 first) in cell ``first + k``. A bitline is (bank, subarray, column, dq): local bitlines end at subarrays. Where
+several modules are numbered together, each one's cells follow those of the one before (`first_cells`).
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any
 
 import numpy as np
@@ -124,3 +128,14 @@ class Geometry(BaseModel):
         """Bitline number over the module, ``(bank * subarrays + subarray) * row_bits + column * data_width + dq``."""
         subarray = self.row(cells) // min(self.subarray_rows, self.rows)
         return (self.bank(cells) * self.subarrays + subarray) * self.row_bits + cells % self.row_bits
+
+
+def first_cells(geometries: Sequence[Geometry]) -> list[int]:
+    """The first cell of each of several modules, in one numbering of all their cells."""
+    return [0, *accumulate(geometry.cells for geometry in geometries[:-1])]
+
+
+def in_one_module(first_cells: Sequence[int], cell: int) -> tuple[int, int]:
+    """Which of several modules, from 0, a cell lies in, and its index there."""
+    module = bisect_right(first_cells, cell) - 1
+    return module, cell - first_cells[module]

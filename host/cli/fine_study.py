@@ -24,6 +24,7 @@ from host.chip_presets import supply_ladder
 from host.cli import stages
 from host.cli.console import console, table
 from host.cli.intervals import mean_interval
+from host.cli.modules import Modules
 from host.cli.tasks import Scheduler, Workers, alone, kept_network, rows_of_tasks
 from host.plan import Grid, Rows, ScanPlan
 from host.rail import LIMITS
@@ -207,7 +208,8 @@ class Task:
     def _check(self, mapped: "_Mapped", mapping: DramMapping) -> dict[str, Any]:
         """Whether a mapping is shown to lose less than the target on the module's own cells, on test images."""
         network, profile, test = mapped.network, mapped.profile, study_data().test.first(CHECKED_IMAGES)
-        place = stages.footprint(profile, mapping.model_copy(update={"module": profile.header.module}))
+        modules = Modules([profile])
+        place = modules.footprint(mapping.model_copy(update={"modules": modules.identities}))
         right = evaluate(network, test.images, test.labels).correct_images
         memory, once = place.memory(derive_seed(self.seed, "module")), replace(CERTIFICATE_SAMPLING, draws=1)
         rung = certify_map(network, memory, place.mean_ber, test, right, TARGET_DROP, once, held=BATCH).rungs[0]
@@ -219,7 +221,7 @@ class _Mapped:
 
     def __init__(self, network: ApproximateNetwork, profile: Profile) -> None:
         self.network, self.profile = network, profile
-        self._parts = stages.partitions(profile)
+        self._parts = Modules([profile]).partitions()
 
     def coarsely(self, rates: Mapping[str, float], cost: Cost) -> DramMapping | None:
         """The cheapest operating point for all tensors."""

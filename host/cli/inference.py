@@ -1,4 +1,4 @@
-"""Inference on a board: its errors are held against the profile, and where they leave it, a milder point is taken.
+"""Inference on boards: errors are held against the profiles, and where they leave them, a milder point is taken.
 
 Drift shows as more wrong bits than the profile's cells explain, given the bits that were stored
 (`host.expectation`). Each tensor is tested after each batch, on all reads of the window of `WINDOW_BATCHES` that the
@@ -11,6 +11,7 @@ again, and so on until errors are no more than the profile promised for the mapp
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,15 +23,12 @@ from eden.mapping import DramMapping
 from eden.significance import SignificancePlan
 from host.board import Board
 from host.bus import TimedBus
-from host.cli import stages
-from host.cli.stages import AT_POINT, NOMINAL, is_ifm
-from host.expectation import CellRates, Expected, FlipExpectation
+from host.cli.modules import Modules, in_order_of, is_ifm, module_names
+from host.expectation import Expected, FlipExpectation
 from host.tensor_memory import BoardMemory, Bytes
 from profiles.errors import BoardError, NetworkError
-from profiles.population import collect
 from profiles.progress import Progress, silent
-from profiles.schema import ModuleIdentity, OperatingPoint
-from profiles.storage import Profile
+from profiles.schema import OperatingPoint
 
 WINDOW_BATCHES = 20
 FALSE_ALARMS = 1e-3
@@ -63,7 +61,7 @@ class Costs:
         wall_s: seconds by the clock.
         bus_s: of these, inside bus calls: the link, and the DRAM wherever the host waited for it.
         bus_bytes: moved over the link.
-        dram_s: program time of the test engine, by its own clock.
+        dram_s: program time of the test engines, by their own clocks; one board works at a time.
         programs: programs run.
     """
 
@@ -107,69 +105,81 @@ class Inference:
         return sum(self.bits_read.values())
 
 
-def infer_on_board(
-    board: Board,
+def infer_on_boards(
+    boards: Sequence[Board],
     network: ApproximateNetwork,
     mapping: DramMapping,
     test: Split,
     epoch: int,
     progress: Progress = silent,
-    profile: Profile | None = None,
+    modules: Modules | None = None,
     weight_reuse: int = 1,
     plan: SignificancePlan | None = None,
 ) -> Inference:
-    """Classify ``test`` with every weight and IFM stored in and read back from the board's DRAM.
+    """Classify ``test`` with every weight and IFM stored in and read back from the boards' DRAM.
 
     Starts from zeros at every place and in an ``epoch`` of its own: a WRITE that fails leaves what was there, so that
     the result would depend on what ran before.
 
     Args:
-        board, network, mapping, test: what runs, and where.
+        boards: one for each module of the mapping, in any order; one where it was made for none in particular.
+        network, mapping, test: what runs, and where.
         epoch: tag of the reads.
         progress: told of images done.
-        profile: what the mapping was made from; without it errors are counted, and not judged.
+        modules: what the mapping was made from; without it errors are counted, and not judged.
         weight_reuse: batches that one read of a weight serves (`BoardMemory`).
         plan: how tensors are laid out, of a mapping that is placed by significance: the `Footprint`'s.
 
     Raises:
-        BoardError: the mapping or the profile is of another module than the board carries, or errors leave the interval
-            and the profile holds no milder point.
+        BoardError: the mapping or the profiles are of other modules than the boards carry, or errors leave the interval
+            and the profiles hold no milder point.
         NetworkError: no images, a ``weight_reuse`` below 1, or a plan that is not the mapping's.
-        PlanError: the profile was not read as tensors are.
     """
     if mapping != (plan.mapping if plan else mapping.model_copy(update={"significance": None})):
         raise NetworkError(
             "a mapping that is placed by significance takes its own plan, any other none; give that of its footprint "
-            "(stages.footprint), or None"
+            "(Modules.footprint), or None"
         )
-    _check_module(board, "mapping", mapping.module)
-    _check_module(board, "profile", profile.header.module if profile else None)
-    run = _Run(board, network, mapping, profile, weight_reuse, plan)
-    link, before, begun = TimedBus(board.bus), replace(board.usage), time.perf_counter()
-    kept, board.bus = network.memory, link
+    if mapping.modules:
+        boards = in_order_of(mapping, "board", {board.module: board for board in boards})
+    if modules is not None:
+        modules = modules.of(mapping)
+        _check_modules(boards, modules)
+    run = _Run(boards, network, mapping, modules, weight_reuse, plan)
+    links, before = [TimedBus(board.bus) for board in boards], [replace(board.usage) for board in boards]
+    kept, begun = network.memory, time.perf_counter()
     try:
-        with board.rail.guarded():
-            board.environment.begin_epoch(epoch)
+        with ExitStack() as guards:
+            for board, link in zip(boards, links, strict=True):
+                board.bus = link
+                guards.enter_context(board.rail.guarded())
+                board.environment.begin_epoch(epoch)
             correct = run.all_of(test, progress)
     finally:
-        network.memory, board.bus = kept, link.bus
-    clocks = (board.usage.clocks - before.clocks) * board.build.nphases
+        network.memory = kept
+        for board, link in zip(boards, links, strict=True):
+            board.bus = link.bus
+    used = list(zip(boards, before, strict=True))
     return Inference(
         accuracy=Accuracy(int(correct.sum()), len(test), *clopper_pearson(int(correct.sum()), len(test)), correct),
         mapping=run.mapping,
         plan=run.plan,
         flips=run.flips,
         bits_read=run.bits_read,
-        expected=run.expected if profile else None,
+        expected=run.expected if modules else None,
         fallbacks=tuple(run.fallbacks),
         costs=Costs(
             wall_s=time.perf_counter() - begun,
-            bus_s=link.seconds,
-            bus_bytes=4 * link.words,
-            dram_s=clocks * board.timings.tck_ps * 1e-12,
-            programs=board.usage.programs - before.programs,
+            bus_s=sum(link.seconds for link in links),
+            bus_bytes=4 * sum(link.words for link in links),
+            dram_s=sum(_program_s(board, board.usage.clocks - then.clocks) for board, then in used),
+            programs=sum(board.usage.programs - then.programs for board, then in used),
         ),
     )
+
+
+def _program_s(board: Board, clocks: int) -> float:
+    return clocks * board.build.nphases * board.timings.tck_ps * 1e-12
 
 
 class _Listeners:
@@ -194,21 +204,21 @@ class _Run:
 
     def __init__(
         self,
-        board: Board,
+        boards: Sequence[Board],
         network: ApproximateNetwork,
         mapping: DramMapping,
-        profile: Profile | None,
+        modules: Modules | None,
         reuse: int,
         plan: SignificancePlan | None,
     ) -> None:
-        self._board, self._network, self._profile, self._reuse = board, network, profile, reuse
+        self._boards, self._network, self._modules, self._reuse = boards, network, modules, reuse
         self.plan = plan
         self.mapping = mapping
         self.flips = dict.fromkeys(mapping.placements, 0)
         self.bits_read = dict.fromkeys(mapping.placements, 0)
         self.expected = dict.fromkeys(mapping.placements, Expected())
         self.fallbacks: list[Fallback] = []
-        self._promised = self._here = None if profile is None else cell_rates(profile, mapping)
+        self._promised = self._here = None if modules is None else modules.cell_rates(mapping)
 
     def all_of(self, test: Split, progress: Progress) -> torch.Tensor:
         """Which images are classified right: bool[n]."""
@@ -237,7 +247,7 @@ class _Run:
         self._follow = [FlipExpectation(each) for each in rates if each is not None]
         ifms = frozenset(name for name in self.mapping.placements if is_ifm(name))
         listener = _Listeners(self._follow)
-        self._memory = BoardMemory(self._board, self.mapping.placements, ifms, self._reuse, listener)
+        self._memory = BoardMemory(self._boards, self.mapping.placements, ifms, self._reuse, listener)
         self._memory.clear()
         self._network.memory = self._memory if self.plan is None else self.plan.memory(self._memory)
 
@@ -268,10 +278,9 @@ class _Run:
         return torch.cat(found)
 
     def _fall_back(self, tensor: str, limit: FlipExpectation, image: int) -> None:
-        assert self._profile is not None
+        assert self._modules is not None
         flips, expected = limit.flips[tensor], limit.expected[tensor]
-        tested = sorted({p for part in stages.partitions(self._profile) for p in part.points()}, key=str)
-        moved = {piece.point: milder(tested, piece.point) for piece in self.mapping.pieces}
+        moved = milder_points(self._modules, self.mapping)
         if all(before == after for before, after in moved.items()):
             raise BoardError(
                 f"{tensor} read {flips} bits wrong where the profile expects {expected.interval[1]} at most, and the "
@@ -279,10 +288,21 @@ class _Run:
             )
         self.fallbacks.append(Fallback(tensor, flips, expected, image, moved))
         self.mapping = moved_to(self.mapping, moved)
-        self._here = cell_rates(self._profile, self.mapping)
+        self._here = self._modules.cell_rates(self.mapping)
         if self.plan is not None:  # with the weak cells of before, which drift has made more of, not fewer
             self.plan = replace(self.plan, mapping=self.mapping)
         self._occupy()
+
+
+def milder_points(modules: Modules, mapping: DramMapping) -> dict[OperatingPoint, OperatingPoint]:
+    """Where each operating point of a mapping goes: the next milder that every module in use at it was tested at."""
+    users: dict[OperatingPoint, set[int]] = {}
+    for piece in mapping.pieces:
+        users.setdefault(piece.point, set()).add(modules.located(piece)[0])
+    return {
+        point: milder(sorted(set.intersection(*map(modules.points, numbers)), key=str), point)
+        for point, numbers in users.items()
+    }
 
 
 def milder(tested: list[OperatingPoint], point: OperatingPoint) -> OperatingPoint:
@@ -309,29 +329,10 @@ def moved_to(mapping: DramMapping, moved: Mapping[OperatingPoint, OperatingPoint
     return mapping.model_copy(update={"placements": placements, "vdd_mv": lowest})
 
 
-def cell_rates(profile: Profile, mapping: DramMapping) -> dict[str, CellRates]:
-    """What the profile counted in each tensor's cells at its operating points.
-
-    Raises:
-        FitError: it holds no such point.
-        BoardError: it was measured without refresh, which inference keeps.
-        PlanError: it was not read as tensors are.
-    """
-    stages.check_access(str(profile.path), *(record.access_mode for record in profile.points))
-    points = {piece.point for piece in mapping.pieces}
-    if any(record.refresh != "kept" for point in points for record in profile.find(point)):
-        raise BoardError(f"{profile.path} was scanned with refresh withheld, inference refreshes; scan with it kept")
-    nominal = {point: collect(profile, point, NOMINAL) for point in points}
-    at_point = {point: collect(profile, point, AT_POINT) for point in points}
-    return {
-        name: CellRates.of(place, nominal, at_point if is_ifm(name) else None)
-        for name, place in mapping.placements.items()
-    }
-
-
-def _check_module(board: Board, what: str, module: ModuleIdentity | None) -> None:
-    if module is not None and module != board.module:
+def _check_modules(boards: Sequence[Board], modules: Modules) -> None:
+    carried = tuple(board.module for board in boards)
+    if carried != modules.identities:
         raise BoardError(
-            f"the {what} is for module {module.serial_number} of {module.manufacturer}, the board carries "
-            f"{board.module.serial_number} of {board.module.manufacturer}; scan that one and map again"
+            f"the profile is for {module_names(modules.identities)}, the board carries {module_names(carried)}; scan "
+            "that one and map again"
         )

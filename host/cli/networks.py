@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -26,16 +27,16 @@ from eden.seeds import derive_seed
 from eden.significance import SignificancePlan
 from eden.tolerance import CoarseTolerance, MemoryAt, Sampling, coarse, fine
 from eden.training import train_baseline
+from host.board import Board
 from host.cli import stages
 from host.cli.console import console, progress_bar, table
-from host.cli.inference import Fallback, Inference, infer_on_board
+from host.cli.inference import Fallback, Inference, infer_on_boards
+from host.cli.modules import Footprint, Modules
 from host.cli.opening import open_shown
 from host.cli.own_map import OwnMap
-from host.cli.profile import ProfilePath
-from host.cli.rail import RecordOption, SupplyOption
+from host.cli.rail import RecordOption
 from profiles.error_models import load_error_model
 from profiles.errors import FitError, NetworkError, PlanError
-from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
 NetworkPath = Annotated[Path, typer.Argument(help="Network, as `eden train` or `eden boost` writes it.")]
@@ -247,7 +248,12 @@ def _final_check(
 
 def map_(
     network: NetworkPath,
-    profile: ProfilePath,
+    profile: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Profile folder, as `eden scan` writes it; more than one: of each module that may be used."
+        ),
+    ],
     tolerance: Annotated[Path, typer.Option(help="Tolerances, as `eden tolerance --out` writes them.")],
     out: Annotated[Path, typer.Option(help="File for the mapping (JSON).")],
     batch: Batch = 50,
@@ -274,8 +280,11 @@ def map_(
     Cost is the weighted sum of energy and latency, or, without weights, VDD first and tRCD second. Chosen is the
     cheapest that validation images show to lose less than the target of the tolerances on the module's own map: each by
     a bound of 95 %. What holds strictly is the check on test images that follows, once: its errors follow from the
-    network and the mapping, so that to ask again is no second chance. All tensors go to the one module of the profile.
-    With --significance tolerances decide nothing but the target.
+    network and the mapping, so that to ask again is no second chance. With --significance tolerances decide nothing but
+    the target.
+
+    Given the profiles of several modules, tensors go to whichever serve best: first all at one operating point, then,
+    where that costs less, at a VDD for each module, each on a rail of its own.
     """
     if significance and (energy or latency or subarray_rows):
         raise PlanError(
@@ -283,33 +292,28 @@ def map_(
             "--subarray-rows, or --significance"
         )
     stages.use_one_thread()
-    tolerated, loaded, measured = stages.load_tolerance(tolerance), stages.load_network(network), Profile.open(profile)
+    tolerated, loaded, modules = stages.load_tolerance(tolerance), stages.load_network(network), Modules.open(profile)
     split, target = stages.network_data(network).validation, tolerated.target_accuracy + margin / 100
-    module = measured.header.module
-    cost: Cost = vdd_then_trcd
-    if energy or latency:
-        nominal = OperatingPoint(vdd_mv=module.nominal_vdd_mv, trcd_ps=module.nominal_trcd_ps)
-        cost = weighted(energy, latency, nominal)
+    cost: Cost = weighted(energy, latency, modules.nominal) if energy or latency else vdd_then_trcd
     reference, drop = stages.load_network(baseline) if baseline else loaded, tolerated.certificate.target_drop
-    parts = stages.partitions(measured)
     if significance:
-        place_at = stages.by_significance(loaded, split, measured, parts, batch)
+        place_at = stages.by_significance(loaded, split, modules, batch)
     else:
-        place_at = stages.by_tolerances(loaded, tolerated.rates, measured, parts, batch)
+        place_at = stages.by_tolerances(loaded, tolerated.rates, modules, batch)
     with progress_bar("map") as progress:
-        choice = stages.choose_point(loaded, place_at, parts, module, split, target, batch, MAP_DRAWS, seed, progress)
+        choice = stages.choose_point(loaded, place_at, modules, split, target, batch, MAP_DRAWS, seed, progress)
     with progress_bar("show") as progress:
         holds = stages.shown_by(loaded, split, reference, drop, seed, progress)
         choice = stages.shown_choice(choice, holds)
         if not significance:
             choice = stages.cheaper_choice(
-                *(choice, loaded, tolerated.rates, measured, split, target, MAP_DRAWS, seed, cost, subarray_rows, holds)
+                *(choice, loaded, tolerated.rates, modules, split, target, MAP_DRAWS, seed, cost, subarray_rows, holds)
             )
     place = choice.footprint
     place.mapping.save(out)
     _show_mapping(choice, tolerated)
     if not significance:
-        _show_optimum(choice.optimum, subarray_rows)
+        _show_optimum(choice.optimum, subarray_rows, len(modules.profiles))
     console.print(_metadata_sentence(loaded, batch, place.plan))
     console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
     console.print(_certified_there(choice.footprint, network, reference, drop))
@@ -330,7 +334,7 @@ def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance) -> None:
         )
 
 
-def _show_pieces(place: stages.Footprint, tolerated: stages.Tolerance) -> None:
+def _show_pieces(place: Footprint, tolerated: stages.Tolerance) -> None:
     rows = [
         [
             *(p.tensor, piece.partition, str(piece.point), f"{piece.cells / 8192:.1f}"),
@@ -349,7 +353,7 @@ def _show_pieces(place: stages.Footprint, tolerated: stages.Tolerance) -> None:
         )
 
 
-def _show_layouts(place: stages.Footprint, plan: SignificancePlan) -> None:
+def _show_layouts(place: Footprint, plan: SignificancePlan) -> None:
     rows = [
         [
             *(name, ", ".join(placement.partitions), str(len(placement.pieces))),
@@ -363,22 +367,22 @@ def _show_layouts(place: stages.Footprint, plan: SignificancePlan) -> None:
         console.print(f"the {layout.costly_bits} of {layout.precision.bits} bits that cost most have the best rows")
 
 
-def _show_optimum(optimum: Optimum | None, subarray_rows: int | None) -> None:
-    parts = "subarray" if subarray_rows else "bank"
+def _show_optimum(optimum: Optimum | None, subarray_rows: int | None, modules: int) -> None:
+    parts = "a tRCD for each " + ("subarray" if subarray_rows else "bank")
+    if modules > 1:
+        parts = f"a VDD for each module and {parts}"
     if optimum is None:
-        console.print(
-            f"one operating point: a tRCD for each {parts} does not fit, costs no less, or is not shown to hold"
-        )
+        console.print(f"one operating point: {parts} does not fit, costs no less, or is not shown to hold")
         return
     greedy = optimum.greedy_cost
     console.print(
-        f"a tRCD for each {parts}: solved exactly, {100 * optimum.gap:.2g} % at most above the cheapest; EDEN's "
+        f"{parts}: solved exactly, {100 * optimum.gap:.2g} % at most above the cheapest; EDEN's "
         "greedy Algorithm 1 "
         + ("finds none" if greedy is None else f"costs {100 * (greedy / optimum.cost - 1):.2g} % more")
     )
 
 
-def _certified_there(place: stages.Footprint, network: Path, reference: ApproximateNetwork, drop: float) -> str:
+def _certified_there(place: Footprint, network: Path, reference: ApproximateNetwork, drop: float) -> str:
     """Whether the mapping is shown to hold; nothing in it can be chosen."""
     test = stages.network_data(network).test
     described = place.mapping.model_dump_json(exclude_none=True)
@@ -410,12 +414,15 @@ def _metadata_sentence(network: ApproximateNetwork, images: int, plan: Significa
 def infer(
     network: NetworkPath,
     mapping: Annotated[Path, typer.Argument(help="Mapping, as `eden map` writes it.")],
-    board: Annotated[str, typer.Option(help="Board, e.g. mock:C:7.")],
+    board: Annotated[
+        list[str], typer.Option(help="Board, e.g. mock:C:7. One for each module of the mapping, in any order.")
+    ],
     profile: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             help="Profile that the mapping was made from: hold errors against it, fall back to milder points, and "
-            "print what accuracy it predicts. Needed where bits are placed by significance."
+            "print what accuracy it predicts. Needed where bits are placed by significance. Of each module of the "
+            "mapping, in any order."
         ),
     ] = None,
     reuse_weights: Annotated[
@@ -430,10 +437,16 @@ def infer(
         int | None,
         typer.Option(min=1, help="Only so many test images, from the first: a simulated board needs seconds a batch."),
     ] = None,
-    supply: SupplyOption = None,
+    supply: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File that names what feeds the DRAM; a mock or simulated board brings its own supply. Of several "
+            "boards: once for each, in the same order."
+        ),
+    ] = None,
     record: RecordOption = None,
 ) -> None:
-    """Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM.
+    """Classify the test set with every weight and IFM stored in, and read back from, the boards' DRAM.
 
     Weights are written once at nominal and read for each batch at their operating points; IFMs are written and read
     there. With a profile, each tensor's wrong bits are held against what the profile's cells explain, given the bits
@@ -445,27 +458,25 @@ def infer(
     loaded, places = stages.load_network(network), DramMapping.load(mapping)
     data = stages.network_data(network)
     test = data.test if images is None else data.test.first(images)
-    measured = Profile.open(profile) if profile else None
+    modules = Modules.open(profile).of(places) if profile else None
     plan = None
     if places.significance is not None:
-        if measured is None:
+        if modules is None:
             raise PlanError(
                 f"{mapping} places bits by significance: to write them, the module's weak cells must be known; give "
                 "the profile that it was made from as --profile"
             )
-        plan = stages.footprint(measured, places, loaded).plan
+        plan = modules.footprint(places, loaded).plan
     clean = evaluate(loaded, test.images, test.labels)
-    opened = open_shown(board, supply, record)
-    try:
+    with ExitStack() as closing:
+        boards = _opened(closing, board, supply or [], record)
         with progress_bar("infer") as progress:
-            found = infer_on_board(
-                opened, loaded, places, test, INFERENCE_EPOCH, progress, measured, reuse_weights, plan
+            found = infer_on_boards(
+                boards, loaded, places, test, INFERENCE_EPOCH, progress, modules, reuse_weights, plan
             )
-        warmth = opened.environment.temperature_c()
-    finally:
-        opened.close()
+        warmths = [warmth for each in boards if (warmth := each.environment.temperature_c()) is not None]
     for fallback in found.fallbacks:
-        console.print(_fallback_sentence(fallback, warmth, measured))
+        console.print(_fallback_sentence(fallback, warmths, modules))
     _show_tensors(found)
     accuracy, rate = found.accuracy, found.total_flips / found.total_bits_read
     console.print(
@@ -479,19 +490,38 @@ def infer(
         f"board's bus with {costs.bus_bytes / 2**20:.1f} MiB; {costs.programs} programs took {1e3 * costs.dram_s:.2f} "
         "ms of DRAM time by the engine's clock"
     )
-    if measured is not None:
-        place = replace(stages.footprint(measured, found.mapping, loaded), plan=found.plan)
-        _compare_with_prediction(measured, loaded, test, place, accuracy)
+    if modules is not None:
+        place = replace(modules.footprint(found.mapping, loaded), plan=found.plan)
+        _compare_with_prediction(modules, loaded, test, place, accuracy)
 
 
-def _fallback_sentence(fallback: Fallback, warmth: float | None, profile: Profile | None) -> str:
+def _opened(closing: ExitStack, boards: list[str], supplies: list[Path], record: Path | None) -> list[Board]:
+    """The boards, closed with ``closing``."""
+    if record is not None and len(boards) > 1:
+        raise PlanError("--record is for one board; give --board once with it")
+    if supplies and len(supplies) != len(boards):
+        raise PlanError(
+            f"{len(boards)} boards and {len(supplies)} supplies; give --supply once for each --board, in the same "
+            "order, or not at all"
+        )
+    files: list[Path | None] = [*supplies] or [None] * len(boards)
+    opened = []
+    for board, file in zip(boards, files, strict=True):
+        opened.append(open_shown(board, file, record))
+        closing.callback(opened[-1].close)
+    return opened
+
+
+def _fallback_sentence(fallback: Fallback, warmths: list[float], modules: Modules | None) -> str:
     moved = ", ".join(f"{before} -> {after}" for before, after in fallback.moved.items() if before != after)
     low, high = fallback.expected.interval
-    scanned = [p.temperature_c for p in profile.points if p.temperature_c is not None] if profile else []
+    points = [point for profile in (modules.profiles if modules else ()) for point in profile.points]
+    scanned = [point.temperature_c for point in points if point.temperature_c is not None]
     scan = f", the profile was measured at {min(scanned):.1f} .. {max(scanned):.1f} C" if scanned else ""
+    warmth = " and ".join(f"{each:.1f}" for each in warmths)
     return (
         f"DRIFT: {fallback.tensor} read {fallback.flips} bits wrong, the profile expects {fallback.expected.mean:.0f} "
-        f"({low} .. {high}, 95 %){f'; the DRAM is at {warmth:.1f} C{scan}' if warmth is not None else ''}. "
+        f"({low} .. {high}, 95 %){f'; the DRAM is at {warmth} C{scan}' if warmth else ''}. "
         f"Fell back to a milder point, {moved}, and ran again from image {fallback.image}"
     )
 
@@ -517,13 +547,12 @@ def _show_tensors(found: Inference) -> None:
 
 
 def _compare_with_prediction(
-    profile: Profile, network: ApproximateNetwork, test: Split, place: stages.Footprint, measured: Accuracy
+    modules: Modules, network: ApproximateNetwork, test: Split, place: Footprint, measured: Accuracy
 ) -> None:
     mapping = place.mapping
     predicting: list[tuple[str, Callable[[int], ApproximateMemory]]] = [("the profile's own cells", place.memory)]
     try:
-        fits = {point: stages.fits_at(profile, point) for point in {piece.point for piece in mapping.pieces}}
-        fitted = stages.fitted_memory(fits, place, stages.partitions(profile))
+        fitted = stages.fitted_memory(modules.fits(mapping), place, modules)
         predicting.insert(0, ("the fitted error models", fitted))
     except FitError as error:
         console.print(f"no error model predicts anything there: {error}")

@@ -8,6 +8,7 @@ from eden.approximate import ApproximateNetwork
 from eden.memory import ApproximateMemory
 from host.cli import stages
 from host.cli.inference import moved_to
+from host.cli.modules import Footprint, Modules
 from profiles.errors import PlanError
 from profiles.schema import OperatingPoint
 from profiles.storage import Profile
@@ -29,12 +30,14 @@ class OwnMap:
     """
 
     def __init__(self, profile: Profile, network: ApproximateNetwork, images: int) -> None:
-        self._profile = profile
-        parts = stages.partitions(profile)
-        self._points = sorted({point for part in parts for point in part.points()}, key=str)
+        self._modules = Modules([profile])
+        self._points = sorted(self._modules.points(), key=str)
         harshest = min(self._points, key=lambda point: (point.vdd_mv, point.trcd_ps))
         anywhere = {tensor.name: 1.0 for tensor in network.tensors()}
-        self._mapping, self._harshest = stages.map_at(network, anywhere, parts, harshest, images), harshest
+        self._mapping, self._harshest = (
+            stages.map_at(network, anywhere, self._modules.partitions(), harshest, images),
+            harshest,
+        )
 
     def __call__(self, ber: float, seed: int) -> ApproximateMemory:
         return self._nearest(ber).memory(seed)
@@ -48,19 +51,18 @@ class OwnMap:
         """Of the operating point with most errors."""
         return max(place.mean_ber for place in self._places.values())
 
-    def _nearest(self, ber: float) -> stages.Footprint:
+    def _nearest(self, ber: float) -> Footprint:
         return min(self._places.values(), key=lambda place: abs(math.log(place.mean_ber / ber)))
 
     @cached_property
-    def _places(self) -> Mapping[OperatingPoint, stages.Footprint]:
+    def _places(self) -> Mapping[OperatingPoint, Footprint]:
         places = {
-            point: stages.footprint(self._profile, moved_to(self._mapping, {self._harshest: point}))
-            for point in self._points
+            point: self._modules.footprint(moved_to(self._mapping, {self._harshest: point})) for point in self._points
         }
         erring = {point: place for point, place in places.items() if place.mean_ber > 0}
         if not erring:
             raise PlanError(
-                f"no operating point of {self._profile.path} has errors where the network lies; scan deeper into the "
-                "cliff, or boost with an error model (--model)"
+                f"no operating point of {self._modules.profiles[0].path} has errors where the network lies; scan "
+                "deeper into the cliff, or boost with an error model (--model)"
             )
         return erring

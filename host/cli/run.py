@@ -24,7 +24,8 @@ from host.board import Board
 from host.cli import stages
 from host.cli.console import console, progress_bar, table
 from host.cli.fit import show_fit
-from host.cli.inference import Inference, infer_on_board
+from host.cli.inference import Inference, infer_on_boards
+from host.cli.modules import AT_POINT, NOMINAL, Footprint, Modules, check_access, fits_at
 from host.cli.opening import open_shown
 from host.cli.plan import NetworkPlan, PlanPath, RunPlan, load_plan, named_board
 from host.cli.rail import RecordOption, SupplyOption
@@ -32,7 +33,6 @@ from host.cli.rail_power import rail_power
 from host.cli.report import SUMMARY_COLUMNS, summary_rows, write_html
 from host.cli.scan_view import scan_view
 from host.cli.search import BASELINE, DRAM_RESULTS, MAPPING, NETWORK, NEXT_MAPPING, SearchTask, search_all
-from host.cli.stages import AT_POINT, NOMINAL, Footprint
 from host.scan import scan
 from profiles import plots
 from profiles.errors import FitError, ProfileError
@@ -91,7 +91,7 @@ def report(
 
 
 def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
-    stages.check_access("the plan", settings.scan.access_mode)
+    check_access("the plan", settings.scan.access_mode)
     out, network_plan = settings.output, settings.network
     needed = max(stages.named_network_cells(network_plan.name, p, network_plan.batch) for p in network_plan.precisions)
     plan = stages.with_room(settings.scan, board.geometry, needed)
@@ -99,7 +99,7 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
         profile = scan(board, plan, out / "profile", watch, waiting=watch.waiting)
     with progress_bar("fit error models"):
         reference = stages.reference_point(profile)
-        fits = stages.fits_at(profile, reference)
+        fits = fits_at(profile, reference)
     for condition, fitted in fits.items():
         show_fit(fitted, f"{reference}, written at: {condition.value.replace('_', ' ')}")
     data = stages.dataset(network_plan.name)
@@ -148,7 +148,8 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
     """The one look at the test split: on DRAM at the chosen point and at the next, and what models predict."""
     test, precision = stages.dataset(task.plan.name).test, task.precision
     baseline, network = stages.load_network(task.folder / BASELINE), stages.load_network(task.folder / NETWORK)
-    place = stages.footprint(profile, DramMapping.load(task.folder / MAPPING), network)
+    modules = Modules([profile])
+    place = modules.footprint(DramMapping.load(task.folder / MAPPING), network)
     point = place.point
     unboosted = evaluate(baseline, test.images, test.labels)
     clean = unboosted.accuracy
@@ -160,10 +161,10 @@ def _final_check(task: SearchTask, found: dict[str, Any], board: Board, profile:
         by_model = by_cells = _predict(network, test, place.memory, place)
         chosen, predicting = None, "No error model is determined there; the map of cells"
         with contextlib.suppress(FitError):  # too few errors, or none
-            fits = stages.fits_at(profile, point)
-            drawn = stages.fitted_memory({point: fits}, place, stages.partitions(profile))
-            by_model, chosen = _predict(network, test, drawn, place), fits[AT_POINT].chosen
-            predicting = f"Error Model {fits[NOMINAL].chosen} (weights) and {chosen} (IFMs)"
+            fits = modules.fits(place.mapping)
+            by_model = _predict(network, test, stages.fitted_memory(fits, place, modules), place)
+            at_point, at_nominal = (fits[0, point][condition].chosen for condition in (AT_POINT, NOMINAL))
+            chosen, predicting = at_point, f"Error Model {at_nominal} (weights) and {at_point} (IFMs)"
     drop, seed = task.plan.target_drop_pct / 100, derive_seed(task.plan.seed, "certificate")
     with progress_bar(f"{precision}: certify") as progress:
         certificate = stages.certificate_there(
@@ -238,7 +239,7 @@ def _next_point(
     file = task.folder / NEXT_MAPPING
     if not file.exists():
         return {"next_point": None, "next_point_accuracy": None, "next_point_fails": None}
-    place = stages.footprint(profile, DramMapping.load(file), network)
+    place = Modules([profile]).footprint(DramMapping.load(file), network)
     point = place.point
     with progress_bar(f"{task.precision}: DRAM at {point}") as progress:
         test, epoch = stages.dataset(task.plan.name).test, len(profile.points) + 1
@@ -253,7 +254,7 @@ def _next_point(
 def _on_dram(
     board: Board, network: ApproximateNetwork, place: Footprint, test: Split, epoch: int, progress: Progress
 ) -> Inference:
-    return infer_on_board(board, network, place.mapping, test, epoch, progress, plan=place.plan)
+    return infer_on_boards([board], network, place.mapping, test, epoch, progress, plan=place.plan)
 
 
 def _predict(network: ApproximateNetwork, test: Split, memory_of: Callable[[int], Any], place: Footprint) -> Prediction:
@@ -324,7 +325,7 @@ def _fit_reports(profile: Profile, content: dict[str, Any]) -> list[FitReport]:
     modelled = [r for r in content["precisions"].values() if r["error_model"] is not None]
     points |= {OperatingPoint(vdd_mv=r["vdd_mv"], trcd_ps=r["trcd_ps"]) for r in modelled}
     ordered = sorted(points, key=lambda p: (-p.vdd_mv, p.trcd_ps))
-    return [report for point in ordered for report in stages.fits_at(profile, point).values()]
+    return [report for point in ordered for report in fits_at(profile, point).values()]
 
 
 def _write_report(folder: Path, content: dict[str, Any], profile: Profile, fits: list[FitReport]) -> None:

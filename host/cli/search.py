@@ -24,11 +24,11 @@ from eden.tolerance import CoarseTolerance, Sampling, coarse, fine
 from eden.training import train_baseline
 from host.cli import stages
 from host.cli.console import progress_board
+from host.cli.modules import Modules
 from host.cli.plan import NetworkPlan
 from profiles.error_models import load_error_model
 from profiles.errors import NetworkError
 from profiles.progress import Progress
-from profiles.storage import Profile
 
 BASELINE, NETWORK = "baseline.safetensors", "network.safetensors"
 MAPPING, NEXT_MAPPING = "mapping.json", "next_mapping.json"
@@ -177,18 +177,17 @@ def search(task: SearchTask, report: Report) -> dict[str, Any]:
     control = tolerance(unerring.network, "control")
     use_boosted = after.ber > before.ber
     network, best = (boosted.network, after) if use_boosted else (baseline, before)
-    profile = Profile.open(task.profile)
-    parts = stages.partitions(profile)
+    modules = Modules.open([task.profile])
     rates: Mapping[str, float] | None = None  # by significance they decide nothing
     if plan.significance:
-        place_at = stages.by_significance(network, data.validation, profile, parts, plan.batch)
+        place_at = stages.by_significance(network, data.validation, modules, plan.batch)
     else:
         each = report("tolerance, each tensor")
         rates = fine(network, memory_at, data.validation, drop, clean, best.ber, sampling, progress=each).ber
-        place_at = stages.by_tolerances(network, rates, profile, parts, plan.batch)
+        place_at = stages.by_tolerances(network, rates, modules, plan.batch)
     meets = stages.choose_point(
-        *(network, place_at, parts, profile.header.module, data.validation),
-        *(clean - drop + plan.selection_margin_pct / 100, plan.batch, plan.draws, plan.seed, report("map")),
+        *(network, place_at, modules, data.validation, clean - drop + plan.selection_margin_pct / 100),
+        *(plan.batch, plan.draws, plan.seed, report("map")),
     )
     holds = stages.shown_by(network, data.validation, baseline, drop, plan.seed, report("certify"))
     choice = stages.shown_choice(meets, holds)

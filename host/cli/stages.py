@@ -5,11 +5,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,30 +26,27 @@ from eden.mapping import (
     fine_mapping,
     mapping_cost,
 )
-from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, ProfileMemory, joined
+from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, joined
 from eden.networks import build, folded
 from eden.optimal import Optimum, optimal_mapping
 from eden.placement import Piece
 from eden.precision import Precision
 from eden.seeds import derive_seed
-from eden.significance import SignificancePlan, plan_significance, stored_tensors
+from eden.significance import plan_significance, stored_tensors
 from eden.tolerance import Sampling
 from eden.training import recipe
+from host.cli.modules import AT_POINT, NOMINAL, WRITTEN, Fits, Footprint, Modules, footprint_by, is_ifm
 from host.plan import Cells, Rows, ScanPlan
 from profiles import statistics
 from profiles.cells import WeakCells
-from profiles.error_models import ErrorModel, Floats
+from profiles.error_models import ErrorModel
 from profiles.errors import CapacityError, FitError, NetworkError, PlanError
 from profiles.files import atomic_file, first_problem, read_bounded
-from profiles.fit import FitReport, fit
 from profiles.geometry import Geometry
-from profiles.population import measured_weak_cells
 from profiles.progress import Progress, silent
-from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint, PointRecord, Region, WriteCondition
+from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
-NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
-WRITTEN = {"weight": NOMINAL, "ifm": AT_POINT}  # how each kind of tensor is
 ROOM_TO_CHOOSE = 2  # cells known by default, over those that the network takes
 REFERENCE_BER = 3e-3  # where a model for training is fitted: a rate at which networks begin to suffer
 
@@ -224,166 +219,6 @@ def with_room(plan: ScanPlan, geometry: Geometry, needed: int) -> ScanPlan:
     return plan
 
 
-def check_access(what: str, *modes: AccessMode) -> None:
-    """Raises PlanError where ``what``, a scan's plan or profile, was not read as tensors are."""
-    if any(mode != AccessMode.BURST_PER_ACTIVATION for mode in modes):
-        raise PlanError(
-            f"{what} reads row by row (access_mode linear), but tensors are read one burst per activation, and error "
-            'rates hold for no other access; scan with access_mode = "burst_per_activation"'
-        )
-
-
-def partitions(profile: Profile, subarray_rows: int | None = None) -> list[Partition]:
-    """One partition a bank, of the rows whose cells are known at every point, with its BER at every operating point.
-
-    ``subarray_rows``: one for each subarray instead, of so many rows.
-    """
-    check_access(str(profile.path), *(record.access_mode for record in profile.points))
-    geometry, region = profile.geometry, _common_region(profile.points)
-    rows = np.arange(region.row_start, region.row_end)
-    wordlines = (np.array(region.banks)[:, None] * geometry.rows + rows).ravel()
-    rates: dict[tuple[str, OperatingPoint], Floats] = {}
-    patterns = {record.pattern for record in profile.points}
-    for point in profile.operating_points():
-        for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
-            records = profile.find(point, condition)
-            if {record.pattern for record in records} == patterns:  # cells that fail with the others are known too
-                by_row = statistics.ber_by(profile, records, "wordline_block", block_rows=1)
-                rates[kind, point] = by_row.ber[np.isin(by_row.keys, wordlines)].reshape(len(region.banks), -1)
-    for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
-        if not any(known == kind for known, _ in rates):
-            raise PlanError(
-                f"{profile.path} holds no operating point with all patterns written at: {condition.value}; scan with "
-                'write = ["nominal", "operating_point"]'
-            )
-    size = subarray_rows or geometry.rows
-    cuts = range((region.row_start // size + 1) * size, region.row_end, size)
-    stretches = list(pairwise([region.row_start, *cuts, region.row_end]))
-    return [
-        _partition(
-            f"bank {bank}" + (f", rows {first} to {end - 1}" if subarray_rows else ""),
-            *(bank, first, geometry),
-            {key: ber[k, first - region.row_start : end - region.row_start] for key, ber in rates.items()},
-        )
-        for k, bank in enumerate(region.banks)
-        for first, end in stretches
-    ]
-
-
-def _partition(
-    name: str, bank: int, first_row: int, geometry: Geometry, rates: Mapping[tuple[str, OperatingPoint], Floats]
-) -> Partition:
-    """Rows of a bank from ``first_row`` on, of the given rates by kind and operating point."""
-    return Partition(
-        name=name,
-        bank=bank,
-        first_cell=bank * geometry.bank_bits + first_row * geometry.row_bits,
-        cells=len(next(iter(rates.values()))) * geometry.row_bits,
-        ber_by_point={point: float(ber.mean()) for (kind, point), ber in rates.items() if kind == "weight"},
-        ifm_ber_by_point={point: float(ber.mean()) for (kind, point), ber in rates.items() if kind == "ifm"},
-        rows=RowRates(geometry.row_bits, rates),
-    )
-
-
-def _common_region(points: list[PointRecord]) -> Region:
-    """Where every point knows single cells: tensors are placed only there."""
-    regions = {record.region for record in points}
-    if len(regions) != 1:
-        raise PlanError(
-            f"the profile holds {len(regions)} different regions, as a search for cliffs leaves; map from a profile of "
-            "one scan of a grid"
-        )
-    known = {record.known_cells for record in points if record.counted} or {tuple(regions)}
-    if len(known) != 1 or len(parts := known.pop()) != 1:
-        raise PlanError(
-            "points of the profile know single cells in several places; map from a scan whose plan keeps the cells of "
-            "one region, large enough for the network"
-        )
-    return parts[0]
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """A mapping and the weak cells behind it.
-
-    Attributes:
-        mapping: where each tensor lies.
-        weak_cells: of each tensor, by its kind's write condition.
-        ber: expected bit error rate of each tensor (half its bits ones).
-        plan: how tensors are laid out there, where they are placed by significance; None where they lie as they come.
-    """
-
-    mapping: DramMapping
-    weak_cells: Mapping[str, WeakCells]
-    ber: Mapping[str, float]
-    plan: SignificancePlan | None = None
-
-    @property
-    def point(self) -> OperatingPoint:
-        """The operating point, where all tensors share one."""
-        return next(iter(self.mapping.placements.values())).point
-
-    @property
-    def mean_ber(self) -> float:
-        """Over all bits of the network."""
-        cells = {name: placement.reserved for name, placement in self.mapping.placements.items()}
-        return sum(self.ber[name] * count for name, count in cells.items()) / sum(cells.values())
-
-    def memory(self, seed: int) -> ApproximateMemory:
-        """The profile's own cells at the mapped addresses."""
-        cells = ProfileMemory(self.weak_cells, self.mapping.placements, seed)
-        return self.plan.memory(cells) if self.plan else cells
-
-    def on_other_cells(self, weak_cells: Mapping[str, WeakCells]) -> "Footprint":
-        """The same places in a module that is known to have these weak cells, in module numbering."""
-        plan = replace(self.plan, weak_cells=weak_cells) if self.plan else None
-        return replace(self, weak_cells=weak_cells, plan=plan)
-
-
-def is_ifm(tensor: str) -> bool:
-    """Whether a tensor's name is that of an input feature map (`eden.approximate`)."""
-    return tensor.rpartition(".")[2].startswith("ifm")
-
-
-def footprint(profile: Profile, mapping: DramMapping, network: ApproximateNetwork | None = None) -> Footprint:
-    """Look up the weak cells of a mapping in the profile it was made from.
-
-    ``network`` is whose tensors lie there: what is placed by significance is laid out by their formats.
-
-    Raises:
-        NetworkError: the mapping is placed by significance, and of another network, or none is given.
-    """
-    points = {piece.point for piece in mapping.pieces}
-    return _footprint({point: _weak_cells(profile, point) for point in points}, mapping, network)
-
-
-def _weak_cells(profile: Profile, point: OperatingPoint) -> dict[str, WeakCells]:
-    """What the profile knows of a point, by the kind of tensor that meets it."""
-    return {kind: measured_weak_cells(profile, point, condition) for kind, condition in WRITTEN.items()}
-
-
-def _footprint(
-    known: Mapping[OperatingPoint, Mapping[str, WeakCells]], mapping: DramMapping, network: ApproximateNetwork | None
-) -> Footprint:
-    cells, rates = {}, {}
-    for name, placement in mapping.placements.items():
-        kind = "ifm" if is_ifm(name) else "weight"
-        pieces = sorted(placement.pieces, key=lambda piece: piece.first_cell)
-        cells[name] = joined([_module_cells(known[piece.point][kind], piece) for piece in pieces])
-        rates[name] = cells[name].ber(placement.reserved)
-    if mapping.significance is None:
-        return Footprint(mapping, cells, rates)
-    if network is None:
-        raise NetworkError("the mapping is placed by significance, by the formats of a network; give that network")
-    return Footprint(mapping, cells, rates, SignificancePlan.of(mapping, network, cells))
-
-
-def _module_cells(weak: WeakCells, piece: Piece) -> WeakCells:
-    """The weak cells of a piece, in module numbering."""
-    here = weak.within(piece.first_cell, piece.cells)
-    return WeakCells(here.cell + piece.first_cell, here.flip_zero, here.flip_one)
-
-
 def map_at(
     network: ApproximateNetwork,
     tolerated: Mapping[str, float],
@@ -417,20 +252,18 @@ PlaceAt = Callable[[OperatingPoint], Footprint]
 
 
 def by_tolerances(
-    network: ApproximateNetwork, tolerated: Mapping[str, float], profile: Profile, parts: list[Partition], images: int
+    network: ApproximateNetwork, tolerated: Mapping[str, float], modules: Modules, images: int
 ) -> PlaceAt:
     """As EDEN places: see `map_at`."""
 
     def place_at(point: OperatingPoint) -> Footprint:
-        mapping = map_at(network, tolerated, parts, point, images)
-        return footprint(profile, mapping.model_copy(update={"module": profile.header.module}))
+        mapping = map_at(network, tolerated, modules.partitions(), point, images)
+        return modules.footprint(mapping.model_copy(update={"modules": modules.identities}))
 
     return place_at
 
 
-def by_significance(
-    network: ApproximateNetwork, sample: Split, profile: Profile, parts: list[Partition], images: int
-) -> PlaceAt:
+def by_significance(network: ApproximateNetwork, sample: Split, modules: Modules, images: int) -> PlaceAt:
     """Single bits, by what their flips cost: see `eden.significance`.
 
     ``sample`` says what the network's IFMs are like: a batch of it, of ``images``, is run now.
@@ -438,10 +271,10 @@ def by_significance(
     stored, formats = stored_tensors(network, sample.first(images).images)
 
     def place_at(point: OperatingPoint) -> Footprint:
-        weak, here = _weak_cells(profile, point), [part for part in parts if point in part.points()]
+        weak, here = modules.weak_cells(point), [part for part in modules.partitions() if point in part.points()]
         plan = plan_significance(network.tensors(), stored, formats, weak, here, point, images)
-        mapping = plan.mapping.model_copy(update={"module": profile.header.module})
-        return _footprint({point: weak}, mapping, network)
+        mapping = plan.mapping.model_copy(update={"modules": modules.identities})
+        return footprint_by({point: weak}, mapping, network)
 
     return place_at
 
@@ -473,8 +306,7 @@ class Choice:
 def choose_point(
     network: ApproximateNetwork,
     place_at: PlaceAt,
-    parts: list[Partition],
-    module: ModuleIdentity,
+    modules: Modules,
     validation: Split,
     target_accuracy: float,
     images: int,
@@ -484,15 +316,15 @@ def choose_point(
 ) -> Choice:
     """The lowest VDD (then the shortest tRCD) at which the mapped network meets ``target_accuracy`` on validation.
 
-    From mild to harsh within each tRCD that ``parts`` were tested at, below nominal conditions of ``module``, with the
-    profile's own cells at the mapped addresses, each point with a mapping of its own. A tRCD is left at its first
-    failure: a lucky pass beyond one is noise.
+    From mild to harsh within each tRCD that ``modules`` were tested at, below nominal conditions, with the profiles'
+    own cells at the mapped addresses, each point with a mapping of its own. A tRCD is left at its first failure: a
+    lucky pass beyond one is noise. Points where the modules that were tested there have no room are passed over.
 
     Raises:
         PlanError: no operating point below nominal meets the target.
+        CapacityError: the network fits at none.
     """
-    tested = sorted({p for part in parts for p in part.points()}, key=lambda p: (p.trcd_ps, -p.vdd_mv))
-    limits = OperatingPoint(vdd_mv=module.nominal_vdd_mv, trcd_ps=module.nominal_trcd_ps)
+    tested, limits = sorted(modules.points(), key=lambda p: (p.trcd_ps, -p.vdd_mv)), modules.nominal
     candidates = [p for p in tested if p.vdd_mv <= limits.vdd_mv and p.trcd_ps <= limits.trcd_ps and p != limits]
 
     def predict(place: Footprint) -> Prediction:
@@ -503,11 +335,16 @@ def choose_point(
 
     passed: dict[int, list[Choice]] = {}
     failed: set[int] = set()
+    no_room: CapacityError | None = None
     for done, point in enumerate(candidates):
         progress(done, len(candidates))
         if point.trcd_ps in failed:
             continue
-        place = place_at(point)
+        try:
+            place = place_at(point)
+        except CapacityError as error:
+            no_room = error
+            continue
         predicted = predict(place)
         here = passed.setdefault(point.trcd_ps, [])
         if here:
@@ -518,9 +355,11 @@ def choose_point(
             failed.add(point.trcd_ps)
     progress(len(candidates), len(candidates))
     choices = [choice for here in passed.values() for choice in here]
+    if no_room is not None and not passed:
+        raise no_room
     if not choices:
         raise PlanError(
-            f"no operating point below {module.nominal_vdd_mv} mV or {module.nominal_trcd_ps} ps meets "
+            f"no operating point below {limits.vdd_mv} mV or {limits.trcd_ps} ps meets "
             f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
         )
     chosen: Choice | None = None
@@ -534,7 +373,7 @@ def cheaper_choice(
     choice: Choice,
     network: ApproximateNetwork,
     tolerated: Mapping[str, float],
-    profile: Profile,
+    modules: Modules,
     validation: Split,
     target_accuracy: float,
     draws: int,
@@ -545,19 +384,18 @@ def cheaper_choice(
 ) -> Choice:
     """The cheapest mapping with an operating point for each partition, if it costs less, meets the target and holds.
 
-    Partitions, each with a tRCD of its own, are banks, or subarrays of ``subarray_rows``.
+    Partitions, each with a tRCD of its own, are banks, or subarrays of ``subarray_rows``; each module has a VDD.
     Otherwise ``choice`` itself: the tolerances that the cheapest mapping relies on were found on an error model, and
     whether the network holds is for the profile's own cells to say.
     """
-    banks, images = partitions(profile), choice.footprint.mapping.images
-    parts = partitions(profile, subarray_rows) if subarray_rows else banks
+    parts, images = modules.partitions(subarray_rows), choice.footprint.mapping.images
     try:
         found = optimal_mapping(network.tensors(), tolerated, parts, images, cost=cost)
     except CapacityError:
         return choice
-    if found.cost >= mapping_cost(choice.footprint.mapping, banks, cost):
+    if found.cost >= mapping_cost(choice.footprint.mapping, modules.partitions(), cost):
         return choice
-    place = footprint(profile, found.mapping.model_copy(update={"module": profile.header.module}))
+    place = modules.footprint(found.mapping.model_copy(update={"modules": modules.identities}))
 
     def memory(draw: int) -> ApproximateMemory:
         return place.memory(derive_seed(seed, "choice", draw))
@@ -632,48 +470,46 @@ def shown_choice(choice: Choice, holds: Holds) -> Choice:
 # ---- the error model's prediction ------------------------------------------------------------------------------------
 
 
-def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, FitReport]:
-    """Error models of one operating point, for weights (written at nominal) and IFMs (written at the point)."""
-    return {condition: fit(profile, point, condition) for condition in (NOMINAL, AT_POINT)}
-
-
-def fitted_memory(
-    fits: Mapping[OperatingPoint, Mapping[WriteCondition, FitReport]], place: Footprint, parts: list[Partition]
-) -> Callable[[int], ApproximateMemory]:
-    """Memories that follow the fitted models where each tensor lies; each seed is another module of their kind.
+def fitted_memory(fits: Fits, place: Footprint, modules: Modules) -> Callable[[int], ApproximateMemory]:
+    """Memories that follow the fitted models where each tensor lies; each seed is other modules of their kind.
 
     Models that are the same everywhere (0 and 3) are scaled to the measured rate of each row, which is then a partition
     of its own: weak cells cluster by rows. Models 1 and 2 know their lines.
     """
 
     def part_of(piece: Piece) -> Partition:
-        return next(part for part in parts if 0 <= piece.first_cell - part.first_cell < part.cells)
+        return next(part for part in modules.partitions() if 0 <= piece.first_cell - part.first_cell < part.cells)
+
+    def drawn(piece: Piece, kind: str, seed: int) -> WeakCells:
+        module, there = modules.located(piece)
+        part, own_seed = part_of(piece), derive_seed(seed, "module", module) if module else seed
+        first_row = part.first_cell - (piece.first_cell - there.first_cell)
+        model = fits[module, piece.point][WRITTEN[kind]].model
+        return modules.from_module(module, _sample_rows(model, there, part.rows, first_row, kind, own_seed))
 
     def memory(seed: int) -> ApproximateMemory:
         weak = {}
         for name, placement in place.mapping.placements.items():
             kind = "ifm" if is_ifm(name) else "weight"
-            weak[name] = joined(
-                [
-                    _sample_rows(fits[piece.point][WRITTEN[kind]].model, piece, part_of(piece), kind, seed)
-                    for piece in sorted(placement.pieces, key=lambda piece: piece.first_cell)
-                ]
-            )
+            pieces = sorted(placement.pieces, key=lambda piece: piece.first_cell)
+            weak[name] = joined([drawn(piece, kind, seed) for piece in pieces])
         return place.on_other_cells(weak).memory(derive_seed(seed, "reads"))
 
     return memory
 
 
-def _sample_rows(model: ErrorModel, placement: Piece, part: Partition, kind: str, seed: int) -> WeakCells:
-    """Weak cells of a piece, in module numbering."""
-    first, end = placement.first_cell, placement.first_cell + placement.cells
-    if part.rows is None or model.number not in UNIFORM_MODELS:
-        found = model.sample_weak_cells(first, placement.cells, seed)
+def _sample_rows(
+    model: ErrorModel, piece: Piece, rows: RowRates | None, first_row: int, kind: str, seed: int
+) -> WeakCells:
+    """Weak cells of a piece, in its module's numbering; ``rows`` begin at the cell ``first_row``."""
+    first, end = piece.first_cell, piece.first_cell + piece.cells
+    if rows is None or model.number not in UNIFORM_MODELS:
+        found = model.sample_weak_cells(first, piece.cells, seed)
         return WeakCells(found.cell + first, found.flip_zero, found.flip_one)
     pieces = []
-    for row, rate in enumerate(part.rows.ber[kind, placement.point]):
-        low = max(first, part.first_cell + row * part.rows.row_cells)
-        high = min(end, part.first_cell + (row + 1) * part.rows.row_cells)
+    for row, rate in enumerate(rows.ber[kind, piece.point]):
+        low = max(first, first_row + row * rows.row_cells)
+        high = min(end, first_row + (row + 1) * rows.row_cells)
         if low < high:
             here = model.scaled(min(float(rate), model.highest_ber)).sample_weak_cells(low, high - low, seed)
             pieces.append(WeakCells(here.cell + low, here.flip_zero, here.flip_one))

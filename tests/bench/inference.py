@@ -37,7 +37,8 @@ from host.board import Board
 from host.boards import MOCK_GEOMETRY, mock_build, open_mock, software_board
 from host.chip_presets import PRESETS
 from host.cli import stages
-from host.cli.inference import Costs, infer_on_board
+from host.cli.inference import Costs, infer_on_boards
+from host.cli.modules import Modules
 from host.etherbone_bus import EtherboneBus
 from host.links import BAUDRATE
 from host.mock import MockBoard
@@ -64,7 +65,7 @@ def figures() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         profile = scan(open_mock(VENDOR, SEED), _plan(), Path(folder) / "profile")
         tolerated = {tensor.name: 1.0 for tensor in network.tensors()}
-        mapping = stages.map_at(network, tolerated, stages.partitions(profile), POINT, BATCH)
+        mapping = stages.map_at(network, tolerated, Modules([profile]).partitions(), POINT, BATCH)
         board = open_mock(VENDOR, SEED)
         for name, held_against, reuse in (("", None, 1), ("_with_profile", profile, 1), ("_weights_reused", None, 10)):
             runs = _runs(board, network, mapping, test, held_against, reuse)
@@ -74,7 +75,7 @@ def figures() -> Iterator[dict[str, Any]]:
                 costs = runs[0][1]
                 link = costs.bus_bytes * 10 / BAUDRATE
                 yield _overhead("overhead_serial", statistics.median(run[0] for run in runs), costs.dram_s + link)
-        mapping = stages.map_at(network, tolerated, stages.partitions(profile), POINT, LARGE_BATCH)
+        mapping = stages.map_at(network, tolerated, Modules([profile]).partitions(), POINT, LARGE_BATCH)
         with _behind_etherbone() as far:
             runs = _runs(far, network, mapping, test, None, 1)
         host, outside, link = (
@@ -111,7 +112,9 @@ def _runs(
     runs = []
     for _ in range(REPEATS + 1):  # the first one compiles
         begun = time.process_time()
-        found = infer_on_board(board, network, mapping, test, 1 << 32, profile=profile, weight_reuse=reuse)
+        found = infer_on_boards(
+            [board], network, mapping, test, 1 << 32, modules=Modules([profile]), weight_reuse=reuse
+        )
         runs.append((time.process_time() - begun, found.costs))
         if not BER[0] < found.total_flips / found.total_bits_read < BER[1]:
             raise AssertionError(

@@ -243,7 +243,7 @@ def test_tensors(board: Board, mock: Board) -> None:
 
     def work(board: Board) -> Any:
         board.environment.begin_epoch(8)
-        memory = BoardMemory(board, {"w": weight, "x": ifm}, frozenset({"x"}))
+        memory = BoardMemory([board], {"w": weight, "x": ifm}, frozenset({"x"}))
         with board.rail.guarded():
             memory.clear()
             for name, each in data.items():

@@ -17,6 +17,7 @@ from eden.precision import Precision
 from eden.training import Training, train_baseline
 from host.boards import open_mock
 from host.cli import networks, stages
+from host.cli.modules import AT_POINT, NOMINAL, Modules
 from host.cli.own_map import OwnMap
 from host.plan import Grid, Rows, ScanPlan
 from host.scan import scan
@@ -39,7 +40,7 @@ def scanned(folder: Path, vdd_mv: tuple[int, ...]) -> Profile:
         rounds=4,
         banks=(0, 1),
         rows=Rows(count=48),
-        write=(stages.NOMINAL, stages.AT_POINT),
+        write=(NOMINAL, AT_POINT),
     )
     return scan(open_mock("B", 1, GEOMETRY), plan, folder / "profile")
 
@@ -76,7 +77,7 @@ def held(memory: ProfileMemory, tensor: str) -> np.ndarray:
 
 
 def test_a_module_s_own_cells_are_those_of_its_nearest_operating_point(profile: Profile, network: Path) -> None:
-    own, parts = OwnMap(profile, stages.load_network(network), BATCH), stages.partitions(profile)
+    own, parts = OwnMap(profile, stages.load_network(network), BATCH), Modules([profile]).partitions()
     measured = sorted({own.measured_ber(ber) for ber in np.geomspace(1e-8, 0.5, 60)})
     assert len(measured) >= 3  # 1150 mV, and those that err as much, have none
     assert own.highest_ber == measured[-1]

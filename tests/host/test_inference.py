@@ -20,8 +20,8 @@ from host.board import Board
 from host.boards import open_board, open_mock
 from host.bus import TimedBus
 from host.cli import inference, stages
-from host.cli.inference import infer_on_board, milder, moved_to
-from host.cli.stages import AT_POINT, NOMINAL
+from host.cli.inference import infer_on_boards, milder, moved_to
+from host.cli.modules import AT_POINT, NOMINAL, Modules
 from host.plan import Grid, Rows, ScanPlan
 from host.recording import record
 from host.scan import scan
@@ -89,7 +89,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 def mapped(network: ApproximateNetwork, profile: Profile, point: OperatingPoint, batch: int = BATCH) -> DramMapping:
     tolerated = {tensor.name: 1.0 for tensor in network.tensors()}
-    return stages.map_at(network, tolerated, stages.partitions(profile), point, batch)
+    return stages.map_at(network, tolerated, Modules([profile]).partitions(), point, batch)
 
 
 def warm(board: Board, temperature_c: float) -> Board:
@@ -108,7 +108,7 @@ def test_at_the_profiles_own_temperature_there_is_no_alarm(
         mapping = mapped(network, profile, HARSH[vendor])
         for run in range(4):
             board = open_mock(vendor, seed, GEOMETRY)
-            found = infer_on_board(board, network, mapping, split, 1000 + run, profile=profile)
+            found = infer_on_boards([board], network, mapping, split, 1000 + run, modules=Modules([profile]))
             assert found.fallbacks == ()
             assert found.expected is not None
             assert found.total_flips > 5000
@@ -123,7 +123,7 @@ def test_warmed_it_says_so_and_goes_on_at_a_milder_point(
 ) -> None:
     mapping = mapped(network, profile, HARSH["A"])
     board = warm(open_mock("A", 1, GEOMETRY), WARM_C)
-    found = infer_on_board(board, network, mapping, split, 1000, profile=profile)
+    found = infer_on_boards([board], network, mapping, split, 1000, modules=Modules([profile]))
     (fallback,) = found.fallbacks
     assert fallback.image == 0
     assert fallback.flips > fallback.expected.interval[1]
@@ -132,10 +132,10 @@ def test_warmed_it_says_so_and_goes_on_at_a_milder_point(
     assert [piece.first_cell for piece in found.mapping.pieces] == [piece.first_cell for piece in mapping.pieces]
     assert found.accuracy.total == len(split)
     assert board.rail.present_mv == board.rail.nominal_mv
-    there = infer_on_board(warm(open_mock("A", 1, GEOMETRY), WARM_C), network, found.mapping, split, 1000)
+    there = infer_on_boards([warm(open_mock("A", 1, GEOMETRY), WARM_C)], network, found.mapping, split, 1000)
     assert found.bits_read == there.bits_read, "what ran before the alarm must not count"
     assert found.total_flips == pytest.approx(there.total_flips, rel=0.1)
-    calm = infer_on_board(open_mock("A", 1, GEOMETRY), network, mapping, split, 1)
+    calm = infer_on_boards([open_mock("A", 1, GEOMETRY)], network, mapping, split, 1)
     assert found.total_flips < calm.total_flips, "no more errors than the mapping was made for"
 
 
@@ -143,17 +143,17 @@ def test_placed_by_significance_it_goes_on_where_the_weak_cells_of_before_are_sp
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
     """A drift makes cells fail that the milder point's map knows nothing of."""
-    place = stages.by_significance(network, split, profile, stages.partitions(profile), BATCH)(HARSH["A"])
+    place = stages.by_significance(network, split, Modules([profile]), BATCH)(HARSH["A"])
     board = warm(open_mock("A", 1, GEOMETRY), WARM_C)
-    found = infer_on_board(board, network, place.mapping, split, 1000, profile=profile, plan=place.plan)
+    found = infer_on_boards([board], network, place.mapping, split, 1000, modules=Modules([profile]), plan=place.plan)
     (fallback,) = found.fallbacks
     assert fallback.image == 0
     assert {piece.point.vdd_mv for piece in found.mapping.pieces} == {MILD["A"]}
     assert found.plan is not None
     assert found.plan.mapping == found.mapping
-    by_the_milder_map = stages.footprint(profile, found.mapping, network).plan
+    by_the_milder_map = Modules([profile]).footprint(found.mapping, network).plan
     board = warm(open_mock("A", 1, GEOMETRY), WARM_C)
-    there = infer_on_board(board, network, found.mapping, split, 1000, plan=by_the_milder_map)
+    there = infer_on_boards([board], network, found.mapping, split, 1000, plan=by_the_milder_map)
     assert found.bits_read == there.bits_read
     assert found.total_flips == pytest.approx(there.total_flips, rel=0.1)
     assert found.accuracy.accuracy > there.accuracy.accuracy + 0.02
@@ -164,7 +164,7 @@ def test_what_was_settled_before_the_drift_does_not_run_again(
 ) -> None:
     monkeypatch.setattr(inference, "WINDOW_BATCHES", 10)
     mapping = mapped(network, profile, HARSH["A"])
-    calm = infer_on_board(open_mock("A", 1, GEOMETRY), network, mapping, split, 1000, profile=profile)
+    calm = infer_on_boards([open_mock("A", 1, GEOMETRY)], network, mapping, split, 1000, modules=Modules([profile]))
     board, seen = open_mock("A", 1, GEOMETRY), []
 
     def heat(done: int, _total: int) -> None:
@@ -173,7 +173,7 @@ def test_what_was_settled_before_the_drift_does_not_run_again(
             bus = board.bus.bus  # type: ignore[attr-defined]
             bus.set_environment(bus.environment[0], 300.0)
 
-    found = infer_on_board(board, network, mapping, split, 1000, heat, profile)
+    found = infer_on_boards([board], network, mapping, split, 1000, heat, Modules([profile]))
     assert [fallback.image for fallback in found.fallbacks] == [200]
     assert torch.equal(found.accuracy.correct_images[:200], calm.accuracy.correct_images[:200])
     again = next(k for k in range(1, len(seen)) if seen[k] <= seen[k - 1])
@@ -185,21 +185,26 @@ def test_without_a_milder_point_it_refuses_to_go_on(network: ApproximateNetwork,
     profile = scan_of("A", 1, tmp_path / "one", (HARSH["A"].vdd_mv,))
     board = warm(open_mock("A", 1, GEOMETRY), WARM_C)
     with pytest.raises(BoardError, match=r"no milder point than 1100 mV, 8 ns; scan the module again"):
-        infer_on_board(board, network, mapped(network, profile, HARSH["A"]), split, 1, profile=profile)
+        infer_on_boards([board], network, mapped(network, profile, HARSH["A"]), split, 1, modules=Modules([profile]))
     assert board.rail.present_mv == board.rail.nominal_mv
     assert not isinstance(board.bus, TimedBus)
 
 
 def test_a_profile_of_another_module_is_refused(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
     with pytest.raises(BoardError, match="the profile is for module 00000001"):
-        infer_on_board(
-            open_mock("A", 2, GEOMETRY), network, mapped(network, profile, HARSH["A"]), split, 1, profile=profile
+        infer_on_boards(
+            [open_mock("A", 2, GEOMETRY)],
+            network,
+            mapped(network, profile, HARSH["A"]),
+            split,
+            1,
+            modules=Modules([profile]),
         )
 
 
 def test_no_images_are_refused(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
     with pytest.raises(NetworkError, match="no images"):
-        infer_on_board(open_mock("A", 1, GEOMETRY), network, mapped(network, profile, HARSH["A"]), split.first(0), 1)
+        infer_on_boards([open_mock("A", 1, GEOMETRY)], network, mapped(network, profile, HARSH["A"]), split.first(0), 1)
 
 
 def test_the_next_milder_point_is_the_next_supply_then_the_next_latency() -> None:
@@ -226,7 +231,8 @@ def test_what_a_run_took(profile: Profile, network: ApproximateNetwork, split: S
     """Time adds up, and reading weights less often takes less of the link and of the DRAM."""
     mapping = mapped(network, profile, HARSH["A"])
     once, often = (
-        infer_on_board(open_mock("A", 1, GEOMETRY), network, mapping, split, 1, weight_reuse=reuse) for reuse in (20, 1)
+        infer_on_boards([open_mock("A", 1, GEOMETRY)], network, mapping, split, 1, weight_reuse=reuse)
+        for reuse in (20, 1)
     )
     for costs in (once.costs, often.costs):
         assert 0 < costs.dram_s < costs.bus_s < costs.wall_s
@@ -248,7 +254,7 @@ def test_a_recorded_run_is_replayed(
     recorded = record(warm(open_mock("A", 1, GEOMETRY), temperature_c), tmp_path / "recording")
     for open_it in (lambda: recorded, lambda: open_board(f"replay:{tmp_path / 'recording'}")):
         board = open_it()
-        found.append(infer_on_board(board, network, mapping, split.first(200), 1000, profile=profile))
+        found.append(infer_on_boards([board], network, mapping, split.first(200), 1000, modules=Modules([profile])))
         board.close()
     first, again = found
     assert first.total_flips > 1000
@@ -258,7 +264,7 @@ def test_a_recorded_run_is_replayed(
         assert getattr(again, each) == getattr(first, each)
     assert replace(again.costs, wall_s=0, bus_s=0) == replace(first.costs, wall_s=0, bus_s=0)
     with pytest.raises(BoardError, match=r"transfer \d+ of .* that it was recorded with"):
-        infer_on_board(open_board(f"replay:{tmp_path / 'recording'}"), network, mapping, split, 1000, weight_reuse=5)
+        infer_on_boards([open_board(f"replay:{tmp_path / 'recording'}")], network, mapping, split, 1000, weight_reuse=5)
 
 
 @pytest.mark.slow
@@ -273,7 +279,7 @@ def test_the_simulated_board_infers_what_the_mock_does(
     for name in ("mock:B:4", "sim:B:4"):
         board = open_board(name)
         try:
-            found.append(infer_on_board(board, network, mapping, split.first(4), 7, profile=profile))
+            found.append(infer_on_boards([board], network, mapping, split.first(4), 7, modules=Modules([profile])))
         finally:
             board.close()
     mocked, simulated = found
@@ -331,17 +337,19 @@ def test_accuracy_is_what_error_models_and_cells_predict(
     for seed in (1, 2, 3):
         profile = scan(open_mock("B", seed), _plan(point, rows=32, banks=tuple(range(8))), tmp_path / f"{seed}")
         mapping = mapped(network, profile, point, batch=50)
-        place = stages.footprint(profile, mapping)
-        fits = {point: stages.fits_at(profile, point)}
+        place = Modules([profile]).footprint(mapping)
+        fits = Modules([profile]).fits(mapping)
         predicted = {
             kind: predict_accuracy(network, memory_of, data.test.images, data.test.labels, 10, mapping.images)
             for kind, memory_of in (
-                ("models", stages.fitted_memory(fits, place, stages.partitions(profile))),
+                ("models", stages.fitted_memory(fits, place, Modules([profile]))),
                 ("cells", place.memory),
             )
         }
         for epoch in (101, 102, 103):
-            found = infer_on_board(open_mock("B", seed), network, mapping, data.test, epoch, profile=profile)
+            found = infer_on_boards(
+                [open_mock("B", seed)], network, mapping, data.test, epoch, modules=Modules([profile])
+            )
             assert found.fallbacks == ()
             assert found.expected is not None
             for tensor, expected in found.expected.items():

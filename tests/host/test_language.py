@@ -100,6 +100,26 @@ def test_a_network_of_words_goes_from_training_to_dram(
         run_eden(*arguments, "--significance", "--energy", "1")
     assert "takes one operating point" in capsys.readouterr().err
 
+    other = tmp_path / "other"
+    run_eden("scan", tmp_path / "plan.toml", "--board", "mock:B:2", "--out", other)
+    printed = run_eden("map", baseline, other, *arguments[2:])
+    assert "a VDD for each module and a tRCD for each bank" in printed
+    assert "certified on test images, PASSED" in printed
+    both = (*infer, "--profile", other, "--board", "mock:B:1", "--board", "mock:B:2")
+    printed = run_eden(*both)
+    assert "bits read wrong" in printed
+    assert "DRIFT" not in printed
+    assert printed.count("agrees within the joint uncertainty") >= 1
+    for wrong, said in (
+        ((*infer, "--board", "mock:B:1", "--board", "mock:B:2"), "one profile for each module"),
+        ((*infer, "--profile", other, "--board", "mock:B:1"), "one board for each module"),
+        ((*both, "--record", tmp_path / "another"), "--record is for one board"),
+        ((*both, "--supply", tmp_path / "supply.toml"), "give --supply once for each --board"),
+    ):
+        with pytest.raises(SystemExit):
+            run_eden(*wrong)
+        assert said in capsys.readouterr().err
+
 
 def untimed(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if "images/s" not in line]

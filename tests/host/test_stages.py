@@ -21,8 +21,8 @@ from eden.significance import SignificancePlan, stored_tensors
 from host.board import Board
 from host.boards import open_mock
 from host.cli import stages
-from host.cli.inference import cell_rates, infer_on_board
-from host.cli.stages import AT_POINT, NOMINAL
+from host.cli.inference import infer_on_boards
+from host.cli.modules import AT_POINT, NOMINAL, Footprint, Modules, is_ifm
 from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import header, measure, scan
 from host.temperature_window import TemperatureWindow
@@ -91,19 +91,19 @@ def rates(network: ApproximateNetwork, ber: float = 1.0) -> dict[str, float]:
 
 
 def mapped(network: ApproximateNetwork, profile: Profile, point: OperatingPoint, batch: int = BATCH) -> DramMapping:
-    return stages.map_at(network, rates(network), stages.partitions(profile), point, batch)
+    return stages.map_at(network, rates(network), Modules([profile]).partitions(), point, batch)
 
 
 def chosen_by_tolerances(
     network: ApproximateNetwork, profile: Profile, split: Split, target: float, ber: float = 1.0, batch: int = BATCH
 ) -> stages.Choice:
-    parts, module = stages.partitions(profile), profile.header.module
-    place_at = stages.by_tolerances(network, rates(network, ber), profile, parts, batch)
-    return stages.choose_point(network, place_at, parts, module, split, target, batch, 2, 1)
+    modules = Modules([profile])
+    place_at = stages.by_tolerances(network, rates(network, ber), modules, batch)
+    return stages.choose_point(network, place_at, modules, split, target, batch, 2, 1)
 
 
 def placed_by_significance(network: ApproximateNetwork, profile: Profile, split: Split) -> stages.PlaceAt:
-    return stages.by_significance(network, split, profile, stages.partitions(profile), BATCH)
+    return stages.by_significance(network, split, Modules([profile]), BATCH)
 
 
 # ---- BER 0 is the identity -------------------------------------------------------------------------------------------
@@ -128,9 +128,7 @@ def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
     opened = board()
     nominal = OperatingPoint(vdd_mv=opened.module.nominal_vdd_mv, trcd_ps=opened.module.nominal_trcd_ps)
     mapping = at_point(mapped(network, profile, CLIFF, len(batch)), nominal)
-    memory = BoardMemory(
-        opened, mapping.placements, frozenset(name for name in mapping.placements if stages.is_ifm(name))
-    )
+    memory = BoardMemory([opened], mapping.placements, frozenset(name for name in mapping.placements if is_ifm(name)))
     network.memory = memory
     with torch.no_grad(), opened.rail.guarded():
         for _ in range(2):
@@ -140,9 +138,9 @@ def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
 
 
 def test_a_mapping_is_for_its_own_module(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
-    mapping = mapped(network, profile, CLIFF).model_copy(update={"module": profile.header.module})
-    with pytest.raises(BoardError, match=r"for module 00000001 .* carries 00000002"):
-        infer_on_board(open_mock("B", 2, GEOMETRY), network, mapping, split, 1)
+    mapping = mapped(network, profile, CLIFF).model_copy(update={"modules": (profile.header.module,)})
+    with pytest.raises(BoardError, match=r"for module 00000001 .* given is of module 00000002"):
+        infer_on_boards([open_mock("B", 2, GEOMETRY)], network, mapping, split, 1)
 
 
 # ---- partitions and footprints are what the cells say ----------------------------------------------------------------
@@ -168,7 +166,7 @@ def errors_by_cell(profile: Profile, point: OperatingPoint, condition: WriteCond
 
 @pytest.mark.parametrize("point", [POINTS[2], CLIFF, POINTS[-1]], ids=str)
 def test_partitions_are_what_the_cells_say(profile: Profile, point: OperatingPoint) -> None:
-    parts = stages.partitions(profile)
+    parts = Modules([profile]).partitions()
     assert [part.bank for part in parts] == [0, 1]
     for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
         errors, trials = errors_by_cell(profile, point, condition)
@@ -202,14 +200,14 @@ def test_cells_are_known_where_the_network_will_lie() -> None:
 
 
 def test_a_network_takes_what_its_mapping_reserves(network: ApproximateNetwork, profile: Profile) -> None:
-    parts, point = stages.partitions(profile), profile.operating_points()[0]
+    parts, point = Modules([profile]).partitions(), profile.operating_points()[0]
     mapping = stages.map_at(network, dict.fromkeys((t.name for t in network.tensors()), 1.0), parts, point, images=7)
     reserved = sum(placement.reserved for placement in mapping.placements.values())
     assert stages.network_cells(network, 7) == reserved
 
 
 def test_footprint_is_what_the_cells_say(profile: Profile, network: ApproximateNetwork) -> None:
-    place = stages.footprint(profile, mapped(network, profile, CLIFF))
+    place = Modules([profile]).footprint(mapped(network, profile, CLIFF))
     by_condition = {c: errors_by_cell(profile, CLIFF, c) for c in (NOMINAL, AT_POINT)}
     flips = cells = 0.0
     for name, placement in place.mapping.placements.items():
@@ -235,8 +233,8 @@ def test_a_mapping_stays_inside_the_tested_cells_and_does_not_overlap(
 
 
 def test_tensors_find_the_rows_that_hold(profile: Profile, network: ApproximateNetwork) -> None:
-    place = stages.footprint(profile, mapped(network, profile, CLIFF))
-    whole = max(part.ber("weight", CLIFF) for part in stages.partitions(profile))
+    place = Modules([profile]).footprint(mapped(network, profile, CLIFF))
+    whole = max(part.ber("weight", CLIFF) for part in Modules([profile]).partitions())
     assert place.mean_ber < 0.9 * whole
 
 
@@ -313,7 +311,7 @@ def test_of_the_points_that_pass_the_first_that_is_shown_to_hold_is_chosen(
     """All but 1032 mV pass by their mean. None of the points is asked again, and a milder one never needlessly."""
     asked: list[tuple[int, int]] = []
 
-    def holds(place: stages.Footprint) -> bool | None:
+    def holds(place: Footprint) -> bool | None:
         asked.append((place.point.vdd_mv, place.point.trcd_ps))
         return None if held is None else asked[-1] in held
 
@@ -330,7 +328,7 @@ def test_what_is_shown_of_a_mapping_is_a_bound_on_images_that_are_enough(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
     """40 images, all right without errors: at the cliff's foot none of 40 is lost, beyond it some are."""
-    mild, harsh = (stages.footprint(profile, mapped(network, profile, point)) for point in (POINTS[0], CLIFF))
+    mild, harsh = (Modules([profile]).footprint(mapped(network, profile, point)) for point in (POINTS[0], CLIFF))
     ruined = network.twin()
     with torch.no_grad():
         for value in ruined.module.parameters():
@@ -345,7 +343,7 @@ def test_a_cheaper_mapping_is_not_taken_where_it_is_not_shown_to_hold(
 ) -> None:
     choice = chosen_by_tolerances(network, profile, split, 0.9)
     fast = weighted(0.0, 1.0, OperatingPoint(vdd_mv=1350, trcd_ps=13_750))
-    arguments = (choice, network, rates(network, 1e-3), profile, split, 0.0, 3, 1, fast, None)
+    arguments = (choice, network, rates(network, 1e-3), Modules([profile]), split, 0.0, 3, 1, fast, None)
     assert stages.cheaper_choice(*arguments, lambda _: False) is choice
     for shown in (True, None):
         found = stages.cheaper_choice(*arguments, lambda _, shown=shown: shown)
@@ -408,8 +406,8 @@ def test_a_cheaper_mapping_is_taken_only_if_it_meets_the_target(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
     choice = chosen_by_tolerances(network, profile, split, 0.9)
-    arguments = (choice, network, rates(network, 1e-3), profile, split)
-    parts = stages.partitions(profile)
+    modules = Modules([profile])
+    arguments, parts = (choice, network, rates(network, 1e-3), modules, split), modules.partitions()
     nominal = OperatingPoint(vdd_mv=1350, trcd_ps=13_750)
     for cost in (vdd_then_trcd, weighted(0.0, 1.0, nominal)):
         found = stages.cheaper_choice(*arguments, 0.0, 3, 1, cost)
@@ -425,7 +423,8 @@ def test_a_cheaper_mapping_is_taken_only_if_it_meets_the_target(
 def test_by_subarray_each_has_a_trcd_of_its_own_and_no_mapping_is_dearer(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
-    banks, parts = stages.partitions(profile), stages.partitions(profile, 32)
+    modules = Modules([profile])
+    banks, parts = modules.partitions(), modules.partitions(32)
     assert [part.name for part in parts] == [
         f"bank {bank}, rows {rows}" for bank in (0, 1) for rows in ("8 to 31", "32 to 55")
     ]
@@ -439,13 +438,12 @@ def test_by_subarray_each_has_a_trcd_of_its_own_and_no_mapping_is_dearer(
 
     choice = chosen_by_tolerances(network, profile, split, 0.9)
     cost = weighted(0.0, 1.0, OperatingPoint(vdd_mv=1350, trcd_ps=13_750))
-    arguments = (choice, network, rates(network, 1e-3), profile, split, 0.0, 3, 1, cost)
+    arguments = (choice, network, rates(network, 1e-3), modules, split, 0.0, 3, 1, cost)
     by_bank, by_subarray = (stages.cheaper_choice(*arguments, rows) for rows in (None, 32))
     mapping = by_subarray.footprint.mapping
     assert mapping_cost(mapping, parts, cost) <= mapping_cost(by_bank.footprint.mapping, banks, cost)
     assert {piece.partition for piece in mapping.pieces} <= {part.name for part in parts}
-    fits = {piece.point: stages.fits_at(profile, piece.point) for piece in mapping.pieces}
-    drawn = stages.fitted_memory(fits, by_subarray.footprint, banks)(1)  # finds the rows by their address
+    drawn = stages.fitted_memory(modules.fits(mapping), by_subarray.footprint, modules)(1)  # finds rows by address
     assert network.twin(drawn)(split.images[:BATCH]).isfinite().all()
 
 
@@ -468,7 +466,7 @@ def test_a_network_that_does_not_fit_is_not_told_of_tolerances(profile: Profile,
 
 def test_a_tensor_without_a_tolerance_is_named(profile: Profile, network: ApproximateNetwork) -> None:
     with pytest.raises(EdenError, match=r"0\.bias"):
-        fine_mapping(network.tensors(), {"0.weight": 1.0}, stages.partitions(profile), BATCH)
+        fine_mapping(network.tensors(), {"0.weight": 1.0}, Modules([profile]).partitions(), BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -493,9 +491,7 @@ def test_rates_of_another_access_are_not_mapped_by(tmp_path: Path) -> None:
     linear = plan(rows=4).model_copy(update={"grid": grid, "access_mode": AccessMode.LINEAR})
     profile = scan(board(), linear, tmp_path / "linear")
     with pytest.raises(PlanError, match="reads row by row"):
-        stages.partitions(profile)
-    with pytest.raises(PlanError, match="reads row by row"):
-        cell_rates(profile, DramMapping(images=1, alignment_bits=512, vdd_mv=1250, placements={}))
+        Modules([profile])
 
 
 def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: ApproximateNetwork) -> None:
@@ -507,7 +503,7 @@ def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: 
     for record in whole.points:
         if record.point != CLIFF or record.pattern == Pattern.parse("0x00"):
             half.append(record, whole.cells(record.index))
-    assert CLIFF not in stages.partitions(half)[0].points()
+    assert CLIFF not in Modules([half]).partitions()[0].points()
 
 
 # ---- the prediction and the DRAM -------------------------------------------------------------------------------------
@@ -515,9 +511,9 @@ def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: 
 
 def test_the_profiles_cells_predict_what_the_board_does(profile: Profile, network: ApproximateNetwork) -> None:
     """The board flips the cells that the profile knows, about as often as it says."""
-    place, opened, reads = stages.footprint(profile, mapped(network, profile, CLIFF, BATCH)), board(), 30
+    place, opened, reads = Modules([profile]).footprint(mapped(network, profile, CLIFF, BATCH)), board(), 30
     weights = [tensor for tensor in network.tensors() if tensor.kind == "weight"]
-    memory = BoardMemory(opened, place.mapping.placements, frozenset())
+    memory = BoardMemory([opened], place.mapping.placements, frozenset())
     predicted = place.memory(1)
     known = set(measured_weak_cells(profile, CLIFF, NOMINAL).cell.tolist())
     opened.environment.begin_epoch(10_000)
@@ -543,7 +539,7 @@ def test_inference_on_the_board_repeats_to_the_bit(profile: Profile, network: Ap
     for _ in range(2):
         opened = board()
         opened.environment.begin_epoch(77)
-        found.append(infer_on_board(opened, network, mapping, split, 1))
+        found.append(infer_on_boards([opened], network, mapping, split, 1))
     assert torch.equal(found[0].accuracy.correct_images, found[1].accuracy.correct_images)
     assert found[0].flips == found[1].flips
     assert found[0].total_flips > 0
@@ -562,7 +558,7 @@ def test_placed_by_significance_the_board_s_errors_change_weights_less(
 
     def noise(placements: DramMapping, wrap: Callable[[BoardMemory], ApproximateMemory]) -> tuple[float, int]:
         opened = board()
-        inner = BoardMemory(opened, placements.placements, frozenset())
+        inner = BoardMemory([opened], placements.placements, frozenset())
         memory, total = wrap(inner), 0.0
         with opened.rail.guarded():
             for name, data in weights.items():
@@ -585,10 +581,12 @@ def test_placement_by_significance_repeats_on_the_board_and_is_kept_with_the_map
 ) -> None:
     place, found = placed_by_significance(network, profile, split)(CLIFF), []
     place.mapping.save(tmp_path / "mapping.json")
-    loaded = stages.footprint(profile, DramMapping.load(tmp_path / "mapping.json"), network)
+    loaded = Modules([profile]).footprint(DramMapping.load(tmp_path / "mapping.json"), network)
     some = Split(split.images[: BATCH + 5], split.labels[: BATCH + 5])  # a last batch that is not full
     for each in (place, loaded):
-        found.append(infer_on_board(board(), network, each.mapping, some, 1, profile=profile, plan=each.plan))
+        found.append(
+            infer_on_boards([board()], network, each.mapping, some, 1, modules=Modules([profile]), plan=each.plan)
+        )
     assert torch.equal(found[0].accuracy.correct_images, found[1].accuracy.correct_images)
     assert found[0].flips == found[1].flips
     assert found[0].total_flips > 0
@@ -605,14 +603,14 @@ def test_a_plan_is_for_its_own_mapping_and_network(
         (here.mapping, there.plan),
     ):
         with pytest.raises(NetworkError, match="takes its own plan"):
-            infer_on_board(board(), network, mapping, split, 1, plan=plan)
+            infer_on_boards([board()], network, mapping, split, 1, plan=plan)
     with pytest.raises(NetworkError, match="give that network"):
-        stages.footprint(profile, here.mapping)
+        Modules([profile]).footprint(here.mapping)
     for precision in (Precision.INT4, Precision.INT16, Precision.FP16, Precision.FP32):
         other = ApproximateNetwork(network.module, precision)
         other.calibrate([images()])
         with pytest.raises(NetworkError, match="another network or precision"):
-            stages.footprint(profile, here.mapping, other)
+            Modules([profile]).footprint(here.mapping, other)
     with pytest.raises(NetworkError, match="not placed by significance"):
         SignificancePlan.of(mapped(network, profile, CLIFF), network, {})
     damaged = here.mapping.model_dump(mode="json") | {
@@ -626,9 +624,9 @@ def test_a_plan_is_for_its_own_mapping_and_network(
 def test_by_significance_a_harsher_point_meets_the_target(
     profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:
-    plain, parts = chosen_by_tolerances(network, profile, split, 0.95, 1e-4), stages.partitions(profile)
+    plain = chosen_by_tolerances(network, profile, split, 0.95, 1e-4)
     place_at = placed_by_significance(network, profile, split)
-    placed = stages.choose_point(network, place_at, parts, profile.header.module, split, 0.95, BATCH, 2, 1)
+    placed = stages.choose_point(network, place_at, Modules([profile]), split, 0.95, BATCH, 2, 1)
     assert placed.predicted.mean >= 0.95
     assert placed.footprint.point.vdd_mv < plain.footprint.point.vdd_mv
     assert placed.footprint.mean_ber > 3 * plain.footprint.mean_ber
@@ -646,7 +644,7 @@ def test_inference_on_the_board_does_not_depend_on_what_lay_there_before(
         profile_of_it = Profile.create(tmp_path / text, header(opened, only))
         measure(opened, only, next(only.points()), profile_of_it, TemperatureWindow(opened, None))
         opened.environment.begin_epoch(77)
-        found.append(infer_on_board(opened, network, mapping, split, 1).flips)
+        found.append(infer_on_boards([opened], network, mapping, split, 1).flips)
     assert found[0] == found[1]
 
 
@@ -661,7 +659,7 @@ def test_tensors_are_placed_where_every_point_knows_cells(
     counted = scan(opened, whole.model_copy(update={"cells": cells}), tmp_path / "counted")
     assert {record.counted for record in counted.points} == {False, True}
     every = scan(opened, whole, tmp_path / "every")
-    for part, truth in zip(stages.partitions(counted), stages.partitions(every), strict=True):
+    for part, truth in zip(Modules([counted]).partitions(), Modules([every]).partitions(), strict=True):
         assert part.first_cell == truth.first_cell + 2 * GEOMETRY.row_bits
         assert part.cells == 8 * GEOMETRY.row_bits
         assert part.rows is not None

@@ -83,7 +83,7 @@ def test_every_precision_and_length_comes_back_to_the_bit(
 ) -> None:
     board, _ = rig
     data = noise(precision.stored_bytes(elements), elements)
-    memory = BoardMemory(board, {"x": place("x", 8 * data.numel(), SAFE, 5 * BURST)}, frozenset({"x"}))
+    memory = BoardMemory([board], {"x": place("x", 8 * data.numel(), SAFE, 5 * BURST)}, frozenset({"x"}))
     with board.rail.guarded():
         memory.store("x", data.clone())
         assert torch.equal(memory.load("x"), data)
@@ -101,7 +101,7 @@ def test_large_tensors_cross_rows_and_fill_the_buffers_more_than_once(rig: tuple
         "large": place("large", 8 * size, NOMINAL, first),
         "above": place("above", BURST, NOMINAL, first + -(-8 * size // BURST) * BURST),
     }
-    memory = BoardMemory(board, placements, frozenset())
+    memory = BoardMemory([board], placements, frozenset())
     with board.rail.guarded():
         for name in ("below", "above"):
             memory.store(name, noise(BURST // 8, 2))
@@ -114,7 +114,7 @@ def test_large_tensors_cross_rows_and_fill_the_buffers_more_than_once(rig: tuple
 def test_flips_are_what_a_comparison_on_the_host_says(rig: tuple[Board, RecordingSupply]) -> None:
     board, _ = rig
     data = noise(100_001)
-    memory = BoardMemory(board, {"x": place("x", 8 * data.numel(), HARSH)}, frozenset())
+    memory = BoardMemory([board], {"x": place("x", 8 * data.numel(), HARSH)}, frozenset())
     wrong = 0
     with board.rail.guarded():
         memory.store("x", data)
@@ -128,7 +128,7 @@ def test_flips_are_what_a_comparison_on_the_host_says(rig: tuple[Board, Recordin
 def test_reads_leave_what_the_host_keeps_alone(rig: tuple[Board, RecordingSupply]) -> None:
     board, _ = rig
     data = noise(5000)
-    memory = BoardMemory(board, {"x": place("x", 8 * data.numel(), HARSH)}, frozenset())
+    memory = BoardMemory([board], {"x": place("x", 8 * data.numel(), HARSH)}, frozenset())
     with board.rail.guarded():
         memory.store("x", data)
         memory.load("x").fill_(0)
@@ -144,7 +144,7 @@ def test_weights_are_written_at_nominal_and_ifms_at_the_point(rig: tuple[Board, 
     board.write_bursts = lambda *a: (commands.append(("write", supply.set_points[-1], a[2])), write(*a))[1]  # type: ignore[method-assign]
     board.read_bursts = lambda *a: (commands.append(("read", supply.set_points[-1], a[1])), read(*a))[1]  # type: ignore[method-assign]
     placements = {"w": place("w", 8 * 64, HARSH), "a.ifm": place("a.ifm", 8 * 64, HARSH, GEOMETRY.bank_bits)}
-    memory = BoardMemory(board, placements, frozenset({"a.ifm"}))
+    memory = BoardMemory([board], placements, frozenset({"a.ifm"}))
     with board.rail.guarded():
         for name in ("w", "a.ifm", "w"):
             memory.store(name, noise(64))
@@ -169,14 +169,14 @@ def test_weights_written_at_nominal_hold_what_was_written(rig: tuple[Board, Reco
     data = noise(20_000)
     harsh, mild = place("x", 8 * data.numel(), HARSH), place("x", 8 * data.numel(), NOMINAL)
     with board.rail.guarded():
-        BoardMemory(board, {"x": mild}, frozenset()).store("x", data)
-        reader = BoardMemory(board, {"x": mild}, frozenset())
+        BoardMemory([board], {"x": mild}, frozenset()).store("x", data)
+        reader = BoardMemory([board], {"x": mild}, frozenset())
         reader._stored["x"] = data
         assert torch.equal(reader.load("x"), data)
-        writer = BoardMemory(board, {"x": harsh}, frozenset({"x"}))
+        writer = BoardMemory([board], {"x": harsh}, frozenset({"x"}))
         writer.store("x", ~data)
     with board.rail.guarded():
-        reader = BoardMemory(board, {"x": mild}, frozenset())
+        reader = BoardMemory([board], {"x": mild}, frozenset())
         reader._stored["x"] = ~data
         reader.load("x")
     assert reader.total_flips > 0, "a write at the harsh point must fail in some cells"
@@ -198,7 +198,7 @@ def test_what_cannot_be_is_refused(
     words: tuple[str, ...],
 ) -> None:
     board, supply = rig
-    memory = BoardMemory(board, {"x": place("x", BURST, HARSH)}, frozenset({"x"}))
+    memory = BoardMemory([board], {"x": place("x", BURST, HARSH)}, frozenset({"x"}))
     with board.rail.guarded(), pytest.raises(error) as caught:
         act(memory)
     assert all(word in str(caught.value) for word in words)
@@ -210,7 +210,7 @@ def test_the_rail_is_nominal_afterwards_whatever_happens(
     rig: tuple[Board, RecordingSupply], failure: type[BaseException]
 ) -> None:
     board, supply = rig
-    memory = BoardMemory(board, {"x": place("x", 512, HARSH)}, frozenset({"x"}))
+    memory = BoardMemory([board], {"x": place("x", 512, HARSH)}, frozenset({"x"}))
     with pytest.raises(failure), board.rail.guarded():  # noqa: PT012 (what is tested is the way out)
         memory.store("x", noise(64))
         assert supply.set_points[-1] == 1032
@@ -221,7 +221,7 @@ def test_the_rail_is_nominal_afterwards_whatever_happens(
 def test_a_forbidden_supply_is_never_set(rig: tuple[Board, RecordingSupply]) -> None:
     board, supply = rig
     low = OperatingPoint(vdd_mv=500, trcd_ps=10000)
-    memory = BoardMemory(board, {"x": place("x", 512, low)}, frozenset())
+    memory = BoardMemory([board], {"x": place("x", 512, low)}, frozenset())
     with board.rail.guarded(), pytest.raises(RailError, match="500 mV"):  # noqa: PT012
         memory.store("x", noise(64))
         memory.load("x")
@@ -230,7 +230,7 @@ def test_a_forbidden_supply_is_never_set(rig: tuple[Board, RecordingSupply]) -> 
 
 def test_a_memory_used_again_under_another_guard_reads_at_its_point(rig: tuple[Board, RecordingSupply]) -> None:
     board, supply = rig
-    memory = BoardMemory(board, {"x": place("x", 8 * 20_000, HARSH)}, frozenset())
+    memory = BoardMemory([board], {"x": place("x", 8 * 20_000, HARSH)}, frozenset())
     with board.rail.guarded():
         memory.store("x", noise(20_000))
         memory.load("x")
@@ -260,7 +260,7 @@ def test_places_that_cannot_hold_their_tensors_are_refused(
     board, _ = rig
     with board.rail.guarded(), pytest.raises(EdenError):  # noqa: PT012
         mapping = DramMapping(images=1, alignment_bits=BURST, vdd_mv=1350, placements=placements)
-        memory = BoardMemory(board, mapping.placements, frozenset())
+        memory = BoardMemory([board], mapping.placements, frozenset())
         for name in placements:
             memory.store(name, noise(BURST // 8))
 
@@ -273,7 +273,7 @@ def test_it_is_the_reliable_memory_at_nominal(rig: tuple[Board, RecordingSupply]
     for name, size in sizes.items():
         placements[name] = place(name, 8 * size, NOMINAL, first)
         first += placements[name].cells
-    there, here = BoardMemory(board, placements, frozenset({"b"})), ReliableMemory()
+    there, here = BoardMemory([board], placements, frozenset({"b"})), ReliableMemory()
     with board.rail.guarded():
         for turn in range(3):
             for name, size in sizes.items():
@@ -293,7 +293,7 @@ def test_a_tensor_in_several_pieces_comes_back_whole(rig: tuple[Board, Recording
         Piece(partition="bank", first_cell=0, cells=3 * burst, point=NOMINAL),
     )
     split = Placement(tensor="a", partition="bank", first_cell=8 * burst, cells=burst, point=NOMINAL, more=more)
-    memory = BoardMemory(opened, {"a": split, "b": place("b", burst, NOMINAL, 9 * burst)}, frozenset({"a"}))
+    memory = BoardMemory([opened], {"a": split, "b": place("b", burst, NOMINAL, 9 * burst)}, frozenset({"a"}))
     for size in (burst // 8 - 3, burst // 8 + 1, 6 * burst // 8 - 5, 6 * burst // 8):
         data = torch.from_numpy(np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8))
         with opened.rail.guarded():
@@ -303,7 +303,7 @@ def test_a_tensor_in_several_pieces_comes_back_whole(rig: tuple[Board, Recording
     with pytest.raises(CapacityError, match=f"its place holds {6 * burst}"):
         memory.store("a", torch.zeros(6 * burst // 8 + 1, dtype=torch.uint8))
     with pytest.raises(CapacityError, match="mapped over"):
-        BoardMemory(opened, {"a": split, "b": place("b", burst, NOMINAL, burst)}, frozenset())
+        BoardMemory([opened], {"a": split, "b": place("b", burst, NOMINAL, burst)}, frozenset())
 
 
 def test_tensors_read_together_are_those_read_one_by_one() -> None:
@@ -316,7 +316,7 @@ def test_tensors_read_together_are_those_read_one_by_one() -> None:
     results, programs = [], []
     for together in (False, True):
         board, _ = open_rig()
-        memory = BoardMemory(board, placements, frozenset())
+        memory = BoardMemory([board], placements, frozenset())
         with board.rail.guarded():
             memory.clear()
             for name in placements:
@@ -333,7 +333,7 @@ def test_tensors_read_together_are_those_read_one_by_one() -> None:
 def test_a_weight_that_is_reused_keeps_its_draw_and_is_read_anew_afterwards() -> None:
     board, _ = open_rig()
     placements = {"w": place("w", 8 * 20_000, HARSH), "a.ifm": place("a.ifm", 8 * 64, HARSH, GEOMETRY.bank_bits)}
-    memory = BoardMemory(board, placements, frozenset({"a.ifm"}), weight_reuse=3)
+    memory = BoardMemory([board], placements, frozenset({"a.ifm"}), weight_reuse=3)
     data = noise(20_000)
     with board.rail.guarded():
         memory.store("w", data)
@@ -352,13 +352,13 @@ def test_a_weight_that_is_reused_keeps_its_draw_and_is_read_anew_afterwards() ->
         memory.store("w", ~data)
         assert int(np.bitwise_count((memory.load("w") ^ ~data).numpy()).sum()) < 8 * 20_000 * 0.1
     with pytest.raises(NetworkError, match="0 batches"):
-        BoardMemory(board, placements, frozenset(), weight_reuse=0)
+        BoardMemory([board], placements, frozenset(), weight_reuse=0)
 
 
 def test_what_programs_take_of_the_board_is_counted() -> None:
     """In one bank, a burst per activation takes tRAS and tRP at least; the same program takes the same again."""
     board, _ = open_rig()
-    memory = BoardMemory(board, {"x": place("x", 8 * 64 * 1000, SAFE)}, frozenset())
+    memory = BoardMemory([board], {"x": place("x", 8 * 64 * 1000, SAFE)}, frozenset())
     with board.rail.guarded():
         memory.store("x", noise(64 * 1000))
         before = board.usage.clocks

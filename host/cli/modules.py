@@ -1,0 +1,377 @@
+"""The modules that a network is placed in, as their profiles know them: one memory, one cell numbering.
+
+Each module's cells follow those of the one before: cell 0 of the second comes after the last of the first. Every module
+is fed by a rail of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from eden.approximate import ApproximateNetwork
+from eden.mapping import DramMapping, Partition, RowRates
+from eden.memory import ApproximateMemory, ProfileMemory, joined
+from eden.placement import Piece
+from eden.significance import SignificancePlan
+from host.expectation import CellRates
+from profiles import statistics
+from profiles.cells import WeakCells
+from profiles.error_models import Floats
+from profiles.errors import BoardError, NetworkError, PlanError
+from profiles.fit import FitReport, fit
+from profiles.geometry import Geometry, first_cells, in_one_module
+from profiles.population import Population, collect, measured_weak_cells
+from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint, PointRecord, Region, WriteCondition
+from profiles.storage import Profile
+
+NOMINAL, AT_POINT = WriteCondition.NOMINAL, WriteCondition.OPERATING_POINT
+WRITTEN = {"weight": NOMINAL, "ifm": AT_POINT}  # how each kind of tensor is
+
+Thing = TypeVar("Thing")
+Fits = Mapping[tuple[int, OperatingPoint], Mapping[WriteCondition, FitReport]]
+"""Error models by module (its place in the order, from 0) and operating point."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """A mapping and the weak cells behind it.
+
+    Attributes:
+        mapping: where each tensor lies.
+        weak_cells: of each tensor, by its kind's write condition.
+        ber: expected bit error rate of each tensor (half its bits ones).
+        plan: how tensors are laid out there, where they are placed by significance; None where they lie as they come.
+    """
+
+    mapping: DramMapping
+    weak_cells: Mapping[str, WeakCells]
+    ber: Mapping[str, float]
+    plan: SignificancePlan | None = None
+
+    @property
+    def point(self) -> OperatingPoint:
+        """The operating point, where all tensors share one."""
+        return next(iter(self.mapping.placements.values())).point
+
+    @property
+    def mean_ber(self) -> float:
+        """Over all bits of the network."""
+        cells = {name: placement.reserved for name, placement in self.mapping.placements.items()}
+        return sum(self.ber[name] * count for name, count in cells.items()) / sum(cells.values())
+
+    def memory(self, seed: int) -> ApproximateMemory:
+        """The profile's own cells at the mapped addresses."""
+        cells = ProfileMemory(self.weak_cells, self.mapping.placements, seed)
+        return self.plan.memory(cells) if self.plan else cells
+
+    def on_other_cells(self, weak_cells: Mapping[str, WeakCells]) -> "Footprint":
+        """The same places in modules that are known to have these weak cells."""
+        plan = replace(self.plan, weak_cells=weak_cells) if self.plan else None
+        return replace(self, weak_cells=weak_cells, plan=plan)
+
+
+class Modules:
+    """Modules in the order of their profiles.
+
+    Args:
+        profiles: of different modules with the same nominal conditions and burst, none read row by row.
+
+    Raises:
+        PlanError: they cannot be used together, or not for tensors.
+    """
+
+    def __init__(self, profiles: Sequence[Profile]) -> None:
+        for profile in profiles:
+            check_access(str(profile.path), *(record.access_mode for record in profile.points))
+        _check_together(profiles)
+        self.profiles = tuple(profiles)
+        self._first_cells = first_cells([profile.geometry for profile in profiles])
+        self._partitions: dict[int | None, list[list[Partition]]] = {}  # by module
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> "Modules":
+        """As `Profile.open` and `Modules`."""
+        return cls([Profile.open(path) for path in paths])
+
+    @property
+    def identities(self) -> tuple[ModuleIdentity, ...]:
+        return tuple(profile.header.module for profile in self.profiles)
+
+    @property
+    def nominal(self) -> OperatingPoint:
+        """Of every module."""
+        module = self.profiles[0].header.module
+        return OperatingPoint(vdd_mv=module.nominal_vdd_mv, trcd_ps=module.nominal_trcd_ps)
+
+    def of(self, mapping: DramMapping) -> "Modules":
+        """These modules in the order that the mapping numbers them in.
+
+        Raises:
+            BoardError: they are not those that it was made for.
+        """
+        if not mapping.modules:
+            return self
+        return Modules(in_order_of(mapping, "profile", dict(zip(self.identities, self.profiles, strict=True))))
+
+    def partitions(self, subarray_rows: int | None = None) -> list[Partition]:
+        """One partition a bank, of the rows whose cells are known at every point, with its BER at every such point.
+
+        ``subarray_rows``: one for each subarray instead, of so many rows. Of several modules each is a rail.
+
+        Raises:
+            PlanError: a profile knows no operating point for weights or none for IFMs, or single cells in other places
+                at some points than at others.
+        """
+        return [part for parts in self._by_module(subarray_rows) for part in parts]
+
+    def points(self, module: int | None = None) -> set[OperatingPoint]:
+        """Operating points that a module (from 0), or any, was tested at for weights and for IFMs."""
+        chosen = self._by_module()[module : None if module is None else module + 1]
+        return {point for parts in chosen for part in parts for point in part.points()}
+
+    def _by_module(self, subarray_rows: int | None = None) -> list[list[Partition]]:
+        if subarray_rows not in self._partitions:
+            found = [_partitions(profile, subarray_rows) for profile in self.profiles]
+            if len(found) > 1:
+                found = [
+                    [_in_module(part, number, first) for part in parts]
+                    for number, (parts, first) in enumerate(zip(found, self._first_cells, strict=True), 1)
+                ]
+            self._partitions[subarray_rows] = found
+        return self._partitions[subarray_rows]
+
+    def footprint(self, mapping: DramMapping, network: ApproximateNetwork | None = None) -> Footprint:
+        """Look up the weak cells of a mapping to these modules.
+
+        ``network`` is whose tensors lie there: what is placed by significance is laid out by their formats.
+
+        Raises:
+            NetworkError: the mapping is placed by significance, and of another network, or none is given.
+        """
+        points = {piece.point for piece in mapping.pieces}
+        return footprint_by({point: self.weak_cells(point) for point in points}, mapping, network)
+
+    def weak_cells(self, point: OperatingPoint) -> dict[str, WeakCells]:
+        """What is known of a point, by the kind of tensor that meets it; modules not tested there have none.
+
+        Raises:
+            FitError: no module was tested there.
+        """
+        tested = [
+            (profile, first)
+            for profile, first in zip(self.profiles, self._first_cells, strict=True)
+            if profile.find(point)
+        ] or [(self.profiles[0], 0)]  # which says so
+        return {
+            kind: joined([_from(measured_weak_cells(profile, point, condition), first) for profile, first in tested])
+            for kind, condition in WRITTEN.items()
+        }
+
+    def located(self, piece: Piece) -> tuple[int, Piece]:
+        """Which module a piece lies in, from 0, and the piece in that module's own cell numbering."""
+        module, cell = in_one_module(self._first_cells, piece.first_cell)
+        return module, piece.model_copy(update={"first_cell": cell})
+
+    def from_module(self, module: int, weak: WeakCells) -> WeakCells:
+        """Weak cells of a module's own cell numbering in that of all."""
+        return _from(weak, self._first_cells[module])
+
+    def fits(self, mapping: DramMapping) -> Fits:
+        """Error models of each module and operating point that tensors meet. Raises FitError where one has none."""
+        met = {(self.located(piece)[0], piece.point) for piece in mapping.pieces}
+        return {(module, point): fits_at(self.profiles[module], point) for module, point in met}
+
+    def cell_rates(self, mapping: DramMapping) -> dict[str, CellRates]:
+        """What was counted in each tensor's cells at its operating points.
+
+        Raises:
+            FitError: a profile holds no such point.
+            BoardError: it was measured without refresh, which inference keeps.
+        """
+        counted: dict[tuple[int, OperatingPoint, WriteCondition], Population] = {}
+
+        def population(module: int, point: OperatingPoint, condition: WriteCondition) -> Population:
+            if (module, point, condition) not in counted:
+                counted[module, point, condition] = _counted_with_refresh(self.profiles[module], point, condition)
+            return counted[module, point, condition]
+
+        rates = {}
+        for name, place in mapping.placements.items():
+            pieces = [self.located(piece) for piece in place.pieces]
+            nominal = [population(module, piece.point, NOMINAL) for module, piece in pieces]
+            at_point = [population(module, piece.point, AT_POINT) for module, piece in pieces] if is_ifm(name) else None
+            rates[name] = CellRates.of([piece for _, piece in pieces], nominal, at_point)
+        return rates
+
+
+def in_order_of(mapping: DramMapping, what: str, things: Mapping[ModuleIdentity, Thing]) -> list[Thing]:
+    """``things``, by the module that each is of, in the order of the mapping's modules.
+
+    Raises:
+        BoardError: they are not of these modules, each once.
+    """
+    missing = [module for module in mapping.modules if module not in things]
+    if missing or len(things) != len(mapping.modules):
+        raise BoardError(
+            f"the mapping is for {module_names(mapping.modules)}, the {what} given is of "
+            f"{module_names(tuple(things))}; give one {what} for each module, or scan and map what there is"
+        )
+    return [things[module] for module in mapping.modules]
+
+
+def module_names(modules: Sequence[ModuleIdentity]) -> str:
+    """In words, for messages."""
+    named = [f"{module.serial_number} of {module.manufacturer}" for module in modules]
+    return f"module{'s' if len(named) > 1 else ''} {', '.join(named)}"
+
+
+def footprint_by(
+    known: Mapping[OperatingPoint, Mapping[str, WeakCells]], mapping: DramMapping, network: ApproximateNetwork | None
+) -> Footprint:
+    """As `Modules.footprint`, of what `Modules.weak_cells` gave."""
+    cells, rates = {}, {}
+    for name, placement in mapping.placements.items():
+        kind = "ifm" if is_ifm(name) else "weight"
+        pieces = sorted(placement.pieces, key=lambda piece: piece.first_cell)
+        cells[name] = joined([_cells_of(known[piece.point][kind], piece) for piece in pieces])
+        rates[name] = cells[name].ber(placement.reserved)
+    if mapping.significance is None:
+        return Footprint(mapping, cells, rates)
+    if network is None:
+        raise NetworkError("the mapping is placed by significance, by the formats of a network; give that network")
+    return Footprint(mapping, cells, rates, SignificancePlan.of(mapping, network, cells))
+
+
+def _cells_of(weak: WeakCells, piece: Piece) -> WeakCells:
+    """The weak cells of a piece, numbered as ``weak`` is."""
+    return _from(weak.within(piece.first_cell, piece.cells), piece.first_cell)
+
+
+def _from(weak: WeakCells, first_cell: int) -> WeakCells:
+    return WeakCells(weak.cell + first_cell, weak.flip_zero, weak.flip_one)
+
+
+def is_ifm(tensor: str) -> bool:
+    """Whether a tensor's name is that of an input feature map (`eden.approximate`)."""
+    return tensor.rpartition(".")[2].startswith("ifm")
+
+
+def fits_at(profile: Profile, point: OperatingPoint) -> dict[WriteCondition, FitReport]:
+    """Error models of one operating point, for weights (written at nominal) and IFMs (written at the point)."""
+    return {condition: fit(profile, point, condition) for condition in (NOMINAL, AT_POINT)}
+
+
+def check_access(what: str, *modes: AccessMode) -> None:
+    """Raises PlanError where ``what``, a scan's plan or profile, was not read as tensors are."""
+    if any(mode != AccessMode.BURST_PER_ACTIVATION for mode in modes):
+        raise PlanError(
+            f"{what} reads row by row (access_mode linear), but tensors are read one burst per activation, and error "
+            'rates hold for no other access; scan with access_mode = "burst_per_activation"'
+        )
+
+
+def _check_together(profiles: Sequence[Profile]) -> None:
+    if not profiles:
+        raise PlanError("no profile was given; give one for each module that the network may lie in")
+    first, modules = profiles[0], set()
+    for profile in profiles:
+        module = profile.header.module
+        if module in modules:
+            raise PlanError(
+                f"{profile.path} is of {module_names([module])}, as another profile is; give each module once"
+            )
+        modules.add(module)
+        for what, here, there in (
+            ("nominal VDD, mV", module.nominal_vdd_mv, first.header.module.nominal_vdd_mv),
+            ("nominal tRCD, ps", module.nominal_trcd_ps, first.header.module.nominal_trcd_ps),
+            ("bits a burst", profile.geometry.burst_bits, first.geometry.burst_bits),
+        ):
+            if here != there:
+                raise PlanError(
+                    f"{what}: {here} in {profile.path}, {there} in {first.path}; a network can be placed in modules of "
+                    "one kind only: map it to each kind apart"
+                )
+
+
+def _counted_with_refresh(profile: Profile, point: OperatingPoint, condition: WriteCondition) -> Population:
+    if any(record.refresh != "kept" for record in profile.find(point)):
+        raise BoardError(f"{profile.path} was scanned with refresh withheld, inference refreshes; scan with it kept")
+    return collect(profile, point, condition)
+
+
+# ---- partitions ------------------------------------------------------------------------------------------------------
+
+
+def _partitions(profile: Profile, subarray_rows: int | None) -> list[Partition]:
+    """Of one module."""
+    geometry, region = profile.geometry, _common_region(profile.points)
+    rows = np.arange(region.row_start, region.row_end)
+    wordlines = (np.array(region.banks)[:, None] * geometry.rows + rows).ravel()
+    rates: dict[tuple[str, OperatingPoint], Floats] = {}
+    patterns = {record.pattern for record in profile.points}
+    for point in profile.operating_points():
+        for kind, condition in WRITTEN.items():
+            records = profile.find(point, condition)
+            if {record.pattern for record in records} == patterns:  # cells that fail with the others are known too
+                by_row = statistics.ber_by(profile, records, "wordline_block", block_rows=1)
+                rates[kind, point] = by_row.ber[np.isin(by_row.keys, wordlines)].reshape(len(region.banks), -1)
+    for kind, condition in WRITTEN.items():
+        if not any(known == kind for known, _ in rates):
+            raise PlanError(
+                f"{profile.path} holds no operating point with all patterns written at: {condition.value}; scan with "
+                'write = ["nominal", "operating_point"]'
+            )
+    size = subarray_rows or geometry.rows
+    cuts = range((region.row_start // size + 1) * size, region.row_end, size)
+    stretches = list(pairwise([region.row_start, *cuts, region.row_end]))
+    return [
+        _partition(
+            f"bank {bank}" + (f", rows {first} to {end - 1}" if subarray_rows else ""),
+            *(bank, first, geometry),
+            {key: ber[k, first - region.row_start : end - region.row_start] for key, ber in rates.items()},
+        )
+        for k, bank in enumerate(region.banks)
+        for first, end in stretches
+    ]
+
+
+def _partition(
+    name: str, bank: int, first_row: int, geometry: Geometry, rates: Mapping[tuple[str, OperatingPoint], Floats]
+) -> Partition:
+    """Rows of a bank from ``first_row`` on, of the given rates by kind and operating point."""
+    return Partition(
+        name=name,
+        bank=bank,
+        first_cell=bank * geometry.bank_bits + first_row * geometry.row_bits,
+        cells=len(next(iter(rates.values()))) * geometry.row_bits,
+        ber_by_point={point: float(ber.mean()) for (kind, point), ber in rates.items() if kind == "weight"},
+        ifm_ber_by_point={point: float(ber.mean()) for (kind, point), ber in rates.items() if kind == "ifm"},
+        rows=RowRates(geometry.row_bits, rates),
+    )
+
+
+def _in_module(part: Partition, number: int, first_cell: int) -> Partition:
+    """A module's partition among those of several."""
+    rail = f"module {number}"
+    return replace(part, name=f"{rail}, {part.name}", first_cell=first_cell + part.first_cell, rail=rail)
+
+
+def _common_region(points: Sequence[PointRecord]) -> Region:
+    """Where every point knows single cells: tensors are placed only there."""
+    regions = {record.region for record in points}
+    if len(regions) != 1:
+        raise PlanError(
+            f"the profile holds {len(regions)} different regions, as a search for cliffs leaves; map from a profile of "
+            "one scan of a grid"
+        )
+    known = {record.known_cells for record in points if record.counted} or {tuple(regions)}
+    if len(known) != 1 or len(parts := known.pop()) != 1:
+        raise PlanError(
+            "points of the profile know single cells in several places; map from a scan whose plan keeps the cells of "
+            "one region, large enough for the network"
+        )
+    return parts[0]
