@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,11 @@ from eden.placement import Piece, Placement
 from eden.precision import Precision
 from profiles.errors import CapacityError, NetworkError
 from profiles.files import atomic_file
+from profiles.geometry import Geometry
 from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint
 
 DEFAULT_ALIGNMENT_BITS = 512
-MAPPING_VERSION = 4
+MAPPING_VERSION: Literal[4] = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Partition:
     Attributes:
         name: unique among the partitions.
         bank: the bank it lies in.
-        first_cell, cells: module cells ``first_cell .. first_cell + cells - 1``.
+        first_cell, cells: cells ``first_cell .. first_cell + cells - 1``, numbered over all modules.
         ber_by_point: bit error rate of data written at nominal conditions, by operating point of the read.
         ifm_ber_by_point: the same for data written at the operating point, as IFMs are; None where it is not known to
             differ.
@@ -100,6 +102,20 @@ class Significance(BaseModel):
     order_bits: int = Field(ge=0)
 
 
+class MappedModule(BaseModel):
+    """A module that tensors may lie in.
+
+    Attributes:
+        identity: which one it is.
+        geometry: by which its cells are numbered.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    identity: ModuleIdentity
+    geometry: Geometry
+
+
 class DramMapping(BaseModel):
     """Every tensor's place and operating point; what the runtime and the board use.
 
@@ -116,12 +132,12 @@ class DramMapping(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = MAPPING_VERSION
+    version: Literal[4] = MAPPING_VERSION
     images: int = Field(gt=0)
     alignment_bits: int = Field(gt=0)
     vdd_mv: int = Field(gt=0)
     placements: dict[str, Placement]
-    modules: tuple[ModuleIdentity, ...] = ()
+    modules: tuple[MappedModule, ...] = ()
     significance: Significance | None = None
 
     @property
@@ -148,14 +164,13 @@ class DramMapping(BaseModel):
     def load(cls, path: Path) -> "DramMapping":
         """Read what `save` wrote. Raises NetworkError where that is missing, damaged, or of another version."""
         try:
-            mapping = cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise NetworkError(f"no mapping at {path}; run eden map first") from error
         except (ValidationError, ValueError) as error:
-            raise NetworkError(f"{path} is no mapping of this toolkit, or is damaged; run eden map again") from error
-        if mapping.version != MAPPING_VERSION:
-            raise NetworkError(f"{path} has version {mapping.version}, not {MAPPING_VERSION}; run eden map again")
-        return mapping
+            raise NetworkError(
+                f"{path} is no mapping of version {MAPPING_VERSION}, or is damaged; run eden map again"
+            ) from error
 
 
 Cost = Callable[[Partition, OperatingPoint], float]

@@ -210,7 +210,7 @@ class ErrorModelMemory(StoredTensors):
 
 
 def gathered(weak: WeakCells, placement: Placement, bits: int) -> WeakCells:
-    """The weak cells that the first ``bits`` bits of a tensor meet, numbered by its bits; ``weak`` by the module's."""
+    """The weak cells that the first ``bits`` bits of a tensor meet, numbered by its bits; ``weak`` as places are."""
     parts, start = [], 0
     for piece in placement.pieces:
         here = weak.within(piece.first_cell, max(0, min(piece.cells, bits - start)))
@@ -229,7 +229,7 @@ class ProfileMemory(StoredTensors):
     """Tensors at real addresses of a characterised module: bit ``k`` lies in the ``k``-th cell of its placement.
 
     Args:
-        weak_cells: weak cells in module numbering; one map for all, or one by tensor where tensors have operating
+        weak_cells: weak cells as placements number them; one map for all, or one by tensor where tensors have operating
             points or write conditions of their own.
         placements: where each tensor lies.
         seed: seed of the draws; the map itself is the profile's.

@@ -513,7 +513,7 @@ class SignificancePlan:
     Attributes:
         mapping: places; those of costly bits first in each tensor.
         layouts: by tensor.
-        weak_cells: that each tensor meets, by its name, in module numbering.
+        weak_cells: that each tensor meets, by its name, numbered as places are.
     """
 
     mapping: DramMapping
@@ -587,7 +587,7 @@ def plan_significance(
             weights alone, which have the best rows anyhow, IFMs were left with whole words in the worst: on modules of
             vendor A at int8 placement was then worth 6.7 and 9.3 times the BER instead of 15 and 33 (seeds 1 and 2).
         formats: of the tensors.
-        weak_cells: of each kind, "weight" and "ifm", in module numbering.
+        weak_cells: of each kind, "weight" and "ifm", numbered as partitions are.
         partitions: where to place; rows with fewer errors are filled first.
         point: operating point of all.
         images: batch size that IFMs get room for.

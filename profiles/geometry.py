@@ -60,6 +60,10 @@ class Geometry(BaseModel):
             raise ValueError(f"chip_width {self.chip_width} is wider than the bus of {self.data_width} lines")
         return self
 
+    def numbers_cells_like(self, other: "Geometry") -> bool:
+        """Whether every cell has the same index by ``other``."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("banks", "rows", "columns", "data_width"))
+
     @property
     def row_bits(self) -> int:
         """Cells of one row over all chips."""

@@ -209,7 +209,7 @@ class Task:
         """Whether a mapping is shown to lose less than the target on the module's own cells, on test images."""
         network, profile, test = mapped.network, mapped.profile, study_data().test.first(CHECKED_IMAGES)
         modules = Modules([profile])
-        place = modules.footprint(mapping.model_copy(update={"modules": modules.identities}))
+        place = modules.footprint(mapping.model_copy(update={"modules": modules.mapped}))
         right = evaluate(network, test.images, test.labels).correct_images
         memory, once = place.memory(derive_seed(self.seed, "module")), replace(CERTIFICATE_SAMPLING, draws=1)
         rung = certify_map(network, memory, place.mean_ber, test, right, TARGET_DROP, once, held=BATCH).rungs[0]

@@ -10,7 +10,7 @@ again, and so on until errors are no more than the profile promised for the mapp
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,8 @@ import torch
 from eden.approximate import ApproximateNetwork
 from eden.datasets import Split
 from eden.inference import Accuracy, clopper_pearson, correct_images
-from eden.mapping import DramMapping
+from eden.mapping import DramMapping, MappedModule
+from eden.placement import Piece
 from eden.significance import SignificancePlan
 from host.board import Board
 from host.bus import TimedBus
@@ -43,14 +44,14 @@ class Fallback:
         flips: its wrong bits in the window.
         expected: what the profile promised.
         image: the first image that was run again.
-        moved: operating points in use before, and where each went.
+        moved: where each operating point in use went, by module (from 0) and point.
     """
 
     tensor: str
     flips: int
     expected: Expected
     image: int
-    moved: Mapping[OperatingPoint, OperatingPoint]
+    moved: Mapping[tuple[int, OperatingPoint], OperatingPoint]
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def infer_on_boards(
     the result would depend on what ran before.
 
     Args:
-        boards: one for each module of the mapping, in any order; one where it was made for none in particular.
+        boards: one for each module of the mapping, in any order; where it was made for none in particular, of
+            ``modules``, or as places are numbered.
         network, mapping, test: what runs, and where.
         epoch: tag of the reads.
         progress: told of images done.
@@ -140,11 +142,10 @@ def infer_on_boards(
             "a mapping that is placed by significance takes its own plan, any other none; give that of its footprint "
             "(Modules.footprint), or None"
         )
-    if mapping.modules:
-        boards = in_order_of(mapping, "board", {board.module: board for board in boards})
-    if modules is not None:
-        modules = modules.of(mapping)
-        _check_modules(boards, modules)
+    modules = modules.of(mapping) if modules else None
+    if wanted := mapping.modules or (modules.mapped if modules else ()):
+        carried = [(MappedModule(identity=board.module, geometry=board.geometry), board) for board in boards]
+        boards = in_order_of(wanted, "board", carried)
     run = _Run(boards, network, mapping, modules, weight_reuse, plan)
     links, before = [TimedBus(board.bus) for board in boards], [replace(board.usage) for board in boards]
     kept, begun = network.memory, time.perf_counter()
@@ -280,32 +281,27 @@ class _Run:
     def _fall_back(self, tensor: str, limit: FlipExpectation, image: int) -> None:
         assert self._modules is not None
         flips, expected = limit.flips[tensor], limit.expected[tensor]
-        moved = milder_points(self._modules, self.mapping)
-        if all(before == after for before, after in moved.items()):
+        modules = self._modules
+        moved = {
+            (module, point): milder(modules.points_of(module), point)
+            for point, users in modules.users(self.mapping).items()
+            for module in sorted(users)
+        }
+        if all(before == after for (_, before), after in moved.items()):
             raise BoardError(
-                f"{tensor} read {flips} bits wrong where the profile expects {expected.interval[1]} at most, and the "
-                f"profile holds no milder point than {'; '.join(map(str, moved))}; scan the module again as it is now"
+                f"{tensor} read {flips} bits wrong where the profile expects {expected.interval[1]} at most, and holds "
+                f"no milder point than {'; '.join(str(point) for _, point in moved)}; scan "
+                f"{module_names(self._modules.mapped)} again as it is now"
             )
         self.fallbacks.append(Fallback(tensor, flips, expected, image, moved))
-        self.mapping = moved_to(self.mapping, moved)
-        self._here = self._modules.cell_rates(self.mapping)
+        self.mapping = moved_to(self.mapping, lambda piece: moved[modules.located(piece)[0], piece.point])
+        self._here = modules.cell_rates(self.mapping)
         if self.plan is not None:  # with the weak cells of before, which drift has made more of, not fewer
             self.plan = replace(self.plan, mapping=self.mapping)
         self._occupy()
 
 
-def milder_points(modules: Modules, mapping: DramMapping) -> dict[OperatingPoint, OperatingPoint]:
-    """Where each operating point of a mapping goes: the next milder that every module in use at it was tested at."""
-    users: dict[OperatingPoint, set[int]] = {}
-    for piece in mapping.pieces:
-        users.setdefault(piece.point, set()).add(modules.located(piece)[0])
-    return {
-        point: milder(sorted(set.intersection(*map(modules.points, numbers)), key=str), point)
-        for point, numbers in users.items()
-    }
-
-
-def milder(tested: list[OperatingPoint], point: OperatingPoint) -> OperatingPoint:
+def milder(tested: Collection[OperatingPoint], point: OperatingPoint) -> OperatingPoint:
     """The next milder of the tested points: the next higher VDD at this tRCD, else at the next longer one.
 
     ``point`` itself where there is none.
@@ -314,25 +310,16 @@ def milder(tested: list[OperatingPoint], point: OperatingPoint) -> OperatingPoin
     return min(safer, key=lambda p: (p.trcd_ps, p.vdd_mv), default=point)
 
 
-def moved_to(mapping: DramMapping, moved: Mapping[OperatingPoint, OperatingPoint]) -> DramMapping:
-    """Every tensor in the same cells, read at other operating points."""
+def moved_to(mapping: DramMapping, where: Callable[[Piece], OperatingPoint]) -> DramMapping:
+    """Every tensor in the same cells, each piece read at the operating point ``where`` says."""
     placements = {
         name: place.model_copy(
             update={
-                "point": moved[place.point],
-                "more": tuple(piece.model_copy(update={"point": moved[piece.point]}) for piece in place.more),
+                "point": where(place),
+                "more": tuple(piece.model_copy(update={"point": where(piece)}) for piece in place.more),
             }
         )
         for name, place in mapping.placements.items()
     }
     lowest = min(piece.point.vdd_mv for place in placements.values() for piece in place.pieces)
     return mapping.model_copy(update={"placements": placements, "vdd_mv": lowest})
-
-
-def _check_modules(boards: Sequence[Board], modules: Modules) -> None:
-    carried = tuple(board.module for board in boards)
-    if carried != modules.identities:
-        raise BoardError(
-            f"the profile is for {module_names(modules.identities)}, the board carries {module_names(carried)}; scan "
-            "that one and map again"
-        )

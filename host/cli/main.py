@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "infer": (
         "host.cli.networks:infer",
-        "Classify the test set with every weight and IFM stored in, and read back from, the board's DRAM.",
+        "Classify the test set with every weight and IFM stored in, and read back from, the boards' DRAM.",
     ),
     "report": ("host.cli.run:report", "Write report.html again from a finished run's report.json and profile."),
     "run": ("host.cli.run:run", "All stages from one plan: scan, fit, train, boost, tolerance, map, infer, report."),

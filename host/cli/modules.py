@@ -1,10 +1,10 @@
 """The modules that a network is placed in, as their profiles know them: one memory, one cell numbering.
 
 Each module's cells follow those of the one before: cell 0 of the second comes after the last of the first. Every module
-is fed by a rail of its own.
+is fed by a rail of its own. Modules are counted from 0, and from 1 where people read it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from eden.approximate import ApproximateNetwork
-from eden.mapping import DramMapping, Partition, RowRates
+from eden.mapping import DramMapping, MappedModule, Partition, RowRates
 from eden.memory import ApproximateMemory, ProfileMemory, joined
 from eden.placement import Piece
 from eden.significance import SignificancePlan
@@ -80,6 +80,9 @@ class Modules:
     Args:
         profiles: of different modules with the same nominal conditions and burst, none read row by row.
 
+    Attributes:
+        profiles: in that order.
+
     Raises:
         PlanError: they cannot be used together, or not for tensors.
     """
@@ -98,8 +101,9 @@ class Modules:
         return cls([Profile.open(path) for path in paths])
 
     @property
-    def identities(self) -> tuple[ModuleIdentity, ...]:
-        return tuple(profile.header.module for profile in self.profiles)
+    def mapped(self) -> tuple[MappedModule, ...]:
+        """As a mapping names them."""
+        return tuple(MappedModule(identity=each.header.module, geometry=each.geometry) for each in self.profiles)
 
     @property
     def nominal(self) -> OperatingPoint:
@@ -113,9 +117,9 @@ class Modules:
         Raises:
             BoardError: they are not those that it was made for.
         """
-        if not mapping.modules:
+        if mapping.modules in ((), self.mapped):
             return self
-        return Modules(in_order_of(mapping, "profile", dict(zip(self.identities, self.profiles, strict=True))))
+        return Modules(in_order_of(mapping.modules, "profile", list(zip(self.mapped, self.profiles, strict=True))))
 
     def partitions(self, subarray_rows: int | None = None) -> list[Partition]:
         """One partition a bank, of the rows whose cells are known at every point, with its BER at every such point.
@@ -128,10 +132,13 @@ class Modules:
         """
         return [part for parts in self._by_module(subarray_rows) for part in parts]
 
-    def points(self, module: int | None = None) -> set[OperatingPoint]:
-        """Operating points that a module (from 0), or any, was tested at for weights and for IFMs."""
-        chosen = self._by_module()[module : None if module is None else module + 1]
-        return {point for parts in chosen for part in parts for point in part.points()}
+    def points_of(self, module: int) -> set[OperatingPoint]:
+        """Operating points that a module was tested at for weights and for IFMs."""
+        return {point for part in self._by_module()[module] for point in part.points()}
+
+    def common_points(self) -> set[OperatingPoint]:
+        """Those that every module was tested at."""
+        return set.intersection(*(self.points_of(module) for module in range(len(self.profiles))))
 
     def _by_module(self, subarray_rows: int | None = None) -> list[list[Partition]]:
         if subarray_rows not in self._partitions:
@@ -151,28 +158,36 @@ class Modules:
 
         Raises:
             NetworkError: the mapping is placed by significance, and of another network, or none is given.
+            FitError: a module was not tested at an operating point of the mapping.
         """
-        points = {piece.point for piece in mapping.pieces}
-        return footprint_by({point: self.weak_cells(point) for point in points}, mapping, network)
+        known = {point: self.weak_cells(point, numbers) for point, numbers in self.users(mapping).items()}
+        return footprint_by(known, mapping, network)
 
-    def weak_cells(self, point: OperatingPoint) -> dict[str, WeakCells]:
-        """What is known of a point, by the kind of tensor that meets it; modules not tested there have none.
+    def weak_cells(self, point: OperatingPoint, modules: Collection[int]) -> dict[str, WeakCells]:
+        """What is known of a point in some modules, by the kind of tensor that meets it.
 
         Raises:
-            FitError: no module was tested there.
+            FitError: a module was not tested there.
         """
-        tested = [
-            (profile, first)
-            for profile, first in zip(self.profiles, self._first_cells, strict=True)
-            if profile.find(point)
-        ] or [(self.profiles[0], 0)]  # which says so
         return {
-            kind: joined([_from(measured_weak_cells(profile, point, condition), first) for profile, first in tested])
+            kind: joined(
+                [
+                    self.from_module(module, measured_weak_cells(self.profiles[module], point, condition))
+                    for module in sorted(modules)
+                ]
+            )
             for kind, condition in WRITTEN.items()
         }
 
+    def users(self, mapping: DramMapping) -> dict[OperatingPoint, set[int]]:
+        """By operating point of a mapping, the modules in which tensors meet it."""
+        found: dict[OperatingPoint, set[int]] = {}
+        for piece in mapping.pieces:
+            found.setdefault(piece.point, set()).add(self.located(piece)[0])
+        return found
+
     def located(self, piece: Piece) -> tuple[int, Piece]:
-        """Which module a piece lies in, from 0, and the piece in that module's own cell numbering."""
+        """Which module a piece lies in, and the piece in that module's own cell numbering."""
         module, cell = in_one_module(self._first_cells, piece.first_cell)
         return module, piece.model_copy(update={"first_cell": cell})
 
@@ -182,8 +197,11 @@ class Modules:
 
     def fits(self, mapping: DramMapping) -> Fits:
         """Error models of each module and operating point that tensors meet. Raises FitError where one has none."""
-        met = {(self.located(piece)[0], piece.point) for piece in mapping.pieces}
-        return {(module, point): fits_at(self.profiles[module], point) for module, point in met}
+        return {
+            (module, point): fits_at(self.profiles[module], point)
+            for point, modules in self.users(mapping).items()
+            for module in sorted(modules)
+        }
 
     def cell_rates(self, mapping: DramMapping) -> dict[str, CellRates]:
         """What was counted in each tensor's cells at its operating points.
@@ -208,24 +226,31 @@ class Modules:
         return rates
 
 
-def in_order_of(mapping: DramMapping, what: str, things: Mapping[ModuleIdentity, Thing]) -> list[Thing]:
-    """``things``, by the module that each is of, in the order of the mapping's modules.
+def in_order_of(wanted: Sequence[MappedModule], what: str, given: Sequence[tuple[MappedModule, Thing]]) -> list[Thing]:
+    """What was given, each with the module that it is of, in the order of the modules wanted.
 
     Raises:
-        BoardError: they are not of these modules, each once.
+        BoardError: they are not of these modules, each once, or number cells otherwise.
     """
-    missing = [module for module in mapping.modules if module not in things]
-    if missing or len(things) != len(mapping.modules):
+    by_identity = {module.identity: (module, thing) for module, thing in given}
+    if len(given) != len(wanted) or by_identity.keys() != {module.identity for module in wanted}:
         raise BoardError(
-            f"the mapping is for {module_names(mapping.modules)}, the {what} given is of "
-            f"{module_names(tuple(things))}; give one {what} for each module, or scan and map what there is"
+            f"the mapping is for {module_names(wanted)}, the {what}s given are of "
+            f"{module_names([module for module, _ in given])}; give one {what} for each module, or scan and map what "
+            "there is"
         )
-    return [things[module] for module in mapping.modules]
+    for module in wanted:
+        if not by_identity[module.identity][0].geometry.numbers_cells_like(module.geometry):
+            raise BoardError(
+                f"{module_names([module])} has other banks, rows or columns by the {what} than by the mapping; scan "
+                "it as it is now, and map again"
+            )
+    return [by_identity[module.identity][1] for module in wanted]
 
 
-def module_names(modules: Sequence[ModuleIdentity]) -> str:
+def module_names(modules: Sequence[MappedModule]) -> str:
     """In words, for messages."""
-    named = [f"{module.serial_number} of {module.manufacturer}" for module in modules]
+    named = [f"{module.identity.serial_number} of {module.identity.manufacturer}" for module in modules]
     return f"module{'s' if len(named) > 1 else ''} {', '.join(named)}"
 
 
@@ -277,14 +302,15 @@ def check_access(what: str, *modes: AccessMode) -> None:
 def _check_together(profiles: Sequence[Profile]) -> None:
     if not profiles:
         raise PlanError("no profile was given; give one for each module that the network may lie in")
-    first, modules = profiles[0], set()
+    first, by_module = profiles[0], dict[ModuleIdentity, Profile]()
     for profile in profiles:
         module = profile.header.module
-        if module in modules:
+        if module in by_module:
             raise PlanError(
-                f"{profile.path} is of {module_names([module])}, as another profile is; give each module once"
+                f"{profile.path} and {by_module[module].path} are of the same module, {module.serial_number} of "
+                f"{module.manufacturer}, or cannot be told apart; give each module once"
             )
-        modules.add(module)
+        by_module[module] = profile
         for what, here, there in (
             ("nominal VDD, mV", module.nominal_vdd_mv, first.header.module.nominal_vdd_mv),
             ("nominal tRCD, ps", module.nominal_trcd_ps, first.header.module.nominal_trcd_ps),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -27,12 +26,11 @@ from eden.seeds import derive_seed
 from eden.significance import SignificancePlan
 from eden.tolerance import CoarseTolerance, MemoryAt, Sampling, coarse, fine
 from eden.training import train_baseline
-from host.board import Board
 from host.cli import stages
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import Fallback, Inference, infer_on_boards
-from host.cli.modules import Footprint, Modules
-from host.cli.opening import open_shown
+from host.cli.modules import Footprint, Modules, module_names
+from host.cli.opening import opened_together
 from host.cli.own_map import OwnMap
 from host.cli.rail import RecordOption
 from profiles.error_models import load_error_model
@@ -283,8 +281,9 @@ def map_(
     network and the mapping, so that to ask again is no second chance. With --significance tolerances decide nothing but
     the target.
 
-    Given the profiles of several modules, tensors go to whichever serve best: first all at one operating point, then,
-    where that costs less, at a VDD for each module, each on a rail of its own.
+    Given the profiles of several modules, scanned by one plan, tensors go to whichever serve best: first all at one
+    operating point, then, where that costs less, at a VDD for each module, each on a rail of its own (with
+    --significance one for all).
     """
     if significance and (energy or latency or subarray_rows):
         raise PlanError(
@@ -311,12 +310,21 @@ def map_(
             )
     place = choice.footprint
     place.mapping.save(out)
+    _show_modules(modules, place.mapping)
     _show_mapping(choice, tolerated)
     if not significance:
         _show_optimum(choice.optimum, subarray_rows, len(modules.profiles))
     console.print(_metadata_sentence(loaded, batch, place.plan))
     console.print(f"validation accuracy expected there: {100 * choice.predicted.mean:.1f} %; {out}")
     console.print(_certified_there(choice.footprint, network, reference, drop))
+
+
+def _show_modules(modules: Modules, mapping: DramMapping) -> None:
+    """Where there are several: which is which, and which is not needed."""
+    used = {module for users in modules.users(mapping).values() for module in users}
+    for number, profile in enumerate(modules.profiles if len(modules.profiles) > 1 else ()):
+        what = "" if number in used else "; nothing lies there: mapped without its profile, its board is not needed"
+        console.print(f"module {number + 1}: {module_names([modules.mapped[number]])}, {profile.path}{what}")
 
 
 def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance) -> None:
@@ -463,20 +471,21 @@ def infer(
     if places.significance is not None:
         if modules is None:
             raise PlanError(
-                f"{mapping} places bits by significance: to write them, the module's weak cells must be known; give "
-                "the profile that it was made from as --profile"
+                f"{mapping} places bits by significance: to write them, the weak cells must be known; give the profile "
+                "that it was made from as --profile, of each module"
             )
         plan = modules.footprint(places, loaded).plan
     clean = evaluate(loaded, test.images, test.labels)
-    with ExitStack() as closing:
-        boards = _opened(closing, board, supply or [], record)
+    with opened_together(board, supply or [], record) as boards:
         with progress_bar("infer") as progress:
             found = infer_on_boards(
                 boards, loaded, places, test, INFERENCE_EPOCH, progress, modules, reuse_weights, plan
             )
-        warmths = [warmth for each in boards if (warmth := each.environment.temperature_c()) is not None]
-    for fallback in found.fallbacks:
-        console.print(_fallback_sentence(fallback, warmths, modules))
+        warmths = {each.module: each.environment.temperature_c() for each in boards}
+    if modules is not None:
+        for fallback in found.fallbacks:
+            in_order = [warmths[module.identity] for module in modules.mapped]
+            console.print(_fallback_sentence(fallback, in_order, modules))
     _show_tensors(found)
     accuracy, rate = found.accuracy, found.total_flips / found.total_bits_read
     console.print(
@@ -486,8 +495,8 @@ def infer(
     )
     costs = found.costs
     console.print(
-        f"{costs.wall_s:.2f} s ({accuracy.total / costs.wall_s:.0f} images/s), of them {costs.bus_s:.2f} s on the "
-        f"board's bus with {costs.bus_bytes / 2**20:.1f} MiB; {costs.programs} programs took {1e3 * costs.dram_s:.2f} "
+        f"{costs.wall_s:.2f} s ({accuracy.total / costs.wall_s:.0f} images/s), of them {costs.bus_s:.2f} s on the bus "
+        f"with {costs.bus_bytes / 2**20:.1f} MiB; {costs.programs} programs took {1e3 * costs.dram_s:.2f} "
         "ms of DRAM time by the engine's clock"
     )
     if modules is not None:
@@ -495,35 +504,29 @@ def infer(
         _compare_with_prediction(modules, loaded, test, place, accuracy)
 
 
-def _opened(closing: ExitStack, boards: list[str], supplies: list[Path], record: Path | None) -> list[Board]:
-    """The boards, closed with ``closing``."""
-    if record is not None and len(boards) > 1:
-        raise PlanError("--record is for one board; give --board once with it")
-    if supplies and len(supplies) != len(boards):
-        raise PlanError(
-            f"{len(boards)} boards and {len(supplies)} supplies; give --supply once for each --board, in the same "
-            "order, or not at all"
-        )
-    files: list[Path | None] = [*supplies] or [None] * len(boards)
-    opened = []
-    for board, file in zip(boards, files, strict=True):
-        opened.append(open_shown(board, file, record))
-        closing.callback(opened[-1].close)
-    return opened
-
-
-def _fallback_sentence(fallback: Fallback, warmths: list[float], modules: Modules | None) -> str:
-    moved = ", ".join(f"{before} -> {after}" for before, after in fallback.moved.items() if before != after)
+def _fallback_sentence(fallback: Fallback, warmths: list[float | None], modules: Modules) -> str:
+    several = len(modules.profiles) > 1
+    moved = ", ".join(
+        f"{f'module {module + 1}: ' if several else ''}{before} -> {after}"
+        for (module, before), after in fallback.moved.items()
+        if before != after
+    )
     low, high = fallback.expected.interval
-    points = [point for profile in (modules.profiles if modules else ()) for point in profile.points]
-    scanned = [point.temperature_c for point in points if point.temperature_c is not None]
-    scan = f", the profile was measured at {min(scanned):.1f} .. {max(scanned):.1f} C" if scanned else ""
-    warmth = " and ".join(f"{each:.1f}" for each in warmths)
+    warm = "; ".join(
+        f"the DRAM{f' of module {module + 1}' if several else ''} is at {warmth:.1f} C{_scanned_at(profile)}"
+        for module, (warmth, profile) in enumerate(zip(warmths, modules.profiles, strict=True))
+        if warmth is not None
+    )
     return (
         f"DRIFT: {fallback.tensor} read {fallback.flips} bits wrong, the profile expects {fallback.expected.mean:.0f} "
-        f"({low} .. {high}, 95 %){f'; the DRAM is at {warmth} C{scan}' if warmth else ''}. "
+        f"({low} .. {high}, 95 %){f'; {warm}' if warm else ''}. "
         f"Fell back to a milder point, {moved}, and ran again from image {fallback.image}"
     )
+
+
+def _scanned_at(profile: Profile) -> str:
+    scanned = [point.temperature_c for point in profile.points if point.temperature_c is not None]
+    return f", the profile was measured at {min(scanned):.1f} .. {max(scanned):.1f} C" if scanned else ""
 
 
 def _show_tensors(found: Inference) -> None:

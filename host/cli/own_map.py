@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from eden.approximate import ApproximateNetwork
+from eden.mapping import DramMapping
 from eden.memory import ApproximateMemory
 from host.cli import stages
 from host.cli.inference import moved_to
@@ -31,13 +32,10 @@ class OwnMap:
 
     def __init__(self, profile: Profile, network: ApproximateNetwork, images: int) -> None:
         self._modules = Modules([profile])
-        self._points = sorted(self._modules.points(), key=str)
+        self._points = sorted(self._modules.common_points(), key=str)
         harshest = min(self._points, key=lambda point: (point.vdd_mv, point.trcd_ps))
         anywhere = {tensor.name: 1.0 for tensor in network.tensors()}
-        self._mapping, self._harshest = (
-            stages.map_at(network, anywhere, self._modules.partitions(), harshest, images),
-            harshest,
-        )
+        self._mapping = stages.map_at(network, anywhere, self._modules.partitions(), harshest, images)
 
     def __call__(self, ber: float, seed: int) -> ApproximateMemory:
         return self._nearest(ber).memory(seed)
@@ -56,9 +54,7 @@ class OwnMap:
 
     @cached_property
     def _places(self) -> Mapping[OperatingPoint, Footprint]:
-        places = {
-            point: self._modules.footprint(moved_to(self._mapping, {self._harshest: point})) for point in self._points
-        }
+        places = {point: self._modules.footprint(self._at(point)) for point in self._points}
         erring = {point: place for point, place in places.items() if place.mean_ber > 0}
         if not erring:
             raise PlanError(
@@ -66,3 +62,6 @@ class OwnMap:
                 "deeper into the cliff, or boost with an error model (--model)"
             )
         return erring
+
+    def _at(self, point: OperatingPoint) -> DramMapping:
+        return moved_to(self._mapping, lambda _: point)

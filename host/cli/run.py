@@ -17,7 +17,7 @@ from eden.certificate import Certificate
 from eden.datasets import Split
 from eden.inference import Prediction, agrees, evaluate, predict_accuracy
 from eden.layers import layers_of
-from eden.mapping import DramMapping
+from eden.mapping import MAPPING_VERSION, DramMapping
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from host.board import Board
@@ -140,7 +140,7 @@ def _run(settings: RunPlan, board: Board) -> dict[str, Any]:
 def _digest(settings: RunPlan, profile: Profile, precision: Precision) -> str:
     """What a precision's results depend on, besides the code."""
     plan = settings.network.model_dump(mode="json", exclude={"precisions"})
-    made_from = [version("eden-dram"), REPORT_VERSION, plan, precision.value, stages.digest(profile)]
+    made_from = [version("eden-dram"), REPORT_VERSION, MAPPING_VERSION, plan, precision.value, stages.digest(profile)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 

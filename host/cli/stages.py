@@ -258,7 +258,7 @@ def by_tolerances(
 
     def place_at(point: OperatingPoint) -> Footprint:
         mapping = map_at(network, tolerated, modules.partitions(), point, images)
-        return modules.footprint(mapping.model_copy(update={"modules": modules.identities}))
+        return modules.footprint(mapping.model_copy(update={"modules": modules.mapped}))
 
     return place_at
 
@@ -271,9 +271,9 @@ def by_significance(network: ApproximateNetwork, sample: Split, modules: Modules
     stored, formats = stored_tensors(network, sample.first(images).images)
 
     def place_at(point: OperatingPoint) -> Footprint:
-        weak, here = modules.weak_cells(point), [part for part in modules.partitions() if point in part.points()]
-        plan = plan_significance(network.tensors(), stored, formats, weak, here, point, images)
-        mapping = plan.mapping.model_copy(update={"modules": modules.identities})
+        weak, parts = modules.weak_cells(point, range(len(modules.profiles))), modules.partitions()
+        plan = plan_significance(network.tensors(), stored, formats, weak, parts, point, images)
+        mapping = plan.mapping.model_copy(update={"modules": modules.mapped})
         return footprint_by({point: weak}, mapping, network)
 
     return place_at
@@ -316,15 +316,17 @@ def choose_point(
 ) -> Choice:
     """The lowest VDD (then the shortest tRCD) at which the mapped network meets ``target_accuracy`` on validation.
 
-    From mild to harsh within each tRCD that ``modules`` were tested at, below nominal conditions, with the profiles'
-    own cells at the mapped addresses, each point with a mapping of its own. A tRCD is left at its first failure: a
-    lucky pass beyond one is noise. Points where the modules that were tested there have no room are passed over.
+    From mild to harsh within each tRCD, over the points below nominal that every module was tested at, with the
+    profiles' own cells at the mapped addresses, each point with a mapping of its own. A tRCD is left at its first
+    failure: a lucky pass beyond one is noise.
 
     Raises:
-        PlanError: no operating point below nominal meets the target.
-        CapacityError: the network fits at none.
+        PlanError: no operating point below nominal meets the target, or the modules have none in common.
+        CapacityError: the network does not fit the tested cells.
     """
-    tested, limits = sorted(modules.points(), key=lambda p: (p.trcd_ps, -p.vdd_mv)), modules.nominal
+    tested, limits = sorted(modules.common_points(), key=lambda p: (p.trcd_ps, -p.vdd_mv)), modules.nominal
+    if not tested:
+        raise PlanError("the modules were tested at no operating point in common; scan all of them by one plan")
     candidates = [p for p in tested if p.vdd_mv <= limits.vdd_mv and p.trcd_ps <= limits.trcd_ps and p != limits]
 
     def predict(place: Footprint) -> Prediction:
@@ -335,16 +337,11 @@ def choose_point(
 
     passed: dict[int, list[Choice]] = {}
     failed: set[int] = set()
-    no_room: CapacityError | None = None
     for done, point in enumerate(candidates):
         progress(done, len(candidates))
         if point.trcd_ps in failed:
             continue
-        try:
-            place = place_at(point)
-        except CapacityError as error:
-            no_room = error
-            continue
+        place = place_at(point)
         predicted = predict(place)
         here = passed.setdefault(point.trcd_ps, [])
         if here:
@@ -355,8 +352,6 @@ def choose_point(
             failed.add(point.trcd_ps)
     progress(len(candidates), len(candidates))
     choices = [choice for here in passed.values() for choice in here]
-    if no_room is not None and not passed:
-        raise no_room
     if not choices:
         raise PlanError(
             f"no operating point below {limits.vdd_mv} mV or {limits.trcd_ps} ps meets "
@@ -395,7 +390,7 @@ def cheaper_choice(
         return choice
     if found.cost >= mapping_cost(choice.footprint.mapping, modules.partitions(), cost):
         return choice
-    place = modules.footprint(found.mapping.model_copy(update={"modules": modules.identities}))
+    place = modules.footprint(found.mapping.model_copy(update={"modules": modules.mapped}))
 
     def memory(draw: int) -> ApproximateMemory:
         return place.memory(derive_seed(seed, "choice", draw))
@@ -482,7 +477,8 @@ def fitted_memory(fits: Fits, place: Footprint, modules: Modules) -> Callable[[i
 
     def drawn(piece: Piece, kind: str, seed: int) -> WeakCells:
         module, there = modules.located(piece)
-        part, own_seed = part_of(piece), derive_seed(seed, "module", module) if module else seed
+        part = part_of(piece)
+        own_seed = derive_seed(seed, "module", module) if module else seed  # or modules of one kind would fail alike
         first_row = part.first_cell - (piece.first_cell - there.first_cell)
         model = fits[module, piece.point][WRITTEN[kind]].model
         return modules.from_module(module, _sample_rows(model, there, part.rows, first_row, kind, own_seed))

@@ -19,12 +19,10 @@ from typing import IO
 from rich.live import Live
 from rich.table import Table
 
-from gateware.etherbone_protocol import PORT
 from host.cli.console import console, table
-from host.links import is_link
+from host.cli.opening import in_both, supply_files
 from host.scan_status import ScanStatus, planned_points
-from host.supply_file import SUPPLY_FILE, PmbusSettings, ScpiSettings, load_bench
-from profiles.errors import BoardError, PlanError, ProfileError
+from profiles.errors import BoardError, ProfileError
 from profiles.storage import HEADER_NAME, Profile, is_growing
 
 LOOK_S = 0.5
@@ -162,54 +160,18 @@ def board_scans(boards: Sequence[str], out: Path, supplies: Sequence[Path]) -> l
         PlanError: two are the same board, or share a supply or a temperature controller; or the supplies are not as
             many as the boards.
     """
-    if supplies and len(supplies) != len(boards):
-        raise PlanError(
-            f"{len(boards)} boards and {len(supplies)} supplies; give --supply once for each --board, in the same "
-            "order, or not at all"
-        )
-    files: Sequence[Path | None] = supplies or [None] * len(boards)
+    files = supply_files(boards, supplies)
     scans = [BoardScan(board, out / _folder_name(board), file) for board, file in zip(boards, files, strict=True)]
-    users: dict[str, str] = {}
+    by_folder: dict[Path, str] = {}
     for scan in scans:
-        for thing in (_the_board(scan.board), *_the_bench(scan), f"the folder {scan.folder}"):
-            if thing in users:
-                raise PlanError(
-                    f"'{users[thing]}' and '{scan.board}' would both use {thing}, which one scan has at a time; give "
-                    "each its own"
-                )
-            users[thing] = scan.board
+        if scan.folder in by_folder:
+            raise in_both(by_folder[scan.folder], scan.board, f"the folder {scan.folder}")
+        by_folder[scan.folder] = scan.board
     return scans
 
 
 def _folder_name(board: str) -> str:
     return re.sub(r"[^\w.]+", "-", board).strip("-.") or "board"
-
-
-def _the_board(specification: str) -> str:
-    """The board, however its specification is written."""
-    kind, *rest = specification.split(":")
-    if kind in ("etherbone", "litex_server"):
-        address, _, port = ":".join(rest).rpartition(":")
-        return f"the board at {address or port}:{port if address else PORT}"
-    if kind == "serial":
-        return f"the board at {Path(rest[0] if rest else '').resolve()}"
-    if kind in ("mock", "sim") and len(rest) == 1:
-        rest.append("1")  # the seed that is meant without one
-    return f"the board {':'.join([kind, *rest])}"
-
-
-def _the_bench(scan: BoardScan) -> list[str]:
-    """Devices that a scan moves, of those that another could move too."""
-    if scan.supply is None and not (is_link(scan.board) and SUPPLY_FILE.exists()):
-        return []  # a board in software brings its own; a real one without a file is refused when it is opened
-    bench, devices = load_bench(scan.supply or SUPPLY_FILE), []
-    if isinstance(bench.supply, ScpiSettings):
-        devices.append(f"the supply {bench.supply.resource.upper()}")
-    if isinstance(bench.supply, PmbusSettings) and not is_link(scan.board):  # a real board's is behind its own link
-        devices.append(f"the regulator of {_the_board(bench.supply.board)}")
-    if bench.temperature is not None:
-        devices.append(f"the temperature controller at {Path(bench.temperature.port).resolve()}")
-    return devices
 
 
 def _follow(scans: Sequence[BoardScan], said: Said, view: View) -> None:

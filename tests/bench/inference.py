@@ -46,7 +46,6 @@ from host.plan import Grid, Rows, ScanPlan
 from host.scan import scan
 from profiles.pattern import Pattern
 from profiles.schema import OperatingPoint, WriteCondition
-from profiles.storage import Profile
 from tests.bench.links import WIRE_BYTES_PER_S
 from tests.host.etherbone_peer import EtherboneServer
 
@@ -63,11 +62,11 @@ def figures() -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     test, network = mnist5000().test.first(IMAGES), _network()
     with tempfile.TemporaryDirectory() as folder:
-        profile = scan(open_mock(VENDOR, SEED), _plan(), Path(folder) / "profile")
+        modules = Modules([scan(open_mock(VENDOR, SEED), _plan(), Path(folder) / "profile")])
         tolerated = {tensor.name: 1.0 for tensor in network.tensors()}
-        mapping = stages.map_at(network, tolerated, Modules([profile]).partitions(), POINT, BATCH)
+        mapping = stages.map_at(network, tolerated, modules.partitions(), POINT, BATCH)
         board = open_mock(VENDOR, SEED)
-        for name, held_against, reuse in (("", None, 1), ("_with_profile", profile, 1), ("_weights_reused", None, 10)):
+        for name, held_against, reuse in (("", None, 1), ("_with_profile", modules, 1), ("_weights_reused", None, 10)):
             runs = _runs(board, network, mapping, test, held_against, reuse)
             yield _rate(f"images{name}", len(test) / statistics.median(run[0] for run in runs))
             if not name:
@@ -75,7 +74,7 @@ def figures() -> Iterator[dict[str, Any]]:
                 costs = runs[0][1]
                 link = costs.bus_bytes * 10 / BAUDRATE
                 yield _overhead("overhead_serial", statistics.median(run[0] for run in runs), costs.dram_s + link)
-        mapping = stages.map_at(network, tolerated, Modules([profile]).partitions(), POINT, LARGE_BATCH)
+        mapping = stages.map_at(network, tolerated, modules.partitions(), POINT, LARGE_BATCH)
         with _behind_etherbone() as far:
             runs = _runs(far, network, mapping, test, None, 1)
         host, outside, link = (
@@ -106,15 +105,13 @@ def _plan() -> ScanPlan:
 
 
 def _runs(
-    board: Board, network: ApproximateNetwork, mapping: DramMapping, test: Split, profile: Profile | None, reuse: int
+    board: Board, network: ApproximateNetwork, mapping: DramMapping, test: Split, modules: Modules | None, reuse: int
 ) -> list[tuple[float, Costs]]:
     """CPU seconds and costs of `REPEATS` runs."""
     runs = []
     for _ in range(REPEATS + 1):  # the first one compiles
         begun = time.process_time()
-        found = infer_on_boards(
-            [board], network, mapping, test, 1 << 32, modules=Modules([profile]), weight_reuse=reuse
-        )
+        found = infer_on_boards([board], network, mapping, test, 1 << 32, modules=modules, weight_reuse=reuse)
         runs.append((time.process_time() - begun, found.costs))
         if not BER[0] < found.total_flips / found.total_bits_read < BER[1]:
             raise AssertionError(

@@ -127,7 +127,7 @@ def test_warmed_it_says_so_and_goes_on_at_a_milder_point(
     (fallback,) = found.fallbacks
     assert fallback.image == 0
     assert fallback.flips > fallback.expected.interval[1]
-    assert fallback.moved == {HARSH["A"]: OperatingPoint(vdd_mv=MILD["A"], trcd_ps=8000)}
+    assert fallback.moved == {(0, HARSH["A"]): OperatingPoint(vdd_mv=MILD["A"], trcd_ps=8000)}
     assert {piece.point.vdd_mv for piece in found.mapping.pieces} == {MILD["A"]}
     assert [piece.first_cell for piece in found.mapping.pieces] == [piece.first_cell for piece in mapping.pieces]
     assert found.accuracy.total == len(split)
@@ -222,7 +222,8 @@ def test_a_mapping_is_moved_piece_by_piece(profile: Profile, network: Approximat
     mild = OperatingPoint(vdd_mv=MILD["A"], trcd_ps=8000)
     name, place = next(iter(mapping.placements.items()))
     split_up = place.model_copy(update={"more": (place.pieces[0].model_copy(update={"point": mild}),)})
-    moved = moved_to(mapping.model_copy(update={"placements": {name: split_up}}), {HARSH["A"]: mild, mild: HARSH["A"]})
+    swapped = {HARSH["A"]: mild, mild: HARSH["A"]}
+    moved = moved_to(mapping.model_copy(update={"placements": {name: split_up}}), lambda piece: swapped[piece.point])
     assert [piece.point for piece in moved.placements[name].pieces] == [mild, HARSH["A"]]
     assert moved.vdd_mv == HARSH["A"].vdd_mv
 

@@ -103,7 +103,8 @@ def test_a_network_of_words_goes_from_training_to_dram(
     other = tmp_path / "other"
     run_eden("scan", tmp_path / "plan.toml", "--board", "mock:B:2", "--out", other)
     printed = run_eden("map", baseline, other, *arguments[2:])
-    assert "a VDD for each module and a tRCD for each bank" in printed
+    assert "module 1: 00000002 of vendor B (model)" in printed
+    assert "module 2: 00000001 of vendor B (model)" in printed
     assert "certified on test images, PASSED" in printed
     both = (*infer, "--profile", other, "--board", "mock:B:1", "--board", "mock:B:2")
     printed = run_eden(*both)

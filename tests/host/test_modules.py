@@ -17,12 +17,13 @@ from eden.precision import Precision
 from host.board import Board
 from host.boards import open_mock
 from host.cli import stages
-from host.cli.inference import infer_on_boards, milder_points
+from host.cli.inference import infer_on_boards
 from host.cli.modules import AT_POINT, NOMINAL, Modules
+from host.cli.opening import opened_together
 from host.plan import Grid, Rows, ScanPlan
 from host.scan import scan
 from host.tensor_memory import BoardMemory
-from profiles.errors import BoardError, CapacityError, EdenError, PlanError
+from profiles.errors import BoardError, CapacityError, FitError, PlanError
 from profiles.geometry import Geometry, first_cells, in_one_module
 from profiles.pattern import Pattern
 from profiles.population import measured_weak_cells
@@ -30,7 +31,7 @@ from profiles.schema import OperatingPoint
 from profiles.storage import Profile
 
 GEOMETRY = Geometry(banks=2, rows=64, columns=512, data_width=64, subarray_rows=32)
-OTHER_GEOMETRY = Geometry(banks=4, rows=32, columns=512, data_width=64, subarray_rows=32)
+OTHER_GEOMETRY = Geometry(banks=4, rows=64, columns=512, data_width=64, subarray_rows=32)  # twice the cells
 BURST = GEOMETRY.burst_bits
 VDD_MV = {"A": (1300, 1250, 1225, 1200, 1150), "B": (1300, 1250, 1225, 1200)}  # at 8 ns, where B fails earlier
 BATCH = 20
@@ -116,22 +117,23 @@ def test_partitions_and_weak_cells_are_each_modules_own(profiles: dict[str, Prof
         assert [part.first_cell - start for part in here] == [part.first_cell for part in alone.partitions()]
         for part, own in zip(here, alone.partitions(), strict=True):
             assert part.ber_by_point == own.ber_by_point
-            assert modules.points(number - 1) == alone.points() == set(part.points())
+            assert modules.points_of(number - 1) == alone.common_points() == set(part.points())
         harsh, end = point(1200), start + profiles[vendor].geometry.cells
         for kind, condition in (("weight", NOMINAL), ("ifm", AT_POINT)):
             own_cells = measured_weak_cells(profiles[vendor], harsh, condition)
-            found = modules.weak_cells(harsh)[kind]
+            found = modules.weak_cells(harsh, (0, 1))[kind]
             here = (found.cell >= start) & (found.cell < end)
             assert here.sum() > 100
             assert np.array_equal(found.cell[here], own_cells.cell + start)
             assert np.array_equal(found.flip_one[here], own_cells.flip_one)
         start = end
-    assert modules.weak_cells(point(1150))["weight"].cell.max() < profiles["A"].geometry.cells, "B was not tested there"
-    assert modules.points() == modules.points(0) | modules.points(1)
+    assert modules.common_points() == modules.points_of(1) < modules.points_of(0), "B was not tested at 1150 mV"
+    with pytest.raises(FitError, match="1150 mV"):
+        modules.weak_cells(point(1150), (0, 1))
 
 
 def test_modules_that_cannot_be_used_together_are_refused(profiles: dict[str, Profile], tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="give each module once"):
+    with pytest.raises(PlanError, match="of the same module, 00000001 of vendor A"):
         Modules([profiles["A"], profiles["B"], profiles["A"]])
     with pytest.raises(PlanError, match="no profile was given"):
         Modules([])
@@ -246,7 +248,7 @@ def test_a_network_too_large_for_one_module_gets_a_vdd_for_each(
     network: ApproximateNetwork, modules: Modules, choice: stages.Choice, profiles: dict[str, Profile], split: Split
 ) -> None:
     mapping = choice.footprint.mapping
-    assert mapping.modules == modules.identities
+    assert mapping.modules == modules.mapped
     by_module = supplies_of(mapping, modules)
     assert by_module.keys() == {0, 1}
     assert all(len(vdd) == 1 for vdd in by_module.values()), "a module has one rail"
@@ -294,21 +296,19 @@ def test_boards_in_any_order_run_it_and_their_errors_are_the_profiles(
             assert rate == pytest.approx(first.flips[name] / first.bits_read[name], rel=0.2), name
 
 
-def test_a_module_that_has_warmed_sends_all_to_points_that_each_module_knows(
+def test_a_module_that_has_warmed_sends_each_to_a_milder_point_of_its_own(
     network: ApproximateNetwork, modules: Modules, choice: stages.Choice, split: Split
 ) -> None:
     everywhere = {name: 1.0 for name in choice.footprint.mapping.placements}
     harsh = stages.optimal_mapping(network.tensors(), everywhere, modules.partitions(), BATCH).mapping
-    mapping = harsh.model_copy(update={"modules": modules.identities})
-    moved = milder_points(modules, mapping)
-    assert moved == {point(1150): point(1200), point(1200): point(1225)}
+    mapping = harsh.model_copy(update={"modules": modules.mapped})
     boards = [open_vendor("A"), open_vendor("B")]
     boards[0].bus.set_environment(1_350_000, WARM_C)  # type: ignore[attr-defined]
     found = infer_on_boards(boards, network, mapping, split, 1000, modules=modules)
     assert found.fallbacks
-    assert found.fallbacks[0].moved == moved
+    assert found.fallbacks[0].moved == {(0, point(1150)): point(1200), (1, point(1200)): point(1225)}
     for piece in found.mapping.pieces:
-        assert piece.point in modules.points(modules.located(piece)[0])
+        assert piece.point in modules.points_of(modules.located(piece)[0])
 
 
 def test_by_significance_bits_go_to_either_module(network: ApproximateNetwork, modules: Modules, split: Split) -> None:
@@ -326,13 +326,44 @@ def test_boards_and_profiles_that_are_not_the_mappings_are_refused(
     network: ApproximateNetwork, modules: Modules, choice: stages.Choice, split: Split, profiles: dict[str, Profile]
 ) -> None:
     mapping = choice.footprint.mapping
-    for boards in (["A"], ["A", "A"], ["A", "B", "C"]):
+    for boards in (["A"], ["A", "A"], ["A", "B", "B"], ["A", "B", "C"]):
         with pytest.raises(BoardError, match="one board for each module"):
-            infer_on_boards([open_vendor(vendor) for vendor in boards], network, mapping, split, 1)
-    with pytest.raises(BoardError, match=r"given is of modules .* 00000002 of vendor B"):
+            infer_on_boards([open_mock(vendor, 1, GEOMETRY) for vendor in boards], network, mapping, split, 1)
+    with pytest.raises(BoardError, match=r"given are of modules .* 00000002 of vendor B"):
         infer_on_boards([open_vendor("A"), open_vendor("B", 2)], network, mapping, split, 1)
     with pytest.raises(BoardError, match="one profile for each module"):
         Modules([profiles["A"]]).of(mapping)
-    nobodys = mapping.model_copy(update={"modules": ()})
-    with pytest.raises(EdenError, match="the profile is for"):
-        infer_on_boards([open_vendor("B"), open_vendor("A")], network, nobodys, split, 1, modules=modules)
+    with pytest.raises(BoardError, match="other banks, rows or columns by the board"):
+        infer_on_boards([open_vendor("A"), open_mock("B", 1, GEOMETRY)], network, mapping, split, 1)
+
+
+def test_a_board_that_fails_leaves_no_rail_low(
+    network: ApproximateNetwork, choice: stages.Choice, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boards = [open_vendor("A"), open_vendor("B")]
+    buses = [board.bus for board in boards]
+
+    def pulled(*_: object) -> None:
+        raise BoardError("the cable was pulled")
+
+    def pull(done: int, total: int) -> None:
+        assert boards[0].rail.present_mv != boards[0].rail.nominal_mv
+        monkeypatch.setattr(boards[1], "read_bursts", pulled)
+
+    with pytest.raises(BoardError, match="pulled"):
+        infer_on_boards(boards, network, choice.footprint.mapping, split, 1, pull)
+    assert [board.rail.present_mv for board in boards] == [1350, 1350]
+    assert [board.bus for board in boards] == buses
+
+
+def test_a_board_that_cannot_be_opened_closes_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(Board, "close", lambda board: closed.append(board.module.manufacturer))
+    with pytest.raises(BoardError), opened_together(["mock:A:1", "mock:B:1", "serial:/dev/nothing"], (), None):
+        pass
+    assert closed == ["vendor B (model)", "vendor A (model)"]
+    with (
+        pytest.raises(PlanError, match="would both use the board mock:A:1"),
+        opened_together(["mock:A", "mock:A:1"], (), None),
+    ):
+        pass

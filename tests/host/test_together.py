@@ -151,7 +151,7 @@ def _is_scan_of(process: Path, board: str, folder: Path) -> bool:
     ],
 )
 def test_the_same_board_twice_is_refused(boards: tuple[str, ...], shared: str) -> None:
-    with pytest.raises(PlanError, match=f"'{boards[0]}' and '{boards[-1]}' would both use {shared}, which one scan"):
+    with pytest.raises(PlanError, match=f"'{boards[0]}' and '{boards[-1]}' would both use {shared}, which one of them"):
         board_scans(boards, Path("out"), ())
 
 
@@ -165,7 +165,7 @@ def test_two_boards_on_one_supply_are_refused(tmp_path: Path, monkeypatch: pytes
             (board, file, folder) for board, file, folder in zip(BOARDS, files, FOLDERS, strict=True)
         ]
         one.file(files[1])
-        refused = f"would both use the supply {one.resource}, which one scan has at a time"
+        refused = f"would both use the supply {one.resource}, which one of them has at a time"
         with pytest.raises(PlanError, match=refused):
             board_scans(BOARDS, Path("out"), files)
         one.file(tmp_path / "eden.toml")

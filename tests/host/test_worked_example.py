@@ -25,5 +25,5 @@ def test_the_page_runs_as_it_stands(tmp_path: Path, page: str, made: str) -> Non
 
 
 def _run(folder: Path, *command: str) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
