@@ -1,6 +1,5 @@
 """The `eden` command in a process of its own, which can be stopped, and a small plan for it."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -46,14 +45,7 @@ def alone(plan: Path, board: str, folder: Path) -> Profile:
 def begin(*arguments: str | Path) -> "subprocess.Popen[str]":
     """`eden` with ``arguments``, begun."""
     command = [sys.executable, "-m", "host.cli.main", *map(str, arguments)]
-    return subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_interrupts
-    )
-
-
-def _heed_interrupts() -> None:
-    """A shell starts background jobs with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def until(condition: Callable[[], bool], child: "subprocess.Popen[str]") -> None:

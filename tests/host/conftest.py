@@ -1,5 +1,6 @@
 """Hypothesis without a deadline: the first example of a test may wait for numba's compiler. And the command line."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from host.cli import main
 
 settings.register_profile("eden", deadline=None)
 settings.load_profile("eden")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would children
 
 
 @pytest.fixture
