@@ -291,7 +291,7 @@ class _Run:
             raise BoardError(
                 f"{tensor} read {flips} bits wrong where the profile expects {expected.interval[1]} at most, and holds "
                 f"no milder point than {'; '.join(str(point) for _, point in moved)}; scan "
-                f"{module_names(self._modules.mapped)} again as it is now"
+                f"module {module_names(self._modules.mapped)} again as it is now"
             )
         self.fallbacks.append(Fallback(tensor, flips, expected, image, moved))
         self.mapping = moved_to(self.mapping, lambda piece: moved[modules.located(piece)[0], piece.point])

@@ -235,23 +235,21 @@ def in_order_of(wanted: Sequence[MappedModule], what: str, given: Sequence[tuple
     by_identity = {module.identity: (module, thing) for module, thing in given}
     if len(given) != len(wanted) or by_identity.keys() != {module.identity for module in wanted}:
         raise BoardError(
-            f"the mapping is for {module_names(wanted)}, the {what}s given are of "
-            f"{module_names([module for module, _ in given])}; give one {what} for each module, or scan and map what "
-            "there is"
+            f"one {what} is needed for each of these modules: {module_names(wanted)}; given are those of: "
+            f"{module_names([module for module, _ in given])}; give the right ones, or scan and map what there is"
         )
     for module in wanted:
         if not by_identity[module.identity][0].geometry.numbers_cells_like(module.geometry):
             raise BoardError(
-                f"{module_names([module])} has other banks, rows or columns by the {what} than by the mapping; scan "
-                "it as it is now, and map again"
+                f"module {module_names([module])} has other banks, rows or columns by the {what} than by the mapping; "
+                "scan it as it is now, and map again"
             )
     return [by_identity[module.identity][1] for module in wanted]
 
 
 def module_names(modules: Sequence[MappedModule]) -> str:
     """In words, for messages."""
-    named = [f"{module.identity.serial_number} of {module.identity.manufacturer}" for module in modules]
-    return f"module{'s' if len(named) > 1 else ''} {', '.join(named)}"
+    return ", ".join(f"{module.identity.serial_number} of {module.identity.manufacturer}" for module in modules)
 
 
 def footprint_by(

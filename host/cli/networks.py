@@ -29,10 +29,10 @@ from eden.training import train_baseline
 from host.cli import stages
 from host.cli.console import console, progress_bar, table
 from host.cli.inference import Fallback, Inference, infer_on_boards
-from host.cli.modules import Footprint, Modules, module_names
+from host.cli.modules import Footprint, Modules
 from host.cli.opening import opened_together
 from host.cli.own_map import OwnMap
-from host.cli.rail import RecordOption
+from host.cli.rail import RecordOption, SuppliesOption
 from profiles.error_models import load_error_model
 from profiles.errors import FitError, NetworkError, PlanError
 from profiles.storage import Profile
@@ -324,7 +324,8 @@ def _show_modules(modules: Modules, mapping: DramMapping) -> None:
     used = {module for users in modules.users(mapping).values() for module in users}
     for number, profile in enumerate(modules.profiles if len(modules.profiles) > 1 else ()):
         what = "" if number in used else "; nothing lies there: mapped without its profile, its board is not needed"
-        console.print(f"module {number + 1}: {module_names([modules.mapped[number]])}, {profile.path}{what}")
+        module = profile.header.module
+        console.print(f"module {number + 1}: {module.serial_number} of {module.manufacturer}, {profile.path}{what}")
 
 
 def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance) -> None:
@@ -445,13 +446,7 @@ def infer(
         int | None,
         typer.Option(min=1, help="Only so many test images, from the first: a simulated board needs seconds a batch."),
     ] = None,
-    supply: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="File that names what feeds the DRAM; a mock or simulated board brings its own supply. Of several "
-            "boards: once for each, in the same order."
-        ),
-    ] = None,
+    supply: SuppliesOption = None,
     record: RecordOption = None,
 ) -> None:
     """Classify the test set with every weight and IFM stored in, and read back from, the boards' DRAM.

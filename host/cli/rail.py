@@ -19,6 +19,13 @@ SupplyOption = Annotated[
     Path | None,
     typer.Option(help="File that names what feeds the DRAM; a mock or simulated board brings its own supply."),
 ]
+SuppliesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="File that names what feeds the DRAM; a mock or simulated board brings its own supply. Of several "
+        "boards: once for each, in the same order."
+    ),
+]
 RecordOption = Annotated[
     Path | None,
     typer.Option(help="File to write all traffic with the board into, for --board replay:FILE or a bug report."),

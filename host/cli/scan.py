@@ -10,7 +10,7 @@ from host.cli.console import console
 from host.cli.dry_run import dry_run as show_dry_run
 from host.cli.opening import open_shown
 from host.cli.plan import PlanPath, load_plan, named_board
-from host.cli.rail import RecordOption
+from host.cli.rail import RecordOption, SuppliesOption
 from host.cli.scan_view import scan_view
 from host.cli.together import scan_together
 from host.scan import scan as run_scan
@@ -29,13 +29,7 @@ def scan(
             help="Profile folder; instead of OUTPUT/profile of the plan. Of several boards: of a profile folder each."
         ),
     ] = None,
-    supply: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="File that names what feeds the DRAM; a mock or simulated board brings its own supply. Of several "
-            "boards: once for each, in the same order."
-        ),
-    ] = None,
+    supply: SuppliesOption = None,
     record: RecordOption = None,
     extend: Annotated[
         bool,

@@ -184,14 +184,16 @@ def test_what_was_settled_before_the_drift_does_not_run_again(
 def test_without_a_milder_point_it_refuses_to_go_on(network: ApproximateNetwork, split: Split, tmp_path: Path) -> None:
     profile = scan_of("A", 1, tmp_path / "one", (HARSH["A"].vdd_mv,))
     board = warm(open_mock("A", 1, GEOMETRY), WARM_C)
-    with pytest.raises(BoardError, match=r"no milder point than 1100 mV, 8 ns; scan the module again"):
+    with pytest.raises(
+        BoardError, match=r"no milder point than 1100 mV, 8 ns; scan module 00000001 of vendor A \(model\) again"
+    ):
         infer_on_boards([board], network, mapped(network, profile, HARSH["A"]), split, 1, modules=Modules([profile]))
     assert board.rail.present_mv == board.rail.nominal_mv
     assert not isinstance(board.bus, TimedBus)
 
 
 def test_a_profile_of_another_module_is_refused(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
-    with pytest.raises(BoardError, match="the profile is for module 00000001"):
+    with pytest.raises(BoardError, match=r"modules: 00000001 of vendor A \(model\); given are those of: 00000002"):
         infer_on_boards(
             [open_mock("A", 2, GEOMETRY)],
             network,

@@ -112,8 +112,8 @@ def test_a_network_of_words_goes_from_training_to_dram(
     assert "DRIFT" not in printed
     assert printed.count("agrees within the joint uncertainty") >= 1
     for wrong, said in (
-        ((*infer, "--board", "mock:B:1", "--board", "mock:B:2"), "one profile for each module"),
-        ((*infer, "--profile", other, "--board", "mock:B:1"), "one board for each module"),
+        ((*infer, "--board", "mock:B:1", "--board", "mock:B:2"), "one profile is needed for each"),
+        ((*infer, "--profile", other, "--board", "mock:B:1"), "one board is needed for each"),
         ((*both, "--record", tmp_path / "another"), "--record is for one board"),
         ((*both, "--supply", tmp_path / "supply.toml"), "give --supply once for each --board"),
     ):

@@ -327,11 +327,11 @@ def test_boards_and_profiles_that_are_not_the_mappings_are_refused(
 ) -> None:
     mapping = choice.footprint.mapping
     for boards in (["A"], ["A", "A"], ["A", "B", "B"], ["A", "B", "C"]):
-        with pytest.raises(BoardError, match="one board for each module"):
+        with pytest.raises(BoardError, match="one board is needed for each"):
             infer_on_boards([open_mock(vendor, 1, GEOMETRY) for vendor in boards], network, mapping, split, 1)
-    with pytest.raises(BoardError, match=r"given are of modules .* 00000002 of vendor B"):
+    with pytest.raises(BoardError, match=r"given are those of: .* 00000002 of vendor B"):
         infer_on_boards([open_vendor("A"), open_vendor("B", 2)], network, mapping, split, 1)
-    with pytest.raises(BoardError, match="one profile for each module"):
+    with pytest.raises(BoardError, match="one profile is needed for each"):
         Modules([profiles["A"]]).of(mapping)
     with pytest.raises(BoardError, match="other banks, rows or columns by the board"):
         infer_on_boards([open_vendor("A"), open_mock("B", 1, GEOMETRY)], network, mapping, split, 1)

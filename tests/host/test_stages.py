@@ -139,7 +139,7 @@ def test_lenet_in_dram_at_nominal_is_lenet_in_reliable_memory(
 
 def test_a_mapping_is_for_its_own_module(profile: Profile, network: ApproximateNetwork, split: Split) -> None:
     mapping = mapped(network, profile, CLIFF).model_copy(update={"modules": Modules([profile]).mapped})
-    with pytest.raises(BoardError, match=r"for module 00000001 .* given are of module 00000002"):
+    with pytest.raises(BoardError, match=r"modules: 00000001 .* given are those of: 00000002"):
         infer_on_boards([open_mock("B", 2, GEOMETRY)], network, mapping, split, 1)
 
 

@@ -288,7 +288,7 @@ def test_the_fine_mapping_is_the_cheapest_of_those_that_are_certified(monkeypatc
     network.calibrate([torch.rand(8, 1, 28, 28)])
     points = [OperatingPoint(vdd_mv=mv, trcd_ps=14_000) for mv in (1350, 1100, 1000)]
     part = Partition("bank 0", 0, 0, 1 << 22, dict(zip(points, (0.0, 1e-4, 1e-3), strict=True)))
-    monkeypatch.setattr(fine_study.stages, "partitions", lambda profile: [part])
+    monkeypatch.setattr(fine_study, "Modules", lambda profiles: SimpleNamespace(partitions=lambda: [part]))
     mapped, cost = fine_study._Mapped(network, None), fine_study.OBJECTIVES["energy"]  # type: ignore[arg-type]
     one = dict.fromkeys((tensor.name for tensor in network.tensors()), 2e-3)
     each = one | {"0.weight": 1e-4}
