@@ -4,8 +4,8 @@ Drift shows as more wrong bits than the profile's cells explain, given the bits 
 (`host.expectation`). Each tensor is tested after each batch, on all reads of the window of `WINDOW_BATCHES` that the
 batch belongs to; all tests of a run together raise a false alarm in one run of 1 / `FALSE_ALARMS` at most. Fewer wrong
 bits than expected are reported, and are no alarm.
-On an alarm every tensor stays where it is and moves to the next milder operating point of the profile, the window runs
-again, and so on until errors are no more than the profile promised for the mapping as it was made.
+On an alarm every tensor stays where it is and moves to the next milder operating point that its module's profile knows,
+the window runs again, and so on until errors are no more than the profile promised for the mapping as it was made.
 """
 
 import math
@@ -287,11 +287,13 @@ class _Run:
             for point, users in modules.users(self.mapping).items()
             for module in sorted(users)
         }
-        if all(before == after for (_, before), after in moved.items()):
+        here = {(modules.located(piece)[0], piece.point) for piece in self.mapping.placements[tensor].pieces}
+        if all(moved[each] == each[1] for each in here):
             raise BoardError(
                 f"{tensor} read {flips} bits wrong where the profile expects {expected.interval[1]} at most, and holds "
-                f"no milder point than {'; '.join(str(point) for _, point in moved)}; scan "
-                f"module {module_names(self._modules.mapped)} again as it is now"
+                f"no milder point than {'; '.join(sorted({str(point) for _, point in here}))}; scan module "
+                f"{module_names([modules.mapped[each] for each in sorted({module for module, _ in here})])} again as "
+                "it is now"
             )
         self.fallbacks.append(Fallback(tensor, flips, expected, image, moved))
         self.mapping = moved_to(self.mapping, lambda piece: moved[modules.located(piece)[0], piece.point])

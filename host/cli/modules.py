@@ -241,8 +241,8 @@ def in_order_of(wanted: Sequence[MappedModule], what: str, given: Sequence[tuple
     for module in wanted:
         if not by_identity[module.identity][0].geometry.numbers_cells_like(module.geometry):
             raise BoardError(
-                f"module {module_names([module])} has other banks, rows or columns by the {what} than by the mapping; "
-                "scan it as it is now, and map again"
+                f"module {module_names([module])} has other banks, rows or columns by the {what} than when it was "
+                "scanned; scan it as it is now, and map again"
             )
     return [by_identity[module.identity][1] for module in wanted]
 
@@ -349,6 +349,11 @@ def _partitions(profile: Profile, subarray_rows: int | None) -> list[Partition]:
                 f"{profile.path} holds no operating point with all patterns written at: {condition.value}; scan with "
                 'write = ["nominal", "operating_point"]'
             )
+    if not any(("ifm", point) in rates for kind, point in rates if kind == "weight"):
+        raise PlanError(
+            f"{profile.path} holds no operating point at which all patterns were written both ways; scan with "
+            'write = ["nominal", "operating_point"]'
+        )
     size = subarray_rows or geometry.rows
     cuts = range((region.row_start // size + 1) * size, region.row_end, size)
     stretches = list(pairwise([region.row_start, *cuts, region.row_end]))

@@ -454,8 +454,8 @@ def infer(
     Weights are written once at nominal and read for each batch at their operating points; IFMs are written and read
     there. With a profile, each tensor's wrong bits are held against what the profile's cells explain, given the bits
     stored, after each batch; a drift of temperature or by age shows so. Then all tensors go on at the next milder
-    operating point of the profile, in the same cells, and the batches since the last 20 begun run again. At most one
-    run in 1000 does so by chance.
+    operating point of their module's profile, in the same cells, and the batches since the last 20 begun run again. At
+    most one run in 1000 does so by chance.
     """
     stages.use_one_thread()
     loaded, places = stages.load_network(network), DramMapping.load(mapping)

@@ -27,6 +27,7 @@ def opened_together(boards: Sequence[str], supplies: Sequence[Path], recording: 
 
     Raises:
         PlanError: they cannot be used at once, or there are several to be recorded; nothing was touched.
+        EdenError: a supply's file is missing or damaged, or a board cannot be opened; those before it are closed.
     """
     if recording is not None and len(boards) > 1:
         raise PlanError("--record is for one board; give --board once with it")
@@ -48,7 +49,7 @@ def supply_files(boards: Sequence[str], supplies: Sequence[Path]) -> Sequence[Pa
     """
     if supplies and len(supplies) != len(boards):
         raise PlanError(
-            f"{len(boards)} boards and {len(supplies)} supplies; give --supply once for each --board, in the same "
+            f"boards: {len(boards)}, supplies: {len(supplies)}; give --supply once for each --board, in the same "
             "order, or not at all"
         )
     files: Sequence[Path | None] = supplies or [None] * len(boards)

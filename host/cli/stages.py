@@ -322,7 +322,7 @@ def choose_point(
 
     Raises:
         PlanError: no operating point below nominal meets the target, or the modules have none in common.
-        CapacityError: the network does not fit the tested cells.
+        CapacityError: the network does not fit the tested cells at any point that could have met it.
     """
     tested, limits = sorted(modules.common_points(), key=lambda p: (p.trcd_ps, -p.vdd_mv)), modules.nominal
     if not tested:
@@ -337,11 +337,17 @@ def choose_point(
 
     passed: dict[int, list[Choice]] = {}
     failed: set[int] = set()
+    no_room: CapacityError | None = None
     for done, point in enumerate(candidates):
         progress(done, len(candidates))
         if point.trcd_ps in failed:
             continue
-        place = place_at(point)
+        try:
+            place = place_at(point)
+        except CapacityError as error:  # the best windows at one point may leave no room that those at another do
+            no_room = error
+            failed.add(point.trcd_ps)
+            continue
         predicted = predict(place)
         here = passed.setdefault(point.trcd_ps, [])
         if here:
@@ -352,6 +358,8 @@ def choose_point(
             failed.add(point.trcd_ps)
     progress(len(candidates), len(candidates))
     choices = [choice for here in passed.values() for choice in here]
+    if not choices and no_room is not None:
+        raise no_room
     if not choices:
         raise PlanError(
             f"no operating point below {limits.vdd_mv} mV or {limits.trcd_ps} ps meets "

@@ -385,6 +385,25 @@ def test_a_module_of_which_one_thing_alone_is_lowered_is_mapped(
         choose_by(monkeypatch, lambda _: 0.5, one, network, split)
 
 
+def test_a_point_at_which_nothing_fits_ends_its_trcd_and_not_the_search(
+    profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    modules = Modules([profile])
+    fits = stages.by_tolerances(network, rates(network), modules, BATCH)
+
+    def place_at(point: OperatingPoint, room_at: int) -> Footprint:
+        if point.vdd_mv < room_at:
+            raise CapacityError("no room")
+        return fits(point)
+
+    def chosen(room_at: int) -> stages.Choice:
+        return stages.choose_point(network, lambda p: place_at(p, room_at), modules, split, 0.5, BATCH, 2, 1)
+
+    assert chosen(1040).footprint.point == OperatingPoint(vdd_mv=1040, trcd_ps=10000)
+    with pytest.raises(CapacityError, match="no room"):
+        chosen(2000)
+
+
 def test_no_point_that_passes_is_said(
     monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split
 ) -> None:

@@ -177,7 +177,7 @@ def test_two_boards_on_one_supply_are_refused(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "eden.toml").write_text('[temperature]\npreset = "delta-dtb"\nport = "/dev/../dev/ttyUSB2"\n')
     with pytest.raises(PlanError, match="would both use the temperature controller at /dev/ttyUSB2"):
         board_scans(BOARDS, Path("out"), [tmp_path / "eden.toml"] * 2)
-    with pytest.raises(PlanError, match="2 boards and 1 supplies"):
+    with pytest.raises(PlanError, match="boards: 2, supplies: 1"):
         board_scans(BOARDS, Path("out"), files[:1])
 
 
