@@ -122,13 +122,13 @@ class Modules:
         return Modules(in_order_of(mapping.modules, "profile", list(zip(self.mapped, self.profiles, strict=True))))
 
     def partitions(self, subarray_rows: int | None = None) -> list[Partition]:
-        """One partition a bank, of the rows whose cells are known at every point, with its BER at every such point.
+        """One partition a bank, of the rows whose cells are known at every point, with its BER at each operating point.
 
         ``subarray_rows``: one for each subarray instead, of so many rows. Of several modules each is a rail.
 
         Raises:
-            PlanError: a profile knows no operating point for weights or none for IFMs, or single cells in other places
-                at some points than at others.
+            PlanError: a profile knows no operating point for both weights and IFMs, or single cells in other places at
+                some points than at others.
         """
         return [part for parts in self._by_module(subarray_rows) for part in parts]
 

@@ -23,6 +23,7 @@ from host.boards import open_mock
 from host.cli import stages
 from host.cli.inference import infer_on_boards
 from host.cli.modules import AT_POINT, NOMINAL, Footprint, Modules, is_ifm
+from host.cli.own_map import OwnMap
 from host.plan import Cells, Grid, Rows, ScanPlan
 from host.scan import header, measure, scan
 from host.temperature_window import TemperatureWindow
@@ -511,6 +512,17 @@ def test_rates_of_another_access_are_not_mapped_by(tmp_path: Path) -> None:
     profile = scan(board(), linear, tmp_path / "linear")
     with pytest.raises(PlanError, match="reads row by row"):
         Modules([profile])
+
+
+def test_a_profile_that_knows_weights_and_ifms_at_different_points_is_refused(
+    tmp_path: Path, profile: Profile, network: ApproximateNetwork
+) -> None:
+    apart = Profile.create(tmp_path / "apart", profile.header)
+    for record in profile.points:
+        if (record.point == CLIFF) == (record.write_condition == AT_POINT):
+            apart.append(record, profile.cells(record.index))
+    with pytest.raises(PlanError, match="written both ways"):
+        OwnMap(apart, network, BATCH)
 
 
 def test_a_point_that_is_not_finished_is_not_mapped_to(tmp_path: Path, network: ApproximateNetwork) -> None:
