@@ -9,8 +9,8 @@ What stays reliable: buffers (running statistics of batch norm), integer inputs 
 recurrent layer holds between its time steps and between layers that are stacked in it (``num_layers``: use one layer
 after the other to have their inputs in the memory), and what attention holds between its projections and its products.
 
-The module may compute on a GPU. Its tensors become stored bits there; memories hold and corrupt them on the CPU, where
-the same seed flips the same bits.
+The module may compute on a GPU. Its tensors become stored bits there; on a CUDA device the memories of `eden.memory`
+hold and corrupt them there too (`eden.cuda_injection`). The same seed flips the same bits as on a CPU.
 
 Reads are operators of their own (`_read_weights`, `_pass_ifm`), so that ``torch.compile`` and ``torch.export`` keep
 them, every one. An exported program reads the memory of the network it was made from, while that is in use.
@@ -391,7 +391,7 @@ class ApproximateNetwork(nn.Module):
         kept = self._encoded.get(name)
         if kept is None or not kept.is_of(values, self.guarded_signs):
             tensor_format = self._weight_format(name, values)
-            data = tensor_format.encode(values).cpu()
+            data = tensor_format.encode(values)
             kept = self._encoded[name] = _Encoded(values.clone(), self.guarded_signs, tensor_format, data)
             self._stored.discard(name)
         self.formats[name] = kept.tensor_format
@@ -411,7 +411,7 @@ class ApproximateNetwork(nn.Module):
     def _ifm_read(self, tensor: str, values: torch.Tensor) -> torch.Tensor:
         if tensor not in self.formats:
             raise NetworkError(f"{tensor} was not seen in calibration; calibrate with inputs that reach it")
-        self._memory.store(tensor, self.formats[tensor].encode(values).cpu())
+        self._memory.store(tensor, self.formats[tensor].encode(values))
         return self._values(tensor, self._memory.load(tensor), values)
 
     def _values(self, tensor: str, data: torch.Tensor, reliable: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ Bit ``k`` of a buffer is bit ``k % 8`` of byte ``k // 8``, least significant fir
 are decided by integers alone, so that the same seed gives the same flips on every machine; the *stored* bit decides the
 probability, as in Error Model 3.
 
-Uniform flips are drawn by blocks of `_BLOCK_BITS`: independent trials of one probability are a binomial number of
+Uniform flips are drawn by blocks of `BLOCK_BITS`: independent trials of one probability are a binomial number of
 successes at positions that are a uniform subset. The number comes from one 64-bit draw through the binomial's
 cumulative distribution, computed in decimal arithmetic; positions that were drawn before are drawn again. Each block
 has a random stream of its own, so that threads may share the blocks in any way.
@@ -30,13 +30,13 @@ from profiles.errors import NetworkError
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 
-_POSITION_BITS = 14  # four positions in one 64-bit random number
-_BLOCK_BITS = 1 << _POSITION_BITS
-_BLOCK_WORDS = _BLOCK_BITS // 64
+POSITION_BITS = 14  # four positions in one 64-bit random number
+BLOCK_BITS = 1 << POSITION_BITS
+BLOCK_WORDS = BLOCK_BITS // 64
 _BLOCKS_A_THREAD = 512  # 1 MiB: below that a thread costs more than it saves
 _PIECES_A_THREAD = 8  # so that a thread that is held up leaves more to the others
 _DIGITS = 50  # decimal digits of a cumulative probability; a 64-bit draw tells 20 apart
-_TO_UNIT = 2.0**-53
+TO_UNIT = 2.0**-53
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def flip_uniform(stored: Bytes, read: Bytes, rate_zero: float, rate_one: float, 
             f"what is stored has shape {stored.shape}, the buffer for its read {read.shape}; give two flat buffers of "
             "one size, without gaps"
         )
-    zero, one = _Draw.of(rate_zero), _Draw.of(rate_one)
+    zero, one = Draw.of(rate_zero), Draw.of(rate_one)
     whole = stored.size // 8 * 8
     buffers = (stored[:whole].view(np.uint64), read[:whole].view(np.uint64), stored[whole:], read[whole:])
     draws = (zero.counts, one.counts, zero.inverted, one.inverted, rate_zero == rate_one)
@@ -83,7 +83,7 @@ def flip_uniform(stored: Bytes, read: Bytes, rate_zero: float, rate_one: float, 
         up, down = _flip_blocks(*buffers, *draws, stream, first, last)
         return int(up), int(down)
 
-    return Flips(*_in_threads(-(-stored.size * 8 // _BLOCK_BITS), flip_blocks))
+    return Flips(*_in_threads(-(-stored.size * 8 // BLOCK_BITS), flip_blocks))
 
 
 def flip_weak_cells(buffer: Bytes, weak: WeakCells, seed: int) -> Flips:
@@ -107,7 +107,7 @@ def warm_up() -> None:
 
 
 @dataclass(frozen=True)
-class _Draw:
+class Draw:
     """How the flips of one rate are drawn: above one half, those that do not flip are.
 
     Attributes:
@@ -119,7 +119,7 @@ class _Draw:
     inverted: np.uint64
 
     @classmethod
-    def of(cls, rate: float) -> "_Draw":
+    def of(cls, rate: float) -> "Draw":
         return cls(_binomial_thresholds(rate), np.uint64(0xFFFFFFFFFFFFFFFF if rate > 0.5 else 0))
 
 
@@ -133,12 +133,12 @@ def _binomial_thresholds(rate: float) -> Words:
     with localcontext(Context(prec=_DIGITS)):
         drawn, left = sorted((Decimal(rate), 1 - Decimal(rate)))
         odds = drawn / left
-        chance = cumulative = left**_BLOCK_BITS
+        chance = cumulative = left**BLOCK_BITS
         successes = 0
-        while (threshold := int(cumulative * 2**64)) < 2**64 - 1 and successes < _BLOCK_BITS:
+        while (threshold := int(cumulative * 2**64)) < 2**64 - 1 and successes < BLOCK_BITS:
             thresholds.append(threshold)
             successes += 1
-            chance *= odds * (_BLOCK_BITS + 1 - successes) / successes
+            chance *= odds * (BLOCK_BITS + 1 - successes) / successes
             cumulative += chance
     return np.array(thresholds, np.uint64)
 
@@ -171,7 +171,7 @@ os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not come 
 
 
 @njit(cache=True, inline="always")
-def _random_bits(seed: np.uint64, counter: np.uint64) -> np.uint64:
+def random_bits(seed: np.uint64, counter: np.uint64) -> np.uint64:
     """SplitMix64: 64 random bits for position ``counter`` of the stream ``seed``."""
     z = seed + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -180,9 +180,9 @@ def _random_bits(seed: np.uint64, counter: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, inline="always")
-def _scrambled(seed: np.uint64) -> np.uint64:
+def scrambled(seed: np.uint64) -> np.uint64:
     """A stream start far from that of neighbouring seeds: SplitMix64 streams of close seeds overlap."""
-    return _random_bits(seed ^ np.uint64(0xD1B54A32D192ED03), np.uint64(0))
+    return random_bits(seed ^ np.uint64(0xD1B54A32D192ED03), np.uint64(0))
 
 
 @njit(cache=True, inline="always")
@@ -197,14 +197,14 @@ def _ones(word: np.uint64) -> np.uint64:
 @njit(cache=True, nogil=True)
 def _draw_block(mask, counts, stream):  # type: ignore[no-untyped-def]
     """Set a binomial number of bits of ``mask`` (all clear before), every subset of that size alike; the number."""
-    one, position_bits = np.uint64(1), np.uint64(_POSITION_BITS)
-    wanted = np.int64(np.searchsorted(counts, _random_bits(stream, np.uint64(0)), side="right"))
+    one, position_bits = np.uint64(1), np.uint64(POSITION_BITS)
+    wanted = np.int64(np.searchsorted(counts, random_bits(stream, np.uint64(0)), side="right"))
     missing, counter = wanted, one
     while missing > 0:
-        random = _random_bits(stream, counter)
+        random = random_bits(stream, counter)
         counter += one
         for _ in range(4):
-            position = random & np.uint64(_BLOCK_BITS - 1)
+            position = random & np.uint64(BLOCK_BITS - 1)
             random >>= position_bits
             before = mask[position >> np.uint64(6)]
             after = before | (one << (position & np.uint64(63)))
@@ -220,16 +220,16 @@ def _flip_blocks(  # type: ignore[no-untyped-def]
     stored, read, stored_rest, read_rest, zeros, ones, invert_zeros, invert_ones, alike, seed, first, last
 ):
     """Flip blocks ``first .. last - 1``; the ``rest`` is the bytes of a last word that is not whole."""
-    flip_zeros = np.zeros(_BLOCK_WORDS, np.uint64)
-    flip_ones = flip_zeros if alike else np.zeros(_BLOCK_WORDS, np.uint64)
-    start = _scrambled(seed)
+    flip_zeros = np.zeros(BLOCK_WORDS, np.uint64)
+    flip_ones = flip_zeros if alike else np.zeros(BLOCK_WORDS, np.uint64)
+    start = scrambled(seed)
     up = down = np.uint64(0)
     for block in range(first, last):
-        drawn = _draw_block(flip_zeros, zeros, _random_bits(start, np.uint64(2 * block)))
+        drawn = _draw_block(flip_zeros, zeros, random_bits(start, np.uint64(2 * block)))
         if not alike:
-            drawn += _draw_block(flip_ones, ones, _random_bits(start, np.uint64(2 * block + 1)))
-        begin = block * _BLOCK_WORDS
-        source, target = stored[begin : begin + _BLOCK_WORDS], read[begin : begin + _BLOCK_WORDS]
+            drawn += _draw_block(flip_ones, ones, random_bits(start, np.uint64(2 * block + 1)))
+        begin = block * BLOCK_WORDS
+        source, target = stored[begin : begin + BLOCK_WORDS], read[begin : begin + BLOCK_WORDS]
         for word in range(source.size):
             value = source[word]
             rising = (flip_zeros[word] ^ invert_zeros) & ~value
@@ -237,7 +237,7 @@ def _flip_blocks(  # type: ignore[no-untyped-def]
             up += _ones(rising)
             down += _ones(falling)
             target[word] = value ^ rising ^ falling
-        if stored_rest.size and block == stored.size // _BLOCK_WORDS:
+        if stored_rest.size and block == stored.size // BLOCK_WORDS:
             word = stored.size - begin
             for byte in range(stored_rest.size):
                 shift = np.uint64(8 * byte)
@@ -256,13 +256,13 @@ def _flip_blocks(  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _flip_weak(buffer, cell, flip_zero, flip_one, seed):  # type: ignore[no-untyped-def]
     """Draw every weak cell once, cell ``i`` of the list with random number ``i``."""
-    start = _scrambled(seed)
+    start = scrambled(seed)
     up = down = 0
     for index in range(cell.size):
         byte = cell[index] >> 3
         mask = np.uint8(1 << (cell[index] & 7))
         stored_one = (buffer[byte] & mask) != 0
-        unit = np.float64(_random_bits(start, np.uint64(index)) >> np.uint64(11)) * _TO_UNIT
+        unit = np.float64(random_bits(start, np.uint64(index)) >> np.uint64(11)) * TO_UNIT
         if unit < (flip_one[index] if stored_one else flip_zero[index]):
             buffer[byte] ^= mask
             if stored_one:

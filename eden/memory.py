@@ -3,6 +3,8 @@
 Networks see `ApproximateMemory` only. Behind it lies an error model, a profile's cells at real addresses, or a board
 (in `host`, by structure: nothing to inherit). Every load is a fresh read: it draws its errors anew and leaves what is
 stored as it was. Same seed, same stores and loads: same bits.
+
+The memories here keep a tensor on the device that it comes from, a CPU or a CUDA device, and corrupt it there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from eden.injection import Flips, flip_uniform, flip_weak_cells
+from eden import cuda_injection
+from eden.injection import flip_uniform, flip_weak_cells
 from eden.placement import Placement
 from eden.seeds import derive_seed
 from profiles.cells import WeakCells
@@ -26,10 +29,10 @@ class ApproximateMemory(Protocol):
     """What a network needs of a memory."""
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
-        """Write ``data`` (uint8, flat) as tensor ``tensor``; the memory may keep it, and nobody changes it."""
+        """Write ``data`` (uint8, flat, on any device) as ``tensor``; the memory may keep it, and nobody changes it."""
 
     def load(self, tensor: str) -> torch.Tensor:
-        """Read tensor ``tensor`` once: uint8, flat, in a buffer of the caller's own."""
+        """Read tensor ``tensor`` once: uint8, flat, in a buffer of the caller's own, on the device the memory likes."""
 
     def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
         """Read each of ``tensors`` once, in order, as `load` does; a board does it in one go."""
@@ -61,25 +64,25 @@ class StoredTensors:
     """Stores bytes by name; counts bits read and flipped. Subclasses say what a read does by `_read`.
 
     Attributes:
-        flips: bits that reads returned wrong, by tensor.
         bits_read: bits that reads returned, by tensor.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.flips: dict[str, int] = {}
         self.bits_read: dict[str, int] = {}
         self._data: dict[str, torch.Tensor] = {}
         self._loads: dict[str, int] = {}
+        self._flips: dict[str, int] = {}
+        self._counters: dict[str, torch.Tensor] = {}  # of flips on a device, where nobody waits for them
+        self._cells: dict[str, tuple[WeakCells, cuda_injection.DeviceCells]] = {}
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
-        """See `ApproximateMemory.store`."""
-        if data.dtype != torch.uint8 or data.dim() != 1 or data.device.type != "cpu":
+        """See `ApproximateMemory.store`. Raises NetworkError where ``data`` is not flat, or not of bytes."""
+        if data.dtype != torch.uint8 or data.dim() != 1:
             raise NetworkError(
-                f"{tensor} is {data.dtype} of shape {tuple(data.shape)} on {data.device}; "
-                "a memory stores flat uint8 on the CPU"
+                f"{tensor} is {data.dtype} of shape {tuple(data.shape)}; a memory stores bytes: flat uint8"
             )
-        self._data[tensor] = data
+        self._data[tensor] = cuda_injection.with_whole_words(data) if cuda_injection.runs_on(data) else data.cpu()
 
     def load(self, tensor: str) -> torch.Tensor:
         """See `ApproximateMemory.load`. Raises NetworkError where nothing was stored by that name."""
@@ -88,14 +91,18 @@ class StoredTensors:
         data = self._data[tensor]
         turn = self._loads.get(tensor, 0)
         self._loads[tensor] = turn + 1
-        read, flips = self._read(tensor, data, turn)
-        self.flips[tensor] = self.flips.get(tensor, 0) + flips.total
         self.bits_read[tensor] = self.bits_read.get(tensor, 0) + data.numel() * 8
-        return read
+        return self._read(tensor, data, turn)
 
     def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
         """See `ApproximateMemory.load_all`."""
         return [self.load(tensor) for tensor in tensors]
+
+    @property
+    def flips(self) -> dict[str, int]:
+        """Bits that reads returned wrong, by tensor."""
+        on_device = {tensor: int(counters.sum()) for tensor, counters in self._counters.items()}
+        return {tensor: self._flips.get(tensor, 0) + on_device.get(tensor, 0) for tensor in self.bits_read}
 
     @property
     def total_flips(self) -> int:
@@ -110,26 +117,46 @@ class StoredTensors:
         """Flips a bit over everything read so far; 0 before the first read."""
         return self.total_flips / max(1, self.total_bits_read)
 
-    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> torch.Tensor:
         """What read number ``turn`` (from 0) of ``tensor``, stored as ``data``, returns in a new buffer."""
         raise NotImplementedError
 
+    def _with_uniform_flips(
+        self, tensor: str, data: torch.Tensor, rate_zero: float, rate_one: float, seed: int
+    ) -> torch.Tensor:
+        if cuda_injection.runs_on(data):
+            return cuda_injection.flip_uniform(data, rate_zero, rate_one, seed, self._counters_of(tensor, data.device))
+        read = torch.empty_like(data)
+        self._count(tensor, flip_uniform(data.numpy(), read.numpy(), rate_zero, rate_one, seed).total)
+        return read
 
-def _read_uniform(data: torch.Tensor, rate_zero: float, rate_one: float, seed: int) -> tuple[torch.Tensor, Flips]:
-    read = torch.empty_like(data)
-    return read, flip_uniform(data.numpy(), read.numpy(), rate_zero, rate_one, seed)
+    def _with_weak_cells(self, tensor: str, data: torch.Tensor, weak: WeakCells, seed: int) -> torch.Tensor:
+        if cuda_injection.runs_on(data):
+            cells, counters = self._cells_on(tensor, weak, data.device), self._counters_of(tensor, data.device)
+            return cuda_injection.flip_weak_cells(data, cells, seed, counters)
+        read = data.clone()
+        self._count(tensor, flip_weak_cells(read.numpy(), weak, seed).total)
+        return read
 
+    def _count(self, tensor: str, flips: int) -> None:
+        self._flips[tensor] = self._flips.get(tensor, 0) + flips
 
-def _read_weak_cells(data: torch.Tensor, weak: WeakCells, seed: int) -> tuple[torch.Tensor, Flips]:
-    read = data.clone()
-    return read, flip_weak_cells(read.numpy(), weak, seed)
+    def _counters_of(self, tensor: str, device: torch.device) -> torch.Tensor:
+        if tensor not in self._counters:
+            self._counters[tensor] = cuda_injection.counters(device)
+        return self._counters[tensor]
+
+    def _cells_on(self, tensor: str, weak: WeakCells, device: torch.device) -> cuda_injection.DeviceCells:
+        if self._cells.get(tensor, (None,))[0] is not weak:
+            self._cells[tensor] = (weak, cuda_injection.DeviceCells.of(weak, device))
+        return self._cells[tensor][1]
 
 
 class ReliableMemory(StoredTensors):
     """Memory without errors."""
 
-    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
-        return data.clone(), Flips(0, 0)
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> torch.Tensor:
+        return data.clone()
 
 
 class BitErrorMemory(StoredTensors):
@@ -145,8 +172,8 @@ class BitErrorMemory(StoredTensors):
             raise NetworkError(f"bit error rate {ber} is not within 0..1; give a probability")
         self.ber = ber
 
-    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
-        return _read_uniform(data, self.ber, self.ber, derive_seed(self.seed, tensor, turn))
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> torch.Tensor:
+        return self._with_uniform_flips(tensor, data, self.ber, self.ber, derive_seed(self.seed, tensor, turn))
 
 
 class ErrorModelMemory(StoredTensors):
@@ -178,11 +205,11 @@ class ErrorModelMemory(StoredTensors):
             self._first_cell[tensor] = self._allocate(tensor, bits)
             self._reserved[tensor] = bits
 
-    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> torch.Tensor:
         draw = derive_seed(self.seed, tensor, turn)
         if self._uniform_rates is not None:
-            return _read_uniform(data, *self._uniform_rates, draw)
-        return _read_weak_cells(data, self._weak_cells(tensor, data.numel() * 8, turn), draw)
+            return self._with_uniform_flips(tensor, data, *self._uniform_rates, draw)
+        return self._with_weak_cells(tensor, data, self._weak_cells(tensor, data.numel() * 8, turn), draw)
 
     def _allocate(self, tensor: str, bits: int) -> int:
         """The next cell with ``bits`` cells after it in one bank; when all banks are full, the first is used again."""
@@ -270,8 +297,8 @@ class ProfileMemory(StoredTensors):
             raise NetworkError(f"no weak cells are known for {tensor}; give its operating point's")
         return self._weak_cells[tensor]
 
-    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
-        return _read_weak_cells(data, self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> torch.Tensor:
+        return self._with_weak_cells(tensor, data, self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
 
 
 class PerTensorMemory:

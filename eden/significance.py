@@ -467,7 +467,7 @@ class SignificanceMemory:
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
         """See `ApproximateMemory.store`. Raises NetworkError where a tensor has no layout, or no whole values."""
-        layout = self._layouts.get(tensor)
+        layout, data = self._layouts.get(tensor), data.cpu()
         if layout is None:
             raise NetworkError(f"{tensor} has no layout; map the network again")
         if data.numel() * 8 % max(8, layout.precision.bits):
@@ -488,7 +488,7 @@ class SignificanceMemory:
             if tensor not in self.encoded:
                 raise NetworkError(f"{tensor} is read before it was stored; store it first")
         return [
-            torch.from_numpy(decode(read.numpy(), self.encoded[tensor], self._layouts[tensor]))
+            torch.from_numpy(decode(read.cpu().numpy(), self.encoded[tensor], self._layouts[tensor]))
             for tensor, read in zip(tensors, self.inner.load_all(tensors), strict=True)
         ]
 
@@ -620,7 +620,7 @@ def stored_tensors(
     stored = network.twin(memory).eval()
     with torch.no_grad():
         stored(inputs.to(stored.device))
-    return {name: memory.load(name).numpy() for name in list(memory.bits_read)}, stored.formats
+    return {name: memory.load(name).cpu().numpy() for name in list(memory.bits_read)}, stored.formats
 
 
 def _plan(

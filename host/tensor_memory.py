@@ -110,13 +110,13 @@ class BoardMemory:
             board.write_bursts(stretches, zeros, board.timings.trcd)
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
-        """Write ``data`` (uint8, flat) as ``tensor``.
+        """Write ``data`` (uint8, flat, from any device) as ``tensor``.
 
         Raises:
             NetworkError: the tensor has no place.
             CapacityError: it is larger than its place.
         """
-        place = self._place(tensor)
+        place, data = self._place(tensor), data.cpu()
         room = sum(piece.cells for piece in place.pieces)
         if data.numel() * 8 > room:
             raise CapacityError(

@@ -5,6 +5,8 @@ random number for every bit (torch's Bernoulli), and pytorchfi, which injects in
 
 A pass of ResNet-18 (He et al., CVPR 2016; for small images with a stem of one 3 x 3 convolution and no pooling) reads
 every weight and IFM with errors, and is held against the same pass of the same quantised network without.
+
+Where there is a CUDA device, both are measured on it as well, to the same goals.
 """
 
 import itertools
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from eden import cuda_injection
 from eden.approximate import ApproximateNetwork
 from eden.injection import flip_uniform, flip_weak_cells, warm_up
 from eden.memory import BitErrorMemory, ProfileMemory, ReliableMemory
@@ -36,6 +39,7 @@ PYTORCHFI_SPEED_UP = 1000.0
 PYTORCHFI_FAULTS = 500
 PASSES = {224: 1.15, 32: 1.25}  # ratio to a pass without errors, by width of the images
 PASS_BER, PASS_BATCH, PASS_REPEATS = 1e-4, 32, 7
+DEVICE_CALLS = 20  # on a device, one after another: to wait for one takes longer than the call
 WEAK_CELLS = 100_000
 BYTES_APART = 32  # a tensor so many times as large must not cost more
 
@@ -67,13 +71,17 @@ def figures(
                     label = f"{name}, BER {ber:g}, {elements * width} bytes, {_threads(threads)}"
                     yield _against_exclusive_or(label, elements * width, ber, goal, repeats)
             for width, goal in PASSES.items():
-                yield _resnet_pass(width, threads, batch, goal, pass_repeats)
+                yield _resnet_pass(width, torch.device("cpu"), _threads(threads), batch, goal, pass_repeats)
         torch.set_num_threads(1)
         for name, width in WIDTHS.items():
             yield _against_one_draw_a_bit(name, elements * width // SHARE, repeats)
         yield _weak_cells(elements * 4, repeats)
         yield _loaded_from_cells(elements * 4, repeats)
         yield from _against_pytorchfi(repeats)
+        if torch.cuda.is_available():
+            yield from on_device(torch.device("cuda"), elements, repeats)
+            for width, goal in PASSES.items():
+                yield _resnet_pass(width, torch.device("cuda"), "CUDA", batch, goal, pass_repeats)
     finally:
         torch.set_num_threads(before)
 
@@ -91,21 +99,53 @@ def _against_exclusive_or(name: str, size: int, ber: float, goal: float, repeats
     return _figure(name, value, bound, goal)
 
 
-def _resnet_pass(width: int, threads: int, batch: int, goal: float, repeats: int) -> Figure:
+def on_device(device: torch.device, elements: int = ELEMENTS, repeats: int = REPEATS) -> Iterator[Figure]:
+    """Flips on a CUDA device against the exclusive-or there."""
+    for name, width in WIDTHS.items():
+        for ber, goal in GOALS.items():
+            yield _against_exclusive_or_on(device, f"{name}, BER {ber:g}", elements * width, ber, goal, repeats)
+
+
+def _against_exclusive_or_on(
+    device: torch.device, name: str, size: int, ber: float, goal: float, repeats: int
+) -> Figure:
+    stored = cuda_injection.with_whole_words(torch.from_numpy(_random_bytes(size)).to(device))
+    flips, seeds = cuda_injection.counters(device), itertools.count()
+    mask = stored ^ cuda_injection.flip_uniform(stored, ber, ber, 0, flips)
+    read = torch.empty_like(stored)
+
+    def finished(call: Callable[[], object]) -> Callable[[], None]:
+        def calls() -> None:
+            for _ in range(DEVICE_CALLS):
+                call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return calls
+
+    value, bound = _in_turn(
+        finished(lambda: cuda_injection.flip_uniform(stored, ber, ber, next(seeds), flips)),
+        finished(lambda: torch.bitwise_xor(stored, mask, out=read)),
+        repeats,
+    )
+    return _figure(f"{name}, {size} bytes, CUDA", value / DEVICE_CALLS, bound / DEVICE_CALLS, goal)
+
+
+def _resnet_pass(width: int, device: torch.device, where: str, batch: int, goal: float, repeats: int) -> Figure:
     """Weights, stored at the first pass, and images are random: what they are changes no time."""
-    network = ApproximateNetwork(folded(_resnet18(small=width < 64)), Precision.INT8)
-    images = torch.randn(batch, 3, width, width, generator=torch.Generator().manual_seed(0))
+    network = ApproximateNetwork(folded(_resnet18(small=width < 64)).to(device), Precision.INT8)
+    images = torch.randn(batch, 3, width, width, generator=torch.Generator().manual_seed(0)).to(device)
     network.calibrate([images])
     erring, reliable = (network.twin(memory) for memory in (BitErrorMemory(PASS_BER, 1), ReliableMemory()))
 
     def one_pass(network: ApproximateNetwork) -> None:
         with torch.no_grad():
             network(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     value, bound = _in_turn(lambda: one_pass(erring.eval()), lambda: one_pass(reliable.eval()), repeats)
-    return _figure(
-        f"ResNet-18, int8, {width} px, batch {batch}, BER {PASS_BER:g}, {_threads(threads)}", value, bound, goal
-    )
+    return _figure(f"ResNet-18, int8, {width} px, batch {batch}, BER {PASS_BER:g}, {where}", value, bound, goal)
 
 
 def _resnet18(small: bool) -> nn.Module:

@@ -1,12 +1,14 @@
 """The benchmark's figures have the shape that every benchmark of this project prints."""
 
 import pytest
+import torch
 
 from tests.bench import injection
 
 
 def test_figures_are_complete_and_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(injection, "PASSES", {64: 1.15, 32: 1.25})  # 64: the least that is no small image
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = list(injection.figures(elements=4000, repeats=1, batch=1, pass_repeats=1))
     names = [figure["name"] for figure in found]
     assert sum("bytes" in name and "thread" in name for name in names) == 12
@@ -22,3 +24,14 @@ def test_figures_are_complete_and_consistent(monkeypatch: pytest.MonkeyPatch) ->
         assert figure["value"] > 0
         assert figure["ratio"] == figure["value"] / figure["bound"]
         assert figure["met"] == (figure["ratio"] <= figure["goal"])
+
+
+def test_figures_of_a_device_are_held_against_the_exclusive_or_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(injection, "DEVICE_CALLS", 1)
+    monkeypatch.setattr(injection, "GOALS", {1e-4: 1.2})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the simulator, on numpy's arrays
+    found = list(injection.on_device(device, elements=40, repeats=1))
+    assert [figure["name"] for figure in found] == [
+        f"{kind}, BER 0.0001, {40 * size} bytes, CUDA" for kind, size in injection.WIDTHS.items()
+    ]
+    assert all(figure["value"] > 0 and figure["bench"] == "injection" for figure in found)

@@ -16,7 +16,6 @@ from eden import approximate
 from eden.approximate import ApproximateNetwork
 from eden.attention import attend
 from eden.bounding import Bounding
-from eden.injection import Flips
 from eden.memory import BitErrorMemory, ReliableMemory
 from eden.precision import Precision
 from profiles.errors import NetworkError
@@ -35,12 +34,12 @@ class Planted(ReliableMemory):
         self.stores[tensor] = self.stores.get(tensor, 0) + 1
         super().store(tensor, data)
 
-    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> tuple[torch.Tensor, Flips]:
+    def _read(self, tensor: str, data: torch.Tensor, turn: int) -> torch.Tensor:
         self.reads[tensor] = turn + 1
         read = data.clone()
         if tensor == self.tensor:
             read[self.bit // 8] ^= 1 << self.bit % 8
-        return read, Flips(0, 0)
+        return read
 
 
 class SelfAttention(nn.Module):

@@ -83,7 +83,7 @@ def test_the_stored_bit_decides_the_rate(rate_zero: float, rate_one: float) -> N
 @pytest.mark.parametrize("rate", [1e-6, 1e-4, 0.01, 0.5, 0.97])
 def test_the_number_a_block_draws_is_binomial_to_64_bits(rate: float) -> None:
     thresholds = injection._binomial_thresholds(rate)
-    bits = injection._BLOCK_BITS
+    bits = injection.BLOCK_BITS
     expected = stats.binom.cdf(np.arange(thresholds.size), bits, min(rate, 1 - rate))
     assert np.abs(thresholds / 2.0**64 - expected).max() < 1e-10  # what scipy itself is good for
     assert (np.diff(thresholds.astype(object)) >= 0).all()
@@ -108,9 +108,9 @@ def test_every_bit_of_an_element_flips_at_its_rate_in_both_directions(precision:
 
 @pytest.mark.parametrize("rate", [0.01, 0.2])
 def test_neighbours_flip_independently_within_and_across_blocks(rate: float) -> None:
-    flips = np.zeros(40 * injection._BLOCK_BITS, bool)
+    flips = np.zeros(40 * injection.BLOCK_BITS, bool)
     flips[flipped_bits(flips.size // 8, rate, 21)] = True
-    for distance in (1, 2, 7, 8, 63, 64, 65, injection._BLOCK_BITS, 3 * injection._BLOCK_BITS):
+    for distance in (1, 2, 7, 8, 63, 64, 65, injection.BLOCK_BITS, 3 * injection.BLOCK_BITS):
         both = int((flips[distance:] & flips[:-distance]).sum())
         assert stats.binomtest(both, flips.size - distance, rate**2).pvalue > 1e-5, distance
     edges = flips.reshape(40, -1)[:, :100]  # a block's first bits are like any others
