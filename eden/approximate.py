@@ -49,6 +49,8 @@ CHECKPOINT_FORMAT = "eden-network"
 CHECKPOINT_VERSION = "4"
 READABLE_VERSIONS = ("1", "2", "3", CHECKPOINT_VERSION)  # guarded signs are new in 3, of floating point in 4
 
+# A CUDA graph would repeat the draws that it was captured with.
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 _networks: "weakref.WeakValueDictionary[int, ApproximateNetwork]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
 
@@ -79,7 +81,7 @@ Batch: TypeAlias = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """Inputs of a module: its only one, several in their order, or by name."""
 
 
-@torch.library.custom_op("eden::read_weights", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@torch.library.custom_op("eden::read_weights", mutates_args=(), tags=_TAGS)
 def _read_weights(weights: list[torch.Tensor], network: int) -> list[torch.Tensor]:
     """What the memory of ``network`` returns for its parameters, after storing those of ``weights`` that changed."""
     return _network(network)._weights_read(weights)
@@ -90,7 +92,7 @@ def _(weights: list[torch.Tensor], network: int) -> list[torch.Tensor]:
     return [torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in weights]
 
 
-@torch.library.custom_op("eden::pass_ifm", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@torch.library.custom_op("eden::pass_ifm", mutates_args=(), tags=_TAGS)
 def _pass_ifm(values: torch.Tensor, network: int, tensor: str) -> torch.Tensor:
     """What the memory of ``network`` returns for ``tensor``, after storing ``values`` there."""
     return _network(network)._ifm_read(tensor, values)
@@ -131,15 +133,12 @@ class _Encoded:
     tensor_format: TensorFormat
     data: torch.Tensor
 
-    def is_of(self, values: torch.Tensor, guarded_signs: bool) -> bool:
-        """Whether ``values`` are, bit by bit, what this was encoded from.
-
-        torch's version counter does not tell: fused optimisers and changes through ``.data`` pass it by.
-        """
-        like = self.values
-        if guarded_signs != self.guarded_signs or (values.device, values.dtype) != (like.device, torch.float32):
-            return False
-        return torch.equal(values.view(torch.int32), like.view(torch.int32))
+    def may_be_of(self, values: torch.Tensor, guarded_signs: bool) -> bool:
+        """Whether ``values`` would have been encoded alike, were they the same."""
+        return guarded_signs == self.guarded_signs and (values.device, values.dtype) == (
+            self.values.device,
+            torch.float32,
+        )
 
 
 class ApproximateNetwork(nn.Module):
@@ -227,8 +226,7 @@ class ApproximateNetwork(nn.Module):
 
     def encode_weights(self) -> None:
         """Encode each parameter that has changed, in a format for its values now: `formats` are then those of all."""
-        for name, value in self.module.named_parameters():
-            self._encode_changed(name, value.detach())
+        self._encode_changed({name: value.detach() for name, value in self.module.named_parameters()})
 
     def calibrate(self, batches: Iterable[Batch], quantile: float = 1.0, progress: Progress = silent) -> None:
         """Take scales and plausible ranges of all IFMs from reliable forward passes over ``batches`` of inputs.
@@ -381,20 +379,35 @@ class ApproximateNetwork(nn.Module):
         return _each_tensor(inputs, path, see)
 
     def _store_changed(self, weights: Sequence[torch.Tensor]) -> None:
-        for (name, _), value in zip(self.module.named_parameters(), weights, strict=True):
-            self._encode_changed(name, value.detach())
+        names = [name for name, _ in self.module.named_parameters()]
+        self._encode_changed({name: value.detach() for name, value in zip(names, weights, strict=True)})
+        for name in names:
             if name not in self._stored:
                 self._memory.store(name, self._encoded[name].data)
                 self._stored.add(name)
 
-    def _encode_changed(self, name: str, values: torch.Tensor) -> None:
-        kept = self._encoded.get(name)
-        if kept is None or not kept.is_of(values, self.guarded_signs):
-            tensor_format = self._weight_format(name, values)
-            data = tensor_format.encode(values)
-            kept = self._encoded[name] = _Encoded(values.clone(), self.guarded_signs, tensor_format, data)
-            self._stored.discard(name)
-        self.formats[name] = kept.tensor_format
+    def _encode_changed(self, weights: Mapping[str, torch.Tensor]) -> None:
+        unchanged = self._unchanged(weights)
+        for name, values in weights.items():
+            if name not in unchanged:
+                tensor_format = self._weight_format(name, values)
+                data = tensor_format.encode(values)
+                self._encoded[name] = _Encoded(values.clone(), self.guarded_signs, tensor_format, data)
+                self._stored.discard(name)
+            self.formats[name] = self._encoded[name].tensor_format
+
+    def _unchanged(self, weights: Mapping[str, torch.Tensor]) -> set[str]:
+        """Which of ``weights`` are, bit by bit, what they were encoded from.
+
+        torch's version counter does not tell: fused optimisers and changes through ``.data`` pass it by.
+        """
+        names = [
+            name
+            for name, values in weights.items()
+            if name in self._encoded and self._encoded[name].may_be_of(values, self.guarded_signs)
+        ]
+        pairs = [(weights[name].view(torch.int32), self._encoded[name].values.view(torch.int32)) for name in names]
+        return {name for name, same in zip(names, _are_equal(pairs), strict=True) if same}
 
     def _weight_format(self, name: str, value: torch.Tensor) -> TensorFormat:
         if name in self._channel_axes:
@@ -543,6 +556,15 @@ def _see_attention(network: "weakref.ref[ApproximateNetwork]", path: str, layer:
         return attention.attend(layer, owner._visit(path, (query, key, value)), *options, **by_name)
 
     layer.forward = types.MethodType(forward, layer)  # type: ignore[method-assign]
+
+
+def _are_equal(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[bool]:
+    """Which pairs are equal. A GPU is waited for once, not for each."""
+    if not any(one.is_cuda for one, _ in pairs):
+        return [torch.equal(*pair) for pair in pairs]
+    equal = [(one == other).all() for one, other in pairs]
+    same: list[bool] = torch.stack([each.to(equal[0].device) for each in equal]).tolist()
+    return same
 
 
 def _each_tensor(inputs: Any, path: str, see: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -8,47 +8,71 @@ Where there is no device, numba's simulator runs the same kernels over numpy's a
 """
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numba import cuda
+from numba.core.errors import NumbaPerformanceWarning
 
 from eden.injection import BLOCK_BITS, BLOCK_WORDS, POSITION_BITS, TO_UNIT, Draw, random_bits, scrambled
 from profiles.cells import WeakCells
-from profiles.errors import NetworkError
 
 WORD_BYTES = 8
 COUNTERS = 64  # blocks add their flips to one of so many: to a single one they would wait for each other
 _CELLS_A_BLOCK = 256
 
+warnings.filterwarnings("ignore", "Grid size", NumbaPerformanceWarning)  # small tensors are what they are
+
 
 def runs_on(tensor: torch.Tensor) -> bool:
-    """Whether these kernels are for ``tensor``: AMD's devices have the same name in torch."""
-    return tensor.is_cuda and torch.version.cuda is not None
+    """Whether these kernels take ``tensor``: AMD's devices have the same name in torch. Warns if the compiler lacks."""
+    return tensor.is_cuda and torch.version.cuda is not None and _has_compiler()
 
 
-@dataclass(frozen=True)
+@lru_cache
+def _has_compiler() -> bool:
+    found = importlib.util.find_spec("numba_cuda") is not None
+    if not found:
+        warnings.warn(
+            "what a network on the GPU stores goes to the CPU and back on every pass, which is slow; "
+            "pip install -r requirements-cuda.txt, and errors are drawn on the GPU",
+            stacklevel=2,
+        )
+    return found
+
+
+class Counters:
+    """Counts flips on a device; nobody waits for them before `total` is asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._counts = torch.zeros(COUNTERS, dtype=torch.int64, device=device)
+        with _launching_on(self._counts):
+            self.array = _array(self._counts)
+
+    @property
+    def total(self) -> int:
+        return int(self._counts.sum())
+
+
 class DeviceCells:
-    """Weak cells (`profiles.cells.WeakCells`) on a device.
+    """Weak cells (`profiles.cells.WeakCells`) on a device; they must lie within the tensor that they are flipped in.
 
     Attributes:
-        cell: int64[n], bit numbers in the tensor.
-        flip_zero, flip_one: float64[n].
+        count: how many.
+        columns: as kernels take them: bit numbers in the tensor, probabilities that a stored 0 and a stored 1 flip.
     """
 
-    cell: torch.Tensor
-    flip_zero: torch.Tensor
-    flip_one: torch.Tensor
-
-    @classmethod
-    def of(cls, weak: WeakCells, device: torch.device) -> "DeviceCells":
-        columns = (weak.cell, weak.flip_zero, weak.flip_one)
-        return cls(*(torch.from_numpy(np.ascontiguousarray(column)).to(device) for column in columns))
+    def __init__(self, weak: WeakCells, device: torch.device) -> None:
+        self.count, self.device = weak.cell.size, device
+        columns = map(np.ascontiguousarray, (weak.cell, weak.flip_zero, weak.flip_one))
+        tensors = [torch.from_numpy(column).to(device) for column in columns]
+        with _launching_on(tensors[0]):
+            self.columns = [_array(tensor) for tensor in tensors]
 
 
 def with_whole_words(data: torch.Tensor) -> torch.Tensor:
@@ -57,18 +81,13 @@ def with_whole_words(data: torch.Tensor) -> torch.Tensor:
     aligned = data.storage_offset() % WORD_BYTES == 0 and data.data_ptr() % WORD_BYTES == 0
     if not rest and data.is_contiguous() and aligned:
         return data
-    words = torch.zeros(data.numel() + rest, dtype=torch.uint8, device=data.device)
+    words = torch.empty(data.numel() + rest, dtype=torch.uint8, device=data.device)
     words[: data.numel()] = data
     return words[: data.numel()]
 
 
-def counters(device: torch.device) -> torch.Tensor:
-    """Counters of flips, all zero: their sum is what counts (int64[COUNTERS])."""
-    return torch.zeros(COUNTERS, dtype=torch.int64, device=device)
-
-
 def flip_uniform(
-    stored: torch.Tensor, rate_zero: float, rate_one: float, seed: int, flips: torch.Tensor
+    stored: torch.Tensor, rate_zero: float, rate_one: float, seed: int, counters: Counters
 ) -> torch.Tensor:
     """What a read of ``stored`` returns, in a new buffer, as by `eden.injection.flip_uniform`.
 
@@ -76,33 +95,29 @@ def flip_uniform(
         stored: uint8, flat, `with_whole_words`.
         rate_zero, rate_one: probabilities.
         seed: 0 .. 2^64 - 1.
-        flips: counters that the flips are added to.
-
-    Raises:
-        NetworkError: numba-cuda is missing.
+        counters: that the flips are added to, of the same device.
     """
     words, bits = _words(stored), stored.numel() * 8
     read, blocks = torch.empty_like(words), -(-bits // BLOCK_BITS)
     zero, one = Draw.of(rate_zero), Draw.of(rate_one)
-    with _launching_on(stored) as stream:
-        thresholds = (_thresholds(rate, stored.device) for rate in (rate_zero, rate_one))
-        draws = (*thresholds, zero.inverted, one.inverted, rate_zero == rate_one)
-        if blocks:
-            buffers = (_array(words), _array(read))
-            _flip_blocks[blocks, BLOCK_WORDS, stream](*buffers, bits, *draws, np.uint64(seed), _array(flips))
+    if blocks:
+        with _launching_on(stored) as stream:
+            thresholds = (_thresholds(rate, stored.device) for rate in (rate_zero, rate_one))
+            draws = (*thresholds, zero.inverted, one.inverted, rate_zero == rate_one, np.uint64(seed))
+            _flip_blocks[blocks, BLOCK_WORDS, stream](_array(words), _array(read), bits, *draws, counters.array)
     return read.view(torch.uint8)[: stored.numel()]
 
 
-def flip_weak_cells(stored: torch.Tensor, weak: DeviceCells, seed: int, flips: torch.Tensor) -> torch.Tensor:
+def flip_weak_cells(stored: torch.Tensor, weak: DeviceCells, seed: int, counters: Counters) -> torch.Tensor:
     """What a read of ``stored`` returns, as by `eden.injection.flip_weak_cells`: arguments as of `flip_uniform`.
 
-    Cost follows the number of weak cells, but for the copy. They must lie within the tensor.
+    Cost follows the number of weak cells, but for the copy.
     """
-    read, blocks = _words(stored).clone(), -(-weak.cell.numel() // _CELLS_A_BLOCK)
-    with _launching_on(stored) as stream:
-        columns = map(_array, (weak.cell, weak.flip_zero, weak.flip_one))
-        if blocks:
-            _flip_weak[blocks, _CELLS_A_BLOCK, stream](_array(read), *columns, np.uint64(seed), _array(flips))
+    read, blocks = _words(stored).clone(), -(-weak.count // _CELLS_A_BLOCK)
+    if blocks:
+        with _launching_on(stored) as stream:
+            arguments = (_array(read), *weak.columns, np.uint64(seed), counters.array)
+            _flip_weak[blocks, _CELLS_A_BLOCK, stream](*arguments)
     return read.view(torch.uint8)[: stored.numel()]
 
 
@@ -114,24 +129,19 @@ def _words(stored: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _launching_on(tensor: torch.Tensor) -> Iterator[Any]:
     """The stream that torch uses for ``tensor``'s device, while that is the current one."""
-    if tensor.is_cuda and not _has_compiler():
-        raise NetworkError(
-            "a network on a GPU needs NVIDIA's compiler for what its memory does there: "
-            "pip install -r requirements-cuda.txt, or keep the network on the CPU"
-        )
     with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-        current = torch.cuda.current_stream().cuda_stream if tensor.is_cuda else 0
-        yield cuda.external_stream(current) if current else 0
+        yield _stream(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
 
 
 @lru_cache
-def _has_compiler() -> bool:
-    return importlib.util.find_spec("numba_cuda") is not None
+def _stream(pointer: int) -> Any:
+    """Kept, for numba keeps what it needs for a launch by the stream's identity."""
+    return cuda.external_stream(pointer) if pointer else 0
 
 
 def _array(tensor: torch.Tensor) -> Any:
     """``tensor`` as kernels take it: those of the simulator, on a CPU, numpy's arrays."""
-    return tensor if tensor.is_cuda else tensor.numpy()
+    return cuda.as_cuda_array(tensor, sync=False) if tensor.is_cuda else tensor.numpy()
 
 
 @lru_cache(maxsize=256)
@@ -173,13 +183,15 @@ def _draw_block(mask, thresholds, stream):  # type: ignore[no-untyped-def]
         missing -= cuda.syncthreads_count(new)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _flip_blocks(stored, read, bits, zeros, ones, invert_zeros, invert_ones, alike, seed, flips):  # type: ignore[no-untyped-def]
     """One block of bits for each block of threads, one word for each thread."""
     flip_zeros = cuda.shared.array(BLOCK_WORDS, np.uint64)
     flip_ones = cuda.shared.array(BLOCK_WORDS, np.uint64)
     together = cuda.shared.array(1, np.int32)
     thread, block = cuda.threadIdx.x, cuda.blockIdx.x
+    word = np.int64(block) * BLOCK_WORDS + thread
+    value = stored[word] if word < stored.size else np.uint64(0)  # it comes while positions are drawn
     flip_zeros[thread] = 0
     flip_ones[thread] = 0
     if thread == 0:
@@ -189,9 +201,7 @@ def _flip_blocks(stored, read, bits, zeros, ones, invert_zeros, invert_ones, ali
     _draw_block(flip_zeros, zeros, np.uint64(random_bits(start, np.uint64(2 * block))))
     if not alike:
         _draw_block(flip_ones, ones, np.uint64(random_bits(start, np.uint64(2 * block + 1))))
-    word = np.int64(block) * BLOCK_WORDS + thread
     if word < stored.size:
-        value = stored[word]
         zero = flip_zeros[thread]
         one = zero if alike else flip_ones[thread]
         flipped = ((zero ^ invert_zeros) & ~value) | ((one ^ invert_ones) & value)
@@ -206,7 +216,7 @@ def _flip_blocks(stored, read, bits, zeros, ones, invert_zeros, invert_ones, ali
         cuda.atomic.add(flips, block % COUNTERS, np.int64(together[0]))
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _flip_weak(words, cell, flip_zero, flip_one, seed, flips):  # type: ignore[no-untyped-def]
     """A cell for each thread. Others of its word may change meanwhile; its own bit is its own."""
     index = cuda.grid(1)

@@ -91,13 +91,18 @@ def flip_weak_cells(buffer: Bytes, weak: WeakCells, seed: int) -> Flips:
 
     Cost follows the number of weak cells. Raises NetworkError where a cell lies outside the buffer.
     """
-    if weak.cell.size and (weak.cell[0] < 0 or weak.cell[-1] >= buffer.size * 8):
-        raise NetworkError(
-            f"weak cells {weak.cell[0]}..{weak.cell[-1]} reach outside a tensor of {buffer.size * 8} bits; "
-            "select them with WeakCells.within"
-        )
+    check_within(weak, buffer.size)
     up, down = _flip_weak(buffer, weak.cell, weak.flip_zero, weak.flip_one, np.uint64(seed))
     return Flips(int(up), int(down))
+
+
+def check_within(weak: WeakCells, size: int) -> None:
+    """Raises NetworkError where a weak cell lies outside a tensor of ``size`` bytes."""
+    if weak.cell.size and (weak.cell[0] < 0 or weak.cell[-1] >= size * 8):
+        raise NetworkError(
+            f"weak cells {weak.cell[0]}..{weak.cell[-1]} reach outside a tensor of {size * 8} bits; "
+            "select them with WeakCells.within"
+        )
 
 
 def warm_up() -> None:

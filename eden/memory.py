@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eden import cuda_injection
-from eden.injection import flip_uniform, flip_weak_cells
+from eden.injection import check_within, flip_uniform, flip_weak_cells
 from eden.placement import Placement
 from eden.seeds import derive_seed
 from profiles.cells import WeakCells
@@ -73,7 +73,7 @@ class StoredTensors:
         self._data: dict[str, torch.Tensor] = {}
         self._loads: dict[str, int] = {}
         self._flips: dict[str, int] = {}
-        self._counters: dict[str, torch.Tensor] = {}  # of flips on a device, where nobody waits for them
+        self._counters: dict[tuple[str, torch.device], cuda_injection.Counters] = {}
         self._cells: dict[str, tuple[WeakCells, cuda_injection.DeviceCells]] = {}
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
@@ -91,8 +91,9 @@ class StoredTensors:
         data = self._data[tensor]
         turn = self._loads.get(tensor, 0)
         self._loads[tensor] = turn + 1
+        read = self._read(tensor, data, turn)
         self.bits_read[tensor] = self.bits_read.get(tensor, 0) + data.numel() * 8
-        return self._read(tensor, data, turn)
+        return read
 
     def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
         """See `ApproximateMemory.load_all`."""
@@ -101,8 +102,10 @@ class StoredTensors:
     @property
     def flips(self) -> dict[str, int]:
         """Bits that reads returned wrong, by tensor."""
-        on_device = {tensor: int(counters.sum()) for tensor, counters in self._counters.items()}
-        return {tensor: self._flips.get(tensor, 0) + on_device.get(tensor, 0) for tensor in self.bits_read}
+        flips = dict.fromkeys(self.bits_read, 0) | self._flips
+        for (tensor, _), counters in self._counters.items():
+            flips[tensor] += counters.total
+        return flips
 
     @property
     def total_flips(self) -> int:
@@ -130,9 +133,12 @@ class StoredTensors:
         self._count(tensor, flip_uniform(data.numpy(), read.numpy(), rate_zero, rate_one, seed).total)
         return read
 
-    def _with_weak_cells(self, tensor: str, data: torch.Tensor, weak: WeakCells, seed: int) -> torch.Tensor:
+    def _with_weak_cells(
+        self, tensor: str, data: torch.Tensor, weak: WeakCells, seed: int, once: bool = False
+    ) -> torch.Tensor:
+        """``once`` says that no other read meets these cells."""
         if cuda_injection.runs_on(data):
-            cells, counters = self._cells_on(tensor, weak, data.device), self._counters_of(tensor, data.device)
+            cells, counters = self._cells_on(tensor, data, weak, once), self._counters_of(tensor, data.device)
             return cuda_injection.flip_weak_cells(data, cells, seed, counters)
         read = data.clone()
         self._count(tensor, flip_weak_cells(read.numpy(), weak, seed).total)
@@ -141,15 +147,21 @@ class StoredTensors:
     def _count(self, tensor: str, flips: int) -> None:
         self._flips[tensor] = self._flips.get(tensor, 0) + flips
 
-    def _counters_of(self, tensor: str, device: torch.device) -> torch.Tensor:
-        if tensor not in self._counters:
-            self._counters[tensor] = cuda_injection.counters(device)
-        return self._counters[tensor]
+    def _counters_of(self, tensor: str, device: torch.device) -> cuda_injection.Counters:
+        if (tensor, device) not in self._counters:
+            self._counters[tensor, device] = cuda_injection.Counters(device)
+        return self._counters[tensor, device]
 
-    def _cells_on(self, tensor: str, weak: WeakCells, device: torch.device) -> cuda_injection.DeviceCells:
-        if self._cells.get(tensor, (None,))[0] is not weak:
-            self._cells[tensor] = (weak, cuda_injection.DeviceCells.of(weak, device))
-        return self._cells[tensor][1]
+    def _cells_on(self, tensor: str, data: torch.Tensor, weak: WeakCells, once: bool) -> cuda_injection.DeviceCells:
+        if tensor in self._cells:
+            kept, cells = self._cells[tensor]
+            if kept is weak and cells.device == data.device:
+                return cells
+        check_within(weak, data.numel())
+        cells = cuda_injection.DeviceCells(weak, data.device)
+        if not once:
+            self._cells[tensor] = (weak, cells)
+        return cells
 
 
 class ReliableMemory(StoredTensors):
@@ -209,7 +221,8 @@ class ErrorModelMemory(StoredTensors):
         draw = derive_seed(self.seed, tensor, turn)
         if self._uniform_rates is not None:
             return self._with_uniform_flips(tensor, data, *self._uniform_rates, draw)
-        return self._with_weak_cells(tensor, data, self._weak_cells(tensor, data.numel() * 8, turn), draw)
+        weak = self._weak_cells(tensor, data.numel() * 8, turn)
+        return self._with_weak_cells(tensor, data, weak, draw, once=self.fresh_map)
 
     def _allocate(self, tensor: str, bits: int) -> int:
         """The next cell with ``bits`` cells after it in one bank; when all banks are full, the first is used again."""

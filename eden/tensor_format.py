@@ -236,11 +236,14 @@ class TensorFormat:
     def _scale_along(self, dimensions: int, device: torch.device) -> torch.Tensor:
         """The scale as a factor of a tensor with so many dimensions.
 
-        Never a number: a GPU would multiply by its reciprocal instead of dividing, and round otherwise than a CPU.
+        Never a number: a GPU would multiply by its reciprocal instead of dividing, and round otherwise than a CPU. It
+        is made on the device, or kept there, for a copy would wait until the device has done all before.
         """
-        scale = self._scale_on_cpu.to(device)
         if not isinstance(self.scale, tuple):
-            return scale
+            return torch.full((), self.scale, dtype=torch.float32, device=device)
+        if device not in self._scales_on:
+            self._scales_on[device] = torch.tensor(self.scale, device=device)
+        scale = self._scales_on[device]
         shape = [1] * dimensions
         shape[self.axis] = len(self.scale)
         return scale.view(shape)
@@ -251,8 +254,8 @@ class TensorFormat:
         return np.float32(1.0 if isinstance(self.scale, tuple) else self.scale)
 
     @cached_property
-    def _scale_on_cpu(self) -> torch.Tensor:
-        return torch.tensor(self.scale)
+    def _scales_on(self) -> dict[torch.device, torch.Tensor]:
+        return {}
 
     def stored_elements(self, data: torch.Tensor, elements: int) -> torch.Tensor:
         """The ``elements`` stored numbers in ``data``, of the precision's `STORED_TYPE`. May share its memory.

@@ -380,8 +380,9 @@ class FieldMemory:
 
     def load(self, tensor: str) -> torch.Tensor:
         """See `ApproximateMemory.load`."""
-        wrong = self._memory.load(tensor) ^ self._stored[tensor]
-        return self._stored[tensor] ^ (wrong.view(-1, len(self._mask)) & self._mask.to(wrong.device)).view(-1)
+        stored = self._stored[tensor]
+        wrong = self._memory.load(tensor).to(stored.device) ^ stored
+        return stored ^ (wrong.view(-1, len(self._mask)) & self._mask.to(stored.device)).view(-1)
 
     def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
         """See `ApproximateMemory.load_all`."""

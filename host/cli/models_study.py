@@ -1,6 +1,9 @@
 """`eden study models`: retraining with an error model that fits the device, or not, and with a curriculum, or not."""
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +12,7 @@ import typer
 from matplotlib.figure import Figure
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import boost
+from eden.boosting import Boosting, boost
 from eden.precision import Precision
 from eden.seeds import derive_seed
 from eden.tolerance import AccuracyMeter, MemoryAt, Sampling, coarse
@@ -28,6 +31,7 @@ from host.cli.console import console, table
 from host.cli.intervals import mean_interval
 from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio
 from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
+from profiles.fit import ModelFit
 
 FOLDER = Path("build/study")
 NETWORK, PRECISION = "lenet", Precision.INT8
@@ -39,16 +43,63 @@ TARGET_DROP, DRAWS, RATIO = 0.1, 1, 1.2  # at a loss of 1 % the errors of retrai
 START_BER, HIGHEST_BER = 2e-4, 0.1
 RATES = tuple(2.5e-4 * 2**step for step in range(8))  # of the module's supplies that accuracies are measured at
 SHOWN_DROPS = (0.01, 0.1)  # losses that tolerated rates are read off the curve at
+
+
+class Errors(Enum):
+    """Which of EDEN's error models a network is retrained with."""
+
+    BEST = auto()  # of those fitted to the module, by BIC
+    WORST = auto()
+    FOREIGN = auto()  # the best one of another vendor's module
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a network is retrained.
+
+    Attributes:
+        errors: with which; None is without.
+        settings: what differs from `BOOSTING`.
+    """
+
+    errors: Errors | None
+    settings: Mapping[str, float | bool] = field(default_factory=dict)
+
+    @property
+    def boosting(self) -> Boosting:
+        return replace(BOOSTING[NETWORK, PRECISION.is_integer], **self.settings)  # type: ignore[arg-type]
+
+
+AS_EDEN: Mapping[str, float | bool] = {
+    "weight_limit": math.inf,
+    "ifm_quantile": 1.0,
+    "guarded_signs": False,
+    "teacher": 0.0,
+}  # ranges as training makes them, integers as they are, labels alone
+AT_ONCE = {"ramp": 0.0}
 BASELINE, GOOD, BAD, FOREIGN, ABRUPT = "baseline", "good fit", "bad fit", "another vendor's", "good fit, no curriculum"
 CONTROL = "no errors"  # retrained alike, but without: what ranges, guarded signs and teacher are worth alone
-ARMS = (BASELINE, GOOD, BAD, FOREIGN, ABRUPT, CONTROL)
+PLAIN = {each: f"{each}, as EDEN retrains" for each in (GOOD, BAD, ABRUPT)}
+ARMS = {
+    GOOD: Arm(Errors.BEST),
+    BAD: Arm(Errors.WORST),
+    FOREIGN: Arm(Errors.FOREIGN),
+    ABRUPT: Arm(Errors.BEST, AT_ONCE),
+    CONTROL: Arm(None),
+    PLAIN[GOOD]: Arm(Errors.BEST, AS_EDEN),
+    PLAIN[BAD]: Arm(Errors.WORST, AS_EDEN),
+    PLAIN[ABRUPT]: Arm(Errors.BEST, {**AS_EDEN, **AT_ONCE}),
+}
 COMPARED = {
     BAD: GOOD,
     FOREIGN: GOOD,
     ABRUPT: GOOD,
     CONTROL: GOOD,
     BASELINE: GOOD,
-}  # what the good fit, the second of each, is compared with
+    PLAIN[BAD]: PLAIN[GOOD],
+    PLAIN[ABRUPT]: PLAIN[GOOD],
+}  # with what each is compared
+ABLATIONS = (CONTROL, *PLAIN.values())
 
 
 def models(
@@ -65,11 +116,12 @@ def models(
     only the model: the tolerance to start from (a loss of 10 %: rates at which networks collapse), and the epoch that
     is kept, are found with it. What counts is then the accuracy on 30,000 test images, on the module's own cells, in
     the mean over bit error rates from 2.5e-4 to 3.2e-2, a factor of 2 apart; and the rates at which 1 and 10 % are lost
-    against the network before, read off that curve. Each seed is another network and another module. Finished tasks are
-    kept.
+    against the network before, read off that curve. As ablations, fit and curriculum once more without what boosting
+    here adds to EDEN's: ranges as training makes them, integers as they are, labels alone. Each seed is another network
+    and another module. Finished tasks are kept.
     """
     stages.use_one_thread()
-    tasks = [Task(out, seed, arm) for seed in range(1, seeds + 1) for arm in ARMS]
+    tasks = [Task(out, seed, arm) for seed in range(1, seeds + 1) for arm in (BASELINE, *ARMS)]
     rows = rows_of_tasks("models", tasks, _rows, out, workers, scheduler, target_drop=TARGET_DROP)
     _plot(rows).savefig(out / "models.png", dpi=110)
     _show(rows)
@@ -83,7 +135,7 @@ class Task:
     Attributes:
         out: the study's folder.
         seed: of network, modules and errors.
-        arm: one of `ARMS`.
+        arm: one of `ARMS`, or the baseline.
     """
 
     out: Path
@@ -141,25 +193,26 @@ class Task:
         sampling = Sampling(DRAWS, BATCH, derive_seed(self.seed, "search"))
         criterion = (baseline, memory_at, data.validation, TARGET_DROP, clean, sampling)
         tolerated = coarse(*criterion, start_ber=START_BER, highest_ber=HIGHEST_BER, ratio=RATIO).ber
-        how = BOOSTING[NETWORK, PRECISION.is_integer]
-        if arm == ABRUPT:
-            how = replace(how, ramp=0.0)
-        start = (tolerated, TARGET_DROP, clean, self.seed)
-        return boost(baseline, memory_at, data, *start, how, control=arm == CONTROL).network
+        start, how = (tolerated, TARGET_DROP, clean, self.seed), ARMS[arm].boosting
+        return boost(baseline, memory_at, data, *start, how, control=ARMS[arm].errors is None).network
 
     def _memory(self, arm: str) -> MemoryAt:
-        """Fresh maps of the arm's error model."""
-        fits = self._module(FOREIGN_VENDOR if arm == FOREIGN else VENDOR).report().fits
-        return stages.model_memory(fits[self._number(arm)].model, fresh_map=True)
+        """Fresh maps of the arm's error model; a control's epoch is chosen by the best one."""
+        errors = ARMS[arm].errors or Errors.BEST
+        return stages.model_memory(self._fits(errors)[self._number(errors)].model, fresh_map=True)
 
-    def _number(self, arm: str) -> int:
-        """Number of the error model that an arm is retrained with: that of EDEN's with the smallest or largest BIC."""
-        fits = self._module(FOREIGN_VENDOR if arm == FOREIGN else VENDOR).report().fits
+    def _number(self, errors: Errors) -> int:
+        """Number of the error model: that of EDEN's with the smallest or the largest BIC."""
+        fits = self._fits(errors)
         best_first = sorted((number for number in EDENS if number in fits), key=lambda number: fits[number].bic)
-        return best_first[-1] if arm == BAD else best_first[0]
+        return best_first[-1] if errors is Errors.WORST else best_first[0]
+
+    def _fits(self, errors: Errors) -> Mapping[int, ModelFit]:
+        return self._module(FOREIGN_VENDOR if errors is Errors.FOREIGN else VENDOR).report().fits
 
     def _model_number(self) -> int | None:
-        return None if self.arm in (BASELINE, CONTROL) else self._number(self.arm)
+        errors = None if self.arm == BASELINE else ARMS[self.arm].errors
+        return None if errors is None else self._number(errors)
 
     def _module(self, vendor: str) -> ModuleMaps:
         return ModuleMaps(vendor, self.seed, self.folder / "scans", ROWS)
@@ -172,7 +225,7 @@ class Task:
         images = (TRAIN_IMAGES, VALIDATION_IMAGES, TEST_IMAGES)
         settings = (NETWORK, PRECISION, VENDOR, FOREIGN_VENDOR, ROWS, TARGET_DROP, *images, DRAWS, RATIO, BATCH)
         searches = (START_BER, HIGHEST_BER)
-        retraining = "" if arm == BASELINE else BOOSTING[NETWORK, PRECISION.is_integer]
+        retraining = "" if arm == BASELINE else ARMS[arm].boosting
         return f"{settings} {searches} {FLOAT_TRAINING} {QUANTISED_TRAINING} {retraining}"
 
 
@@ -193,7 +246,7 @@ def _rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _row(more: str, less: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    ablation = less == CONTROL
+    ablation = less in ABLATIONS
     gains = [np.subtract(a["accuracy"], b["accuracy"]) for a, b in pairs]
     figure, low, high = mean_interval([float(gain.mean()) for gain in gains])
     return {

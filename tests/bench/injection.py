@@ -78,7 +78,7 @@ def figures(
         yield _weak_cells(elements * 4, repeats)
         yield _loaded_from_cells(elements * 4, repeats)
         yield from _against_pytorchfi(repeats)
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and cuda_injection.runs_on(torch.empty(0, device="cuda")):
             yield from on_device(torch.device("cuda"), elements, repeats)
             for width, goal in PASSES.items():
                 yield _resnet_pass(width, torch.device("cuda"), "CUDA", batch, goal, pass_repeats)
@@ -110,8 +110,8 @@ def _against_exclusive_or_on(
     device: torch.device, name: str, size: int, ber: float, goal: float, repeats: int
 ) -> Figure:
     stored = cuda_injection.with_whole_words(torch.from_numpy(_random_bytes(size)).to(device))
-    flips, seeds = cuda_injection.counters(device), itertools.count()
-    mask = stored ^ cuda_injection.flip_uniform(stored, ber, ber, 0, flips)
+    counters, seeds = cuda_injection.Counters(device), itertools.count()
+    mask = stored ^ cuda_injection.flip_uniform(stored, ber, ber, 0, counters)
     read = torch.empty_like(stored)
 
     def finished(call: Callable[[], object]) -> Callable[[], None]:
@@ -124,7 +124,7 @@ def _against_exclusive_or_on(
         return calls
 
     value, bound = _in_turn(
-        finished(lambda: cuda_injection.flip_uniform(stored, ber, ber, next(seeds), flips)),
+        finished(lambda: cuda_injection.flip_uniform(stored, ber, ber, next(seeds), counters)),
         finished(lambda: torch.bitwise_xor(stored, mask, out=read)),
         repeats,
     )

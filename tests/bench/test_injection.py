@@ -1,5 +1,6 @@
 """The benchmark's figures have the shape that every benchmark of this project prints."""
 
+import numba
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ def test_figures_are_complete_and_consistent(monkeypatch: pytest.MonkeyPatch) ->
 def test_figures_of_a_device_are_held_against_the_exclusive_or_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(injection, "DEVICE_CALLS", 1)
     monkeypatch.setattr(injection, "GOALS", {1e-4: 1.2})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the simulator, on numpy's arrays
+    device = torch.device("cpu" if numba.config.ENABLE_CUDASIM else "cuda")  # the simulator, on numpy's arrays
     found = list(injection.on_device(device, elements=40, repeats=1))
     assert [figure["name"] for figure in found] == [
         f"{kind}, BER 0.0001, {40 * size} bytes, CUDA" for kind, size in injection.WIDTHS.items()

@@ -13,7 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from eden.approximate import ApproximateNetwork
-from eden.boosting import INTEGER_BOOSTING, boost
+from eden.boosting import INTEGER_BOOSTING, Boosting, boost
 from eden.datasets import Dataset, Split, mnist5000
 from eden.mapping import Partition
 from eden.memory import BitErrorMemory
@@ -316,9 +316,11 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
 
     short = replace(INTEGER_BOOSTING, training=Training(2, 2e-3, shift_pixels=0))
     controls: list[bool] = []
+    settings: list[Boosting] = []
 
     def boosted(*arguments: Any, control: bool) -> Any:
         controls.append(control)
+        settings.append(arguments[-1])
         return boost(*arguments, control=control)
 
     monkeypatch.setattr(models_study, "boost", boosted)
@@ -337,11 +339,15 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
         "good fit over good fit, no curriculum",
         "good fit over no errors",
         "good fit over baseline",
+        "good fit, as EDEN retrains over bad fit, as EDEN retrains",
+        "good fit, as EDEN retrains over good fit, no curriculum, as EDEN retrains",
     ]
-    assert controls == [False, False, False, False, True] * 2
+    assert controls == [False, False, False, False, True, False, False, False] * 2
+    assert [each.guarded_signs for each in settings] == ([True] * 5 + [False] * 3) * 2
+    assert [each.ramp for each in settings[:8]] == [0.7, 0.7, 0.7, 0.0, 0.7, 0.7, 0.7, 0.0]
     for row in rows:
         assert (row["seeds"], row["goal"], row["met"]) == ([1, 2], None if row["ablation"] else 0, None)
-        assert row["ablation"] == row["compared"].endswith("no errors")
+        assert row["ablation"] == row["compared"].endswith(("no errors", "as EDEN retrains"))
         assert row["figure"] == pytest.approx(sum(gain[0] for gain in row["accuracy_gained"]) / len(models_study.RATES))
         assert len(row["accuracy_gained"]) == len(row["at_ber"]) == len(models_study.RATES)
     good, bad = rows[0]["models"].values()
