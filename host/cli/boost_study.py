@@ -54,7 +54,7 @@ FOR_RESNET = {
     "ifm_quantile": 0.99,
 }
 BOOSTING = {
-    ("lenet", True): replace(INTEGER_BOOSTING, training=Training(10, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
+    ("lenet", True): replace(INTEGER_BOOSTING, training=Training(24, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
     ("lenet", False): replace(FLOAT_BOOSTING, training=Training(16, 3e-3, batch=BATCH, shift_pixels=1), highest=6.0),
     ("resnet8", True): replace(INTEGER_BOOSTING, highest=5.0, **FOR_RESNET),  # type: ignore[arg-type]
     ("resnet8", False): replace(FLOAT_BOOSTING, highest=8.0, **FOR_RESNET),  # type: ignore[arg-type]

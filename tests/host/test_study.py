@@ -326,7 +326,7 @@ def test_models_retrains_with_fitting_and_other_models_and_tests_on_the_module(
     monkeypatch.setattr(models_study, "boost", boosted)
     monkeypatch.setattr(models_study, "study_data", few_digits)
     monkeypatch.setattr(models_study, "train_baseline", quickly)
-    monkeypatch.setitem(models_study.BOOSTING, ("lenet", True), short)
+    monkeypatch.setattr(models_study, "RETRAINING", short)
     monkeypatch.setattr(models_study, "RATIO", 2.5)
     monkeypatch.setattr(models_study, "DRAWS", 2)
     arguments = ["study", "models", "--out", str(tmp_path), "--seeds", "2", "--workers", "1"]
