@@ -135,10 +135,8 @@ class _Encoded:
 
     def may_be_of(self, values: torch.Tensor, guarded_signs: bool) -> bool:
         """Whether ``values`` would have been encoded alike, were they the same."""
-        return guarded_signs == self.guarded_signs and (values.device, values.dtype) == (
-            self.values.device,
-            torch.float32,
-        )
+        where = (values.device, values.dtype)
+        return guarded_signs == self.guarded_signs and where == (self.values.device, torch.float32)
 
 
 class ApproximateNetwork(nn.Module):

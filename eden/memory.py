@@ -32,7 +32,7 @@ class ApproximateMemory(Protocol):
         """Write ``data`` (uint8, flat, on any device) as ``tensor``; the memory may keep it, and nobody changes it."""
 
     def load(self, tensor: str) -> torch.Tensor:
-        """Read tensor ``tensor`` once: uint8, flat, in a buffer of the caller's own, on the device the memory likes."""
+        """Read tensor ``tensor`` once: uint8, flat, in a buffer of the caller's own, on any device."""
 
     def load_all(self, tensors: Sequence[str]) -> list[torch.Tensor]:
         """Read each of ``tensors`` once, in order, as `load` does; a board does it in one go."""
@@ -104,7 +104,7 @@ class StoredTensors:
         """Bits that reads returned wrong, by tensor."""
         flips = dict.fromkeys(self.bits_read, 0) | self._flips
         for (tensor, _), counters in self._counters.items():
-            flips[tensor] += counters.total
+            flips[tensor] = flips.get(tensor, 0) + counters.total
         return flips
 
     @property

@@ -249,9 +249,9 @@ def in_order_of(wanted: Sequence[MappedModule], what: str, given: Sequence[tuple
 
 def module_names(modules: Sequence[MappedModule]) -> str:
     """In words, for messages: all that may tell two apart but an SPD."""
-    return ", ".join(
-        f"{each.serial_number} of {each.manufacturer} ({each.part_number}, {each.dram_type}, {each.nominal_vdd_mv} mV, "
-        f"tRCD {each.nominal_trcd_ps} ps)"
+    return "; ".join(
+        f"{each.serial_number} of {each.manufacturer}, {each.part_number}, {each.dram_type}, {each.nominal_vdd_mv} mV, "
+        f"tRCD {each.nominal_trcd_ps} ps"
         for each in (module.identity for module in modules)
     )
 
