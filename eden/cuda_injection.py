@@ -30,7 +30,7 @@ warnings.filterwarnings("ignore", "Grid size", NumbaPerformanceWarning)  # small
 
 
 def runs_on(tensor: torch.Tensor) -> bool:
-    """Whether these kernels take ``tensor``: AMD's devices have the same name in torch. Warns if the compiler lacks."""
+    """Whether these kernels take ``tensor``: AMD's devices have the same name in torch. Warns without the compiler."""
     return tensor.is_cuda and torch.version.cuda is not None and _has_compiler()
 
 

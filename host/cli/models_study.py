@@ -30,7 +30,7 @@ from host.cli.console import console, table
 from host.cli.intervals import mean_interval
 from host.cli.placement_study import BATCH, ModuleMaps, Trial, mean_ratio
 from host.cli.tasks import Scheduler, Workers, kept_network, rows_of_tasks
-from profiles.fit import ModelFit
+from profiles.error_models import ErrorModel
 
 FOLDER = Path("build/study")
 NETWORK, PRECISION = "lenet", Precision.INT8
@@ -197,21 +197,17 @@ class Task:
 
     def _memory(self, arm: str) -> MemoryAt:
         """Fresh maps of the arm's error model; a control's epoch is chosen by the best one."""
-        errors = ARMS[arm].errors or Errors.BEST
-        return stages.model_memory(self._fits(errors)[self._number(errors)].model, fresh_map=True)
+        return stages.model_memory(self._model(ARMS[arm].errors or Errors.BEST), fresh_map=True)
 
-    def _number(self, errors: Errors) -> int:
-        """Number of the error model: that of EDEN's with the smallest or the largest BIC."""
-        fits = self._fits(errors)
-        best_first = sorted((number for number in EDENS if number in fits), key=lambda number: fits[number].bic)
-        return best_first[-1] if errors is Errors.WORST else best_first[0]
-
-    def _fits(self, errors: Errors) -> Mapping[int, ModelFit]:
-        return self._module(FOREIGN_VENDOR if errors is Errors.FOREIGN else VENDOR).report().fits
+    def _model(self, errors: Errors) -> ErrorModel:
+        """That of EDEN's with the smallest or the largest BIC."""
+        fits = self._module(FOREIGN_VENDOR if errors is Errors.FOREIGN else VENDOR).report().fits
+        best_first = sorted((fits[number] for number in EDENS if number in fits), key=lambda found: found.bic)
+        return best_first[-1 if errors is Errors.WORST else 0].model
 
     def _model_number(self) -> int | None:
         errors = None if self.arm == BASELINE else ARMS[self.arm].errors
-        return None if errors is None else self._number(errors)
+        return None if errors is None else self._model(errors).number
 
     def _module(self, vendor: str) -> ModuleMaps:
         return ModuleMaps(vendor, self.seed, self.folder / "scans", ROWS)
