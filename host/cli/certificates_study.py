@@ -28,6 +28,7 @@ from host.cli import stages
 from host.cli.console import console, table
 from host.cli.tasks import Scheduler, Workers, alone, kept_network, rows_of_tasks
 from profiles.error_models import UniformModel
+from profiles.errors import NetworkError
 from profiles.files import atomic_file
 from profiles.geometry import Geometry
 
@@ -38,7 +39,7 @@ TARGET_DROP = 0.01
 RATIO_GOAL = 0.5
 ROUNDING = 1e-9  # of ratios of rates, powers of two
 LADDER = tuple(2 ** (k / 4) for k in range(-12, 3))  # of synthetic images, over the true tolerance
-LENET_RATES = tuple(1.6e-3 * 2 ** (k / 4) for k in range(-9, 3))
+LENET_RATES = tuple(1.6e-3 * 2 ** (k / 4) for k in range(-9, 9))  # up to a loss above the target in all seeds
 POOL_DRAWS, POOL_BATCH = 32, 500
 GEOMETRY = Geometry(banks=8, rows=256, columns=1024, data_width=64)
 WEAK_FLIP = 0.5  # of a weak cell, on the one map
@@ -160,7 +161,7 @@ class Task:
         design = DESIGNS[self.design]
         population = _population(design, self.seed, self.out / "certificates")
         sampling = Sampling(design.draws, design.batch, derive_seed(self.seed, str(design), design.population.value))
-        target = float(population.drops[np.argmin(np.abs(population.drops - TARGET_DROP))])
+        target = _nearest_loss(population.drops)
         found = study.repeat(population, target, design.images, sampling, REPEATS, design.bounds)
         return {
             "design": self.design,
@@ -183,6 +184,20 @@ def _outcomes(results: list[dict[str, Any]]) -> Found:
         design: {bound: Outcome.joined(outcomes) for bound, outcomes in by_bound.items()}
         for design, by_bound in parts.items()
     }
+
+
+def _nearest_loss(drops: study.Floats) -> float:
+    """The loss of the rung nearest to the target's, which a ladder that ends below the target would put too low.
+
+    Raises:
+        NetworkError: it does end there.
+    """
+    if drops.max() < TARGET_DROP:
+        raise NetworkError(
+            f"the ladder ends at a loss of {100 * drops.max():.2f} %, below the target of {100 * TARGET_DROP:g} %; "
+            "add higher rates to it"
+        )
+    return float(drops[np.argmin(np.abs(drops - TARGET_DROP))])
 
 
 def _population(design: Design, seed: int, folder: Path) -> study.Population:

@@ -79,6 +79,12 @@ def test_the_study_keeps_results_and_writes_figures_and_a_picture(
             run_eden(*study)
 
 
+def test_the_target_is_the_nearest_rungs_loss_and_no_ladder_ends_below_it() -> None:
+    assert certificates_study._nearest_loss(np.array([0.001, 0.008, 0.013])) == 0.008
+    with pytest.raises(NetworkError, match=r"ends at a loss of 0\.90 %, below the target of 1 %; add higher rates"):
+        certificates_study._nearest_loss(np.array([0.001, 0.009]))
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, small_dataset: Dataset) -> tuple[Path, Path]:
     """A small network, and an error model."""
