@@ -47,7 +47,7 @@ LADDER, LADDER_STEP = (1e-5, 0.05), 1.5  # bit error rates of the supplies that 
 NOMINAL = OperatingPoint(vdd_mv=NOMINAL_VDD_MV, trcd_ps=TRCDS_PS[0])
 OBJECTIVES: dict[str, Cost] = {"energy": weighted(1, 0, NOMINAL), "energy and latency": weighted(0.5, 0.5, NOMINAL)}
 TARGET_DROP = 0.01
-TRAIN_IMAGES, SEARCH_IMAGES, CERTIFIED_IMAGES, CHECKED_IMAGES = 20_000, 1000, 2000, 2000
+TRAIN_IMAGES, SEARCH_IMAGES, CERTIFIED_IMAGES, CHECKED_IMAGES = 20_000, 1000, 2000, 10_000
 SHARES = tuple(2 ** (k / 4) for k in range(-8, 3))  # of the rates searched for: the certificates' ladder
 BATCH = 10
 FLOAT_TRAINING, QUANTISED_TRAINING = Training(8, 4e-3, shift_pixels=1), Training(1, 5e-4, shift_pixels=1)
@@ -211,8 +211,8 @@ class Task:
         modules = Modules([profile])
         place = modules.footprint(mapping.model_copy(update={"modules": modules.mapped}))
         right = evaluate(network, test.images, test.labels).correct_images
-        memory, once = place.memory(derive_seed(self.seed, "module")), replace(CERTIFICATE_SAMPLING, draws=1)
-        rung = certify_map(network, memory, place.mean_ber, test, right, TARGET_DROP, once, held=BATCH).rungs[0]
+        memory, by_batch = place.memory(derive_seed(self.seed, "module")), Sampling(draws=1, batch=BATCH)
+        rung = certify_map(network, memory, place.mean_ber, test, right, TARGET_DROP, by_batch).rungs[0]
         return {"ber": rung.ber, "lost": rung.drop, "lost_high": rung.drop_high, "holds": rung.holds}
 
 
