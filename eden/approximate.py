@@ -23,7 +23,7 @@ import math
 import statistics
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -53,6 +53,7 @@ READABLE_VERSIONS = ("1", "2", "3", CHECKPOINT_VERSION)  # guarded signs are new
 _TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe)
 _networks: "weakref.WeakValueDictionary[int, ApproximateNetwork]" = weakref.WeakValueDictionary()
 _handles = itertools.count()
+_PARAMETER_CONTAINERS = (nn.ParameterList, nn.ParameterDict)  # they are never called: who holds them computes
 
 
 @dataclass(frozen=True)
@@ -356,8 +357,10 @@ class ApproximateNetwork(nn.Module):
         A tensor that is several of a layer's inputs is stored, and read, once.
         """
         if self._observer is None and not self._running:
+            _check_not_recomputed(path)
             return inputs
         if self._observer is not None:
+            _check_visible(inputs, path)
             self._observer.reached.add(path)
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -550,6 +553,7 @@ def _see_attention(network: "weakref.ref[ApproximateNetwork]", path: str, layer:
     ) -> Any:
         owner = network()
         if owner is None or not (owner._running or owner._observer is not None):
+            _check_not_recomputed(path)
             return before(layer, query, key, value, *options, **by_name)
         return attention.attend(layer, owner._visit(path, (query, key, value)), *options, **by_name)
 
@@ -576,17 +580,50 @@ def _each_tensor(inputs: Any, path: str, see: Callable[[torch.Tensor], torch.Ten
         return see(inputs) if inputs.is_floating_point() else inputs
     if isinstance(inputs, dict):
         return {name: _each_tensor(value, path, see) for name, value in inputs.items()}
-    if type(inputs) in (tuple, list):
+    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
+        return type(inputs)(*(_each_tensor(value, path, see) for value in inputs))
+    if isinstance(inputs, tuple | list):
         return type(inputs)(_each_tensor(value, path, see) for value in inputs)
     return inputs
 
 
+def _check_visible(inputs: Any, path: str) -> None:
+    """Refuse tensors that `_each_tensor` does not find: they would pass memory by."""
+    leaves = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else ()
+    for value in leaves:
+        _check_visible(value, path)
+    held = inputs if isinstance(inputs, Mapping) and not isinstance(inputs, dict) else getattr(inputs, "__dict__", {})
+    if not isinstance(inputs, torch.Tensor | nn.Module) and any(isinstance(v, torch.Tensor) for v in held.values()):
+        raise NetworkError(
+            f"layer {path} takes tensors within a {type(inputs).__name__}, where they cannot be seen and stored; give "
+            "it the tensors themselves, or tuples, lists or dictionaries of them"
+        )
+
+
+def _check_not_recomputed(path: str) -> None:
+    """A layer that runs during a backward pass is being recomputed, without the memory that the forward pass read."""
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise NetworkError(
+            f"layer {path} runs again in the backward pass (activation checkpointing), where it would see reliable "
+            "weights and inputs and so give wrong gradients; train without torch.utils.checkpoint"
+        )
+
+
+def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Those that ``module`` holds itself, or in its lists and dictionaries of parameters."""
+    held = [child for child in module.children() if isinstance(child, _PARAMETER_CONTAINERS)]
+    return itertools.chain(module.parameters(recurse=False), *(child.parameters() for child in held))
+
+
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module computes with parameters of its own, its children (padding, parametrizations) only helping."""
+    if isinstance(module, _PARAMETER_CONTAINERS):
+        return False
     if isinstance(module, nn.MultiheadAttention) or parametrize.is_parametrized(module):
         return True
-    own, below = next(module.parameters(recurse=False), None), (child.parameters() for child in module.children())
-    return own is not None and next(itertools.chain.from_iterable(below), None) is None
+    others = (child for child in module.children() if not isinstance(child, _PARAMETER_CONTAINERS))
+    below = itertools.chain.from_iterable(child.parameters() for child in others)
+    return next(_own_parameters(module), None) is not None and next(below, None) is None
 
 
 def _check_supported(module: nn.Module) -> None:

@@ -2,15 +2,18 @@
 
 import copy
 import gc
+from collections import UserDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as functional
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from eden import approximate
 from eden.approximate import ApproximateNetwork
@@ -435,6 +438,96 @@ def test_nested_and_packed_sequences_are_refused_with_the_remedy() -> None:
         attached(Nests(), normal(2, 6, 8))
 
 
+class Pair(NamedTuple):
+    """What `Takes` is called with."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@dataclass
+class Hidden:
+    """A container that nobody looks into."""
+
+    values: torch.Tensor
+
+
+class Takes(nn.Module):
+    """Gives its layer what ``pack`` makes of the input."""
+
+    def __init__(self, pack: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.pack, self.inner = pack, TakesParts()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.inner(self.pack(values))
+        return output
+
+
+class TakesParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(normal(4, 4))
+
+    def forward(self, parts: Any) -> torch.Tensor:
+        values: torch.Tensor = parts.values if isinstance(parts, Hidden) else parts[0] - parts[1]
+        return values @ self.weight
+
+
+def test_named_tuples_are_seen_through_and_tensors_in_other_objects_refused() -> None:
+    network = attached(Takes(lambda values: Pair(values, 2 * values)), normal(3, 4))
+    assert [tensor.name for tensor in network.tensors()] == ["inner.weight", "inner.ifm", "inner.ifm1"]
+    network.memory = BitErrorMemory(0.5, 1)
+    assert not torch.equal(network(normal(3, 4)), network.module(normal(3, 4)))
+    with pytest.raises(NetworkError, match=r"inner takes tensors within a Hidden.*tuples, lists or dictionaries"):
+        attached(Takes(Hidden), normal(3, 4))
+    with pytest.raises(NetworkError, match=r"inner takes tensors within a UserDict"):
+        attached(Takes(lambda values: UserDict({"a": values})), normal(3, 4))
+
+
+@pytest.mark.parametrize("kind", ["list", "dictionary"])
+def test_parameters_in_containers_are_their_owners(kind: str) -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            held = {str(number): nn.Parameter(normal(4, 4)) for number in range(2)}
+            self.chain = nn.ParameterDict(held) if kind == "dictionary" else nn.ParameterList(held.values())
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            for name in self.chain if kind == "dictionary" else range(2):
+                values = values @ self.chain[name]
+            return values
+
+    network, inputs = attached(Chain(), normal(3, 4), precision=Precision.FP32), normal(3, 4)
+    assert [tensor.name for tensor in network.tensors()] == ["chain.0", "chain.1", "network.ifm"]
+    assert torch.equal(network(inputs), network.module(inputs))
+    network.memory = memory = BitErrorMemory(0.1, 1)
+    network(inputs)
+    assert all(memory.flips[name] for name in ("chain.0", "chain.1", "network.ifm"))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "attention"])
+def test_layers_that_a_backward_pass_recomputes_are_refused(kind: str, reentrant: bool) -> None:
+    """They would see reliable weights, and gradients would be those of another network."""
+
+    class Saves(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = checkpoint(self.inner, values, use_reentrant=reentrant)
+            return output
+
+    module, inputs = made(kind)
+    network = attached(Saves(module), inputs)
+    output = network(inputs.requires_grad_())
+    with pytest.raises(NetworkError, match=r"runs again in the backward pass.*without torch\.utils\.checkpoint"):
+        output.sum().backward()
+
+
 # ---- torch.compile and torch.export ----------------------------------------------------------------------------------
 
 RECURRENT = ["gru", "lstm"]  # torch compiles what is around them
@@ -461,6 +554,25 @@ def compiled(network: nn.Module, as_one: bool = True) -> Callable[[torch.Tensor]
 
 def exported(network: nn.Module, inputs: torch.Tensor) -> nn.Module:
     return torch.export.export(network, (inputs,)).module()
+
+
+@pytest.mark.prove
+def test_the_default_compiler_keeps_every_read() -> None:
+    """``inductor``: kernels in C++, outputs but for rounding, and the same errors."""
+    torch.compiler.reset()
+    module, inputs = made("depthwise")
+    network, found = attached(module, inputs, precision=Precision.INT8), []
+    for program in (network, torch.compile(network)):
+        network.memory = memory = BitErrorMemory(0.02, 7)
+        module.zero_grad()
+        outputs = [program(inputs), program(inputs)]
+        sum(output.square().sum() for output in outputs).backward()
+        gradients = [value.grad for value in module.parameters()]
+        found.append((outputs, gradients, memory.flips))
+    (outputs, gradients, flips), (compiled_outputs, compiled_gradients, compiled_flips) = found
+    torch.testing.assert_close(compiled_outputs, outputs)
+    torch.testing.assert_close(compiled_gradients, gradients, rtol=1e-4, atol=1e-4)
+    assert compiled_flips == flips
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.BF16])
