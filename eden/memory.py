@@ -273,14 +273,20 @@ class ProfileMemory(StoredTensors):
             points or write conditions of their own.
         placements: where each tensor lies.
         seed: seed of the draws; the map itself is the profile's.
+        unseen: by tensor, how often any cell fails besides, storing 0 and storing 1 (`profiles.population`).
     """
 
     def __init__(
-        self, weak_cells: WeakCells | Mapping[str, WeakCells], placements: Mapping[str, Placement], seed: int
+        self,
+        weak_cells: WeakCells | Mapping[str, WeakCells],
+        placements: Mapping[str, Placement],
+        seed: int,
+        unseen: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         super().__init__(seed)
         self.placements = placements
         self._weak_cells = weak_cells
+        self._unseen = unseen or {}
         self._selected: dict[str, tuple[int, WeakCells]] = {}
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
@@ -311,11 +317,18 @@ class ProfileMemory(StoredTensors):
         return self._weak_cells[tensor]
 
     def _read(self, tensor: str, data: torch.Tensor, turn: int) -> torch.Tensor:
-        return self._with_weak_cells(tensor, data, self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
+        read = self._with_weak_cells(tensor, data, self._selected[tensor][1], derive_seed(self.seed, tensor, turn))
+        rates = self._unseen.get(tensor, (0.0, 0.0))
+        if not any(rates):
+            return read
+        return self._with_uniform_flips(tensor, read, *rates, derive_seed(self.seed, "unseen", tensor, turn))
 
 
 class PerTensorMemory:
-    """Sends each tensor to a memory of its own, such as one of the bit error rate that this tensor is to meet.
+    """Reads each tensor from a memory of its own, such as one of the bit error rate that this tensor is to meet.
+
+    All memories store all tensors, so that each lies at the same address in any: which one a tensor is read from
+    changes nothing for the others.
 
     Args:
         memories: memory by tensor name; tensors may share one.
@@ -323,10 +336,13 @@ class PerTensorMemory:
 
     def __init__(self, memories: Mapping[str, ApproximateMemory]) -> None:
         self.memories = memories
+        self._all = list({id(memory): memory for memory in memories.values()}.values())
 
     def store(self, tensor: str, data: torch.Tensor) -> None:
         """See `ApproximateMemory.store`."""
-        self._memory_of(tensor).store(tensor, data)
+        self._memory_of(tensor)
+        for memory in self._all:
+            memory.store(tensor, data)
 
     def load(self, tensor: str) -> torch.Tensor:
         """See `ApproximateMemory.load`."""

@@ -72,12 +72,14 @@ class Optimum:
         cost: the mapping's, in the cost function's unit times bits accessed.
         bound: no mapping that keeps every tensor's BER, stretch by stretch, costs less.
         greedy_cost: that of EDEN's Algorithm 1; None where it finds no mapping.
+        by_means: whether the mapping is Algorithm 1's and relies on means over rows, which no bound is known for.
     """
 
     mapping: DramMapping
     cost: float
     bound: float
     greedy_cost: float | None
+    by_means: bool = False
 
     @property
     def gap(self) -> float:
@@ -362,7 +364,7 @@ def optimal_mapping(
     """The cheapest mapping in which every burst of a tensor lies where the BER is within what the tensor tolerates.
 
     A tensor may lie in several pieces. Never worse than EDEN's Algorithm 1, which is solved beside it (and may place a
-    tensor over rows whose *mean* it tolerates).
+    tensor over rows whose *mean* it tolerates: where that is cheaper, or all that there is, `Optimum.by_means`).
 
     Args:
         accesses: how often each bit of a tensor is accessed; once, where it is not given.
@@ -386,7 +388,7 @@ def optimal_mapping(
     except CapacityError:
         if greedy is None or greedy_cost is None:
             raise
-        return Optimum(greedy, greedy_cost, greedy_cost, greedy_cost)
+        return Optimum(greedy, greedy_cost, greedy_cost, greedy_cost, by_means=True)
     bound = bound_a_bit * alignment_bits
     if chosen is not None:
         placements = _pour(problem, chosen, partitions, tolerated_ber, images, alignment_bits)
@@ -396,7 +398,9 @@ def optimal_mapping(
             return Optimum(mapping, total, min(bound, total), greedy_cost)
     if greedy is None or greedy_cost is None:
         raise CapacityError(f"no mapping was found in {time_limit_s} s; allow more time, or fewer operating points")
-    return Optimum(greedy, greedy_cost, min(bound, greedy_cost), greedy_cost)
+    return Optimum(
+        greedy, greedy_cost, min(bound, greedy_cost), greedy_cost, by_means=greedy_cost < bound * (1 - enough)
+    )
 
 
 def _greedy(

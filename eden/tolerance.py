@@ -266,8 +266,8 @@ def fine(
 
 
 def joint_memory(memory_at: MemoryAt, rates: Mapping[str, float], seed: int) -> ApproximateMemory:
-    """A memory with each tensor at its own rate; a tensor's errors depend on its own rate and the seed alone."""
-    by_rate = {ber: memory_at(ber, derive_seed(seed, f"{ber:.6e}")) for ber in set(rates.values())}
+    """A memory with each tensor at its own rate: one module, in which no tensor's errors depend on another's rate."""
+    by_rate = {ber: memory_at(ber, seed) for ber in sorted(set(rates.values()))}
     return PerTensorMemory({tensor: by_rate[ber] for tensor, ber in rates.items()})
 
 

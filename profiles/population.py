@@ -226,6 +226,18 @@ def measured_weak_cells(profile: Profile, point: OperatingPoint, write_condition
     return WeakCells(data.cell, np.where(data.trials_zero, zero, one), np.where(data.trials_one, one, zero))
 
 
+def unseen_rates(population: Population) -> tuple[float, float]:
+    """How often cells fail that have not been seen to, while they store 0 and while they store 1: a mean over all.
+
+    Good and Turing's estimate (I. J. Good, Biometrika 40 (1953) 237-264): what was seen once in n reads stands for what
+    was not seen, at 1 / n of the reads to come (rather too high than too low, of few reads). `measured_weak_cells` has
+    the failures that were seen, all of them, and none of these cells; so together they are too many by as much.
+    """
+    once = ((population.errors_zero, population.trials_zero), (population.errors_one, population.trials_one))
+    zero, one = (float((1 / trials[errors == 1]).sum()) / population.tested_cells for errors, trials in once)
+    return zero, one
+
+
 def _in_banks(profile: Profile, record: PointRecord, banks: tuple[int, ...]) -> CellCounts:
     known = {bank for area in record.known_cells for bank in area.banks}
     if known <= set(banks):

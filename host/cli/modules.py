@@ -5,7 +5,7 @@ is fed by a rail of its own. Modules are counted from 0, and from 1 where people
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +24,7 @@ from profiles.error_models import Floats
 from profiles.errors import BoardError, NetworkError, PlanError
 from profiles.fit import FitReport, fit
 from profiles.geometry import Geometry, first_cells, in_one_module
-from profiles.population import Population, collect, measured_weak_cells
+from profiles.population import Population, collect, measured_weak_cells, unseen_rates
 from profiles.schema import AccessMode, ModuleIdentity, OperatingPoint, PointRecord, Region, WriteCondition
 from profiles.storage import Profile
 
@@ -45,12 +45,15 @@ class Footprint:
         weak_cells: of each tensor, by its kind's write condition.
         ber: expected bit error rate of each tensor (half its bits ones).
         plan: how tensors are laid out there, where they are placed by significance; None where they lie as they come.
+        unseen: where they are placed by significance, how often cells of each tensor fail that the profile has not seen
+            to, storing 0 and storing 1: bits that matter lie on these. Tensors as they come meet all cells alike.
     """
 
     mapping: DramMapping
     weak_cells: Mapping[str, WeakCells]
     ber: Mapping[str, float]
     plan: SignificancePlan | None = None
+    unseen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def point(self) -> OperatingPoint:
@@ -65,13 +68,13 @@ class Footprint:
 
     def memory(self, seed: int) -> ApproximateMemory:
         """The profile's own cells at the mapped addresses."""
-        cells = ProfileMemory(self.weak_cells, self.mapping.placements, seed)
+        cells = ProfileMemory(self.weak_cells, self.mapping.placements, seed, self.unseen)
         return self.plan.memory(cells) if self.plan else cells
 
     def on_other_cells(self, weak_cells: Mapping[str, WeakCells]) -> "Footprint":
-        """The same places in modules that are known to have these weak cells."""
+        """The same places in modules that are known to have these weak cells, and no others."""
         plan = replace(self.plan, weak_cells=weak_cells) if self.plan else None
-        return replace(self, weak_cells=weak_cells, plan=plan)
+        return replace(self, weak_cells=weak_cells, plan=plan, unseen={})
 
 
 class Modules:
@@ -161,7 +164,9 @@ class Modules:
             FitError: a module was not tested at an operating point of the mapping.
         """
         known = {point: self.weak_cells(point, numbers) for point, numbers in self.users(mapping).items()}
-        return footprint_by(known, mapping, network)
+        if mapping.significance is None:
+            return footprint_by(known, mapping, network)
+        return footprint_by(known, mapping, network, self.unseen(self.users(mapping)))
 
     def weak_cells(self, point: OperatingPoint, modules: Collection[int]) -> dict[str, WeakCells]:
         """What is known of a point in some modules, by the kind of tensor that meets it.
@@ -178,6 +183,15 @@ class Modules:
             )
             for kind, condition in WRITTEN.items()
         }
+
+    def unseen(self, users: Mapping[OperatingPoint, Collection[int]]) -> dict[str, tuple[float, float]]:
+        """How often cells fail that were not seen to, storing 0 and 1, by kind of tensor: the worst of the modules."""
+        met = [(self.profiles[module], point) for point, modules in users.items() for module in modules]
+        worst = {}
+        for kind, condition in WRITTEN.items():
+            zero, one = zip(*(unseen_rates(collect(*each, condition)) for each in met), strict=True)
+            worst[kind] = (max(zero), max(one))
+        return worst
 
     def users(self, mapping: DramMapping) -> dict[OperatingPoint, set[int]]:
         """By operating point of a mapping, the modules in which tensors meet it."""
@@ -257,9 +271,12 @@ def module_names(modules: Sequence[MappedModule]) -> str:
 
 
 def footprint_by(
-    known: Mapping[OperatingPoint, Mapping[str, WeakCells]], mapping: DramMapping, network: ApproximateNetwork | None
+    known: Mapping[OperatingPoint, Mapping[str, WeakCells]],
+    mapping: DramMapping,
+    network: ApproximateNetwork | None,
+    unseen: Mapping[str, tuple[float, float]] | None = None,
 ) -> Footprint:
-    """As `Modules.footprint`, of what `Modules.weak_cells` gave."""
+    """As `Modules.footprint`, of what `Modules.weak_cells` and `Modules.unseen` gave."""
     cells, rates = {}, {}
     for name, placement in mapping.placements.items():
         kind = "ifm" if is_ifm(name) else "weight"
@@ -270,7 +287,8 @@ def footprint_by(
         return Footprint(mapping, cells, rates)
     if network is None:
         raise NetworkError("the mapping is placed by significance, by the formats of a network; give that network")
-    return Footprint(mapping, cells, rates, SignificancePlan.of(mapping, network, cells))
+    elsewhere = {name: unseen["ifm" if is_ifm(name) else "weight"] for name in cells} if unseen else {}
+    return Footprint(mapping, cells, rates, SignificancePlan.of(mapping, network, cells), elsewhere)
 
 
 def _cells_of(weak: WeakCells, piece: Piece) -> WeakCells:

@@ -300,7 +300,7 @@ def map_(
     else:
         place_at = stages.by_tolerances(loaded, tolerated.rates, modules, batch)
     with progress_bar("map") as progress:
-        choice = stages.choose_point(loaded, place_at, modules, split, target, batch, MAP_DRAWS, seed, progress)
+        choice = stages.choose_point(loaded, place_at, modules, split, target, batch, MAP_DRAWS, seed, progress, cost)
     with progress_bar("show") as progress:
         holds = stages.shown_by(loaded, split, reference, drop, seed, progress)
         choice = stages.shown_choice(choice, holds)
@@ -353,6 +353,11 @@ def _show_pieces(place: Footprint, tolerated: stages.Tolerance) -> None:
         for piece in p.pieces
     ]
     table("mapping", ["tensor", "partition", "VDD, tRCD", "KiB", "BER", "tolerated"], rows)
+    if tolerated.certificate.certified is None:
+        console.print(
+            "no part of these tolerances is certified: tensors are placed by the rates that were searched for, and "
+            "only what validation and test images show of the module's own cells counts"
+        )
     beyond = [name for name, ber in place.ber.items() if ber > tolerated.rates[name]]
     if beyond:
         console.print(
@@ -371,6 +376,12 @@ def _show_layouts(place: Footprint, plan: SignificancePlan) -> None:
         for name, placement in place.mapping.placements.items()
     ]
     table(f"placed by significance at {place.point}", ["tensor", "partitions", "pieces", "KiB", "BER"], rows)
+    unseen = max(sum(rates) / 2 for rates in place.unseen.values())
+    console.print(
+        f"cells that the scan did not see fail do so at a BER of {unseen:.1e} or less, by Good and Turing's estimate: "
+        "bits that matter lie there, and all that is said of accuracy counts on it"
+        + ("; more rounds in the plan make it less" if unseen else "")
+    )
     layout = next(iter(plan.layouts.values()))
     if layout.costly_bits < layout.precision.bits:
         console.print(f"the {layout.costly_bits} of {layout.precision.bits} bits that cost most have the best rows")
@@ -382,6 +393,12 @@ def _show_optimum(optimum: Optimum | None, subarray_rows: int | None, modules: i
         parts = f"a VDD for each module and {parts}"
     if optimum is None:
         console.print(f"one operating point: {parts} does not fit, costs no less, or is not shown to hold")
+        return
+    if optimum.by_means:
+        console.print(
+            f"{parts}: by EDEN's greedy Algorithm 1, which counts the mean over a tensor's rows; no mapping that keeps "
+            "to what each tensor tolerates in every row is as cheap, but by means there may be cheaper ones"
+        )
         return
     greedy = optimum.greedy_cost
     console.print(

@@ -25,6 +25,7 @@ from eden.mapping import (
     aligned_bits,
     fine_mapping,
     mapping_cost,
+    vdd_then_trcd,
 )
 from eden.memory import UNIFORM_MODELS, ApproximateMemory, ErrorModelMemory, joined
 from eden.networks import build, folded
@@ -274,7 +275,8 @@ def by_significance(network: ApproximateNetwork, sample: Split, modules: Modules
         weak, parts = modules.weak_cells(point, range(len(modules.profiles))), modules.partitions()
         plan = plan_significance(network.tensors(), stored, formats, weak, parts, point, images)
         mapping = plan.mapping.model_copy(update={"modules": modules.mapped})
-        return footprint_by({point: weak}, mapping, network)
+        unseen = modules.unseen({point: range(len(modules.profiles))})
+        return footprint_by({point: weak}, mapping, network, unseen)
 
     return place_at
 
@@ -313,8 +315,9 @@ def choose_point(
     draws: int,
     seed: int,
     progress: Progress = silent,
+    cost: Cost = vdd_then_trcd,
 ) -> Choice:
-    """The lowest VDD (then the shortest tRCD) at which the mapped network meets ``target_accuracy`` on validation.
+    """The cheapest operating point at which the mapped network meets ``target_accuracy`` on validation.
 
     From mild to harsh within each tRCD, over the points below nominal that every module was tested at, with the
     profiles' own cells at the mapped addresses, each point with a mapping of its own. A tRCD is left at its first
@@ -366,7 +369,13 @@ def choose_point(
             f"{target_accuracy:.4f} on validation; add milder points to the grid, or boost the network"
         )
     chosen: Choice | None = None
-    for choice in sorted(choices, key=lambda choice: aggressiveness(choice.footprint.point), reverse=True):
+    part = modules.partitions()[0]
+
+    def dearness(choice: Choice) -> tuple[float, tuple[int, int]]:
+        point = choice.footprint.point
+        return cost(part, point), aggressiveness(point)
+
+    for choice in sorted(choices, key=dearness, reverse=True):
         chosen = replace(choice, milder=chosen)
     assert chosen is not None
     return chosen

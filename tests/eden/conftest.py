@@ -9,7 +9,7 @@ from torch import nn
 
 from eden.placement import Placement
 from profiles.cells import WeakCells
-from profiles.error_models import DataDependentModel, ErrorModel, UniformModel
+from profiles.error_models import BitlineModel, DataDependentModel, ErrorModel, UniformModel, WordlineModel
 from profiles.geometry import Geometry
 from profiles.schema import OperatingPoint
 
@@ -32,7 +32,11 @@ def error_models(geometry: Geometry) -> dict[int, Callable[[float], ErrorModel]]
     """Error models by number, each a function of the bit error rate."""
     uniform = UniformModel(geometry=geometry, banks=(0, 1), weak_fraction=0.1, flip_probability=0.5)
     data_dependent = DataDependentModel(geometry=geometry, banks=(0, 1), weak_fraction=0.1, flip_zero=0.2, flip_one=0.8)
-    return {0: uniform.scaled, 3: data_dependent.scaled}
+    measured, pooled = np.arange(0, 256, 2), {"pooled_weak_fraction": 0.02, "pooled_flip_probability": 0.5}
+    lines = {"line": measured, "weak_fraction": np.full(128, 0.1), "flip_probability": np.full(128, 0.7), **pooled}
+    bitlines = BitlineModel(geometry=geometry, banks=(0, 1), **lines)
+    wordlines = WordlineModel(geometry=geometry, banks=(0, 1), **lines)
+    return {0: uniform.scaled, 1: bitlines.scaled, 2: wordlines.scaled, 3: data_dependent.scaled}
 
 
 @pytest.fixture

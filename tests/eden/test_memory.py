@@ -9,6 +9,8 @@ from scipy import stats
 
 from eden.memory import BitErrorMemory, ErrorModelMemory, PerTensorMemory, ProfileMemory, ReliableMemory
 from eden.placement import Placement
+from eden.seeds import derive_seed
+from eden.tolerance import joint_memory
 from profiles.cells import WeakCells
 from profiles.error_models import ErrorModel
 from profiles.errors import CapacityError, NetworkError
@@ -127,6 +129,23 @@ def test_profile_memory_refuses_what_has_no_room(place_in_a_row: Place, no_weak_
         memory.store("a", torch.zeros(65, dtype=torch.uint8))
 
 
+def test_profile_memory_errs_where_told_in_cells_that_it_does_not_know(
+    place_in_a_row: Place, no_weak_cells: WeakCells
+) -> None:
+    """By the stored bit, of one tensor and not of the other, anew in each read."""
+    memory = ProfileMemory(no_weak_cells, place_in_a_row({"a": 80_000, "b": 80_000}), 1, {"a": (0.0, 0.05)})
+    data = random_bytes(10_000)
+    for name in ("a", "b"):
+        memory.store(name, data)
+    first, second = (set(wrong_bits(memory.load("a"), data)) for _ in range(2))
+    ones = set(np.flatnonzero(np.unpackbits(data.numpy(), bitorder="little")))
+    assert first <= ones
+    assert len(first) / len(ones) == pytest.approx(0.05, rel=0.1)
+    assert len(first & second) < len(first) / 5
+    assert torch.equal(memory.load("b"), data)
+    assert memory.flips == {"a": len(first) + len(second), "b": 0}
+
+
 def test_each_tensor_may_have_a_memory_of_its_own() -> None:
     memory = PerTensorMemory({"a": ReliableMemory(), "b": BitErrorMemory(1.0, 0)})
     for name in ("a", "b"):
@@ -135,6 +154,46 @@ def test_each_tensor_may_have_a_memory_of_its_own() -> None:
     assert memory.load("b").tolist() == [255, 255]
     with pytest.raises(NetworkError, match="no memory was given for c"):
         memory.load("c")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_tensors_errors_depend_on_its_own_rate_alone(error_models: ErrorModels, number: int) -> None:
+    """Of one map, in which each tensor has its place whatever the rates of others."""
+
+    def memory_at(ber: float, seed: int) -> ErrorModelMemory:
+        return ErrorModelMemory(error_models[number](ber), seed, fresh_map=False)
+
+    def read(**rates: float) -> dict[str, torch.Tensor]:
+        memory = joint_memory(memory_at, rates, 7)
+        for name in rates:
+            memory.store(name, torch.zeros(4096, dtype=torch.uint8))
+        return dict(zip(rates, memory.load_all(list(rates)), strict=True))
+
+    alike, raised = read(a=1e-2, b=1e-2, c=1e-2), read(a=4e-2, b=1e-2, c=4e-2)
+    assert torch.equal(alike["b"], raised["b"])
+    assert alike["b"].any()
+    assert raised["a"].count_nonzero() > alike["a"].count_nonzero()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_reads_of_a_grouped_model_meet_a_map_each_or_the_same_cells(error_models: ErrorModels, number: int) -> None:
+    """What fails in reads of one map are its weak cells."""
+    model, zeros = error_models[number](2e-2), torch.zeros(1 << 15, dtype=torch.uint8)
+
+    def reads(fresh_map: bool) -> tuple[ErrorModelMemory, list[set[int]]]:
+        memory = ErrorModelMemory(model, seed=4, fresh_map=fresh_map)
+        memory.store("a", zeros)
+        return memory, [set(wrong_bits(memory.load("a"), zeros)) for _ in range(40)]
+
+    memory, met = reads(fresh_map=True)
+    bits = zeros.numel() * 8
+    expected = model.sample_weak_cells(0, bits, 0)
+    assert len(met[0] & met[1]) < len(met[0]) / 2
+    assert memory.measured_ber == pytest.approx(expected.flip_zero.sum() / bits, rel=0.1)
+    _, met = reads(fresh_map=False)
+    cells = model.sample_weak_cells(0, bits, derive_seed(4, "map"))
+    assert set().union(*met) <= set(cells.cell.tolist())
+    assert len(met[0] & met[1]) > len(met[0]) / 4
 
 
 def test_misuse_is_refused() -> None:

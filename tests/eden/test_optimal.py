@@ -159,3 +159,19 @@ def test_the_bits_of_a_split_tensor_meet_the_cells_of_their_piece() -> None:
     assert found.cell.tolist() == [6, 515]
     assert found.flip_zero.tolist() == [0.3, 0.1]
     assert gathered(weak, placement, 515).cell.tolist() == [6]
+
+
+def test_a_mapping_by_means_over_rows_is_said_to_be_one() -> None:
+    """Greedily a tensor lies in a good row and a bad one, whose mean it tolerates: no bound by stretches says so."""
+    row = 4 * BURST
+    point = POINTS[0]
+
+    def found(rates: list[float]) -> Optimum:
+        rows = RowRates(row, {("weight", point): np.array(rates)})
+        part = Partition("A", 0, 0, len(rates) * row, {point: float(np.mean(rates))}, rows=rows)
+        tensor = TensorSpec("a", "weight", 2 * row // 8, Precision.INT8)
+        return optimal_mapping([tensor], {"a": 1e-3}, [part], 1, cost=COST)
+
+    by_means, by_rows = found([0.0, 2e-3]), found([1e-3, 1e-3])
+    assert (by_means.by_means, by_rows.by_means) == (True, False)
+    assert by_rows.gap == 0

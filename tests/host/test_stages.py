@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from eden.approximate import ApproximateNetwork
 from eden.bounding import Bounding
 from eden.datasets import Split
 from eden.inference import Prediction
-from eden.mapping import DramMapping, fine_mapping, mapping_cost, vdd_then_trcd, weighted
+from eden.mapping import Cost, DramMapping, fine_mapping, mapping_cost, vdd_then_trcd, weighted
 from eden.memory import ApproximateMemory, ReliableMemory
 from eden.networks import build
 from eden.precision import Precision
@@ -96,11 +97,17 @@ def mapped(network: ApproximateNetwork, profile: Profile, point: OperatingPoint,
 
 
 def chosen_by_tolerances(
-    network: ApproximateNetwork, profile: Profile, split: Split, target: float, ber: float = 1.0, batch: int = BATCH
+    network: ApproximateNetwork,
+    profile: Profile,
+    split: Split,
+    target: float,
+    ber: float = 1.0,
+    batch: int = BATCH,
+    cost: Cost = vdd_then_trcd,
 ) -> stages.Choice:
     modules = Modules([profile])
     place_at = stages.by_tolerances(network, rates(network, ber), modules, batch)
-    return stages.choose_point(network, place_at, modules, split, target, batch, 2, 1)
+    return stages.choose_point(network, place_at, modules, split, target, batch, 2, 1, cost=cost)
 
 
 def placed_by_significance(network: ApproximateNetwork, profile: Profile, split: Split) -> stages.PlaceAt:
@@ -249,6 +256,7 @@ def choose_by(
     network: ApproximateNetwork,
     split: Split,
     target: float = 0.9,
+    cost: Cost = vdd_then_trcd,
 ) -> stages.Choice:
     """`choose_point` with validation accuracies that depend on the point alone."""
 
@@ -257,7 +265,7 @@ def choose_by(
         return Prediction(found, found, found, (found, found), len(split))
 
     monkeypatch.setattr(stages, "predict_accuracy", predict)
-    return chosen_by_tolerances(network, profile, split, target)
+    return chosen_by_tolerances(network, profile, split, target, cost=cost)
 
 
 @pytest.mark.parametrize("passing", range(1, len(VDD_MV) + 1))
@@ -276,6 +284,30 @@ def test_the_last_point_that_passes_is_chosen_and_the_next_lower_vdd_shown(
         assert choice.next_predicted is not None
         assert choice.next_footprint.point == POINTS[passing]
         assert choice.next_predicted.mean == 0.5
+
+
+def test_the_objective_decides_among_the_points_that_pass_and_in_which_order_they_are_held_to_it(
+    monkeypatch: pytest.MonkeyPatch, profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    """By latency alone 8 ns comes before any lower VDD."""
+    nominal = OperatingPoint(vdd_mv=1350, trcd_ps=14_000)
+
+    def order(energy: float, latency: float) -> list[tuple[int, int]]:
+        cost = weighted(energy, latency, nominal)
+        choice = choose_by(monkeypatch, lambda point: 1.0, profile, network, split, cost=cost)
+        asked: list[tuple[int, int]] = []
+
+        def holds(place: Footprint) -> bool:
+            asked.append((place.point.vdd_mv, place.point.trcd_ps))
+            return False
+
+        stages.shown_choice(choice, holds)
+        return asked
+
+    points = [(point.vdd_mv, point.trcd_ps) for point in POINTS]
+    assert order(1, 0) == sorted(points)
+    assert order(0, 1) == sorted(points, key=lambda point: (point[1], point[0]))
+    assert order(0, 1)[0] == (1200, 8000)
 
 
 def test_a_point_beyond_a_failure_is_not_believed(
@@ -605,6 +637,25 @@ def test_placed_by_significance_the_board_s_errors_change_weights_less(
     assert min(flips, placed_flips) > 200
     assert placed / placed_flips < 0.1 * plain / flips
     assert plan.metadata_bits(network.tensors()) < 0.0115 * sum(t.bits(BATCH) for t in network.tensors())
+
+
+def test_by_significance_a_mapping_counts_on_failures_of_cells_that_the_scan_did_not_see_fail(
+    tmp_path: Path, profile: Profile, network: ApproximateNetwork, split: Split
+) -> None:
+    """Few rounds leave more unseen; and it is there whether the mapping was just made or read from its file."""
+    made = placed_by_significance(network, profile, split)(CLIFF)
+    assert Modules([profile]).footprint(made.mapping, network).unseen == made.unseen
+    few = plan(rows=ROWS).model_copy(update={"rounds": 1, "grid": (Grid(trcd_ps=10000, vdd_mv=(CLIFF.vdd_mv,)),)})
+    hasty = scan(board(), few, tmp_path / "hasty")
+    rushed = placed_by_significance(network, hasty, split)(CLIFF)
+    for tensor in network.tensors():
+        assert sum(rushed.unseen[tensor.name]) > sum(made.unseen[tensor.name])
+    quiet = replace(rushed, unseen={})
+    read = [place.memory(1) for place in (rushed, quiet)]
+    for memory in read:
+        network.twin(memory)(split.images[:BATCH])
+    assert read[0].inner.total_flips > read[1].inner.total_flips  # type: ignore[attr-defined]
+    assert Modules([profile]).footprint(mapped(network, profile, CLIFF)).unseen == {}
 
 
 def test_placement_by_significance_repeats_on_the_board_and_is_kept_with_the_mapping(

@@ -12,7 +12,7 @@ from profiles.cells import CellCounts, WeakCells
 from profiles.errors import FitError, ProfileError
 from profiles.geometry import Geometry
 from profiles.pattern import Pattern, PatternKind, stored_bits
-from profiles.population import collect, measured_weak_cells, stored_ones
+from profiles.population import collect, measured_weak_cells, stored_ones, unseen_rates
 from profiles.schema import AccessMode, OperatingPoint, Region, WriteCondition
 from profiles.storage import Profile
 
@@ -119,6 +119,24 @@ def test_measured_probabilities_pool_patterns_by_stored_bit(planted: ModuleType,
     assert np.array_equal(found.cell, weak.cell)
     assert found.flip_zero == pytest.approx(weak.flip_zero, abs=0.03)
     assert found.flip_one == pytest.approx(weak.flip_one, abs=0.03)
+
+
+@pytest.mark.parametrize("rounds", [4, 40])
+def test_what_was_seen_once_says_how_often_fail_cells_that_were_not_seen_to(
+    planted: ModuleType, tmp_path: Path, rounds: int
+) -> None:
+    """Planted: 4,000 cells that fail in 3 % of the reads at a stored 0, as many in 1 % at a stored 1."""
+    geometry, rng = planted.small_geometry(), np.random.default_rng(3)
+    cells = np.sort(rng.choice(geometry.cells, 8000, replace=False))
+    zeros = np.isin(np.arange(8000), rng.choice(8000, 4000, replace=False))
+    weak = WeakCells(cells, np.where(zeros, 0.03, 0.0), np.where(zeros, 0.0, 0.01))
+    profile = planted.profile(tmp_path / "dimm", geometry, weak, ("0xFF", "0x00"), rounds=rounds)
+    data = collect(profile, planted.POINT, NOMINAL)
+    for stored, (errors, flip) in enumerate(((data.errors_zero, weak.flip_zero), (data.errors_one, weak.flip_one))):
+        unseen = flip[~np.isin(cells, data.cell[errors > 0])].sum() / data.tested_cells
+        once = int((errors == 1).sum())
+        assert once > 50
+        assert unseen_rates(data)[stored] == pytest.approx(unseen, rel=4 / np.sqrt(once))
 
 
 def test_one_stored_value_serves_for_the_other(planted: ModuleType, tmp_path: Path) -> None:
