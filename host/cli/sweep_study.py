@@ -85,7 +85,7 @@ class Point:
     @property
     def file(self) -> Path:
         """See `host.cli.tasks.Task`."""
-        return self.out / "sweep" / f"{self._baseline.name}-{self.ber:g}.json"
+        return self.out / "sweep" / f"{self._baseline.name}-{self.ber!r}.json"
 
     @property
     def key(self) -> str:
