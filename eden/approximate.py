@@ -357,7 +357,7 @@ class ApproximateNetwork(nn.Module):
         A tensor that is several of a layer's inputs is stored, and read, once.
         """
         if self._observer is None and not self._running:
-            _check_not_recomputed(path)
+            _check_not_recomputed(f"layer {path}")
             return inputs
         if self._observer is not None:
             _check_visible(inputs, path)
@@ -417,12 +417,14 @@ class ApproximateNetwork(nn.Module):
         return TensorFormat.for_range(self.precision, float(smallest), float(largest), self.guarded_signs)
 
     def _weights_read(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        _check_not_recomputed("the network")
         self._store_changed(weights)
         names = [name for name, _ in self.module.named_parameters()]
         loaded = self._memory.load_all(names)
         return [self._values(*each) for each in zip(names, loaded, weights, strict=True)]
 
     def _ifm_read(self, tensor: str, values: torch.Tensor) -> torch.Tensor:
+        _check_not_recomputed(tensor)
         if tensor not in self.formats:
             raise NetworkError(f"{tensor} was not seen in calibration; calibrate with inputs that reach it")
         self._memory.store(tensor, self.formats[tensor].encode(values))
@@ -553,7 +555,8 @@ def _see_attention(network: "weakref.ref[ApproximateNetwork]", path: str, layer:
     ) -> Any:
         owner = network()
         if owner is None or not (owner._running or owner._observer is not None):
-            _check_not_recomputed(path)
+            if owner is not None:
+                _check_not_recomputed(f"layer {path}")
             return before(layer, query, key, value, *options, **by_name)
         return attention.attend(layer, owner._visit(path, (query, key, value)), *options, **by_name)
 
@@ -588,7 +591,7 @@ def _each_tensor(inputs: Any, path: str, see: Callable[[torch.Tensor], torch.Ten
 
 
 def _check_visible(inputs: Any, path: str) -> None:
-    """Refuse tensors that `_each_tensor` does not find: they would pass memory by."""
+    """Refuse tensors that are attributes of other objects, or values of other mappings: they would pass memory by."""
     leaves = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else ()
     for value in leaves:
         _check_visible(value, path)
@@ -600,12 +603,12 @@ def _check_visible(inputs: Any, path: str) -> None:
         )
 
 
-def _check_not_recomputed(path: str) -> None:
-    """A layer that runs during a backward pass is being recomputed, without the memory that the forward pass read."""
+def _check_not_recomputed(what: str) -> None:
+    """What runs during a backward pass is being recomputed, and would not meet what the forward pass read."""
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         raise NetworkError(
-            f"layer {path} runs again in the backward pass (activation checkpointing), where it would see reliable "
-            "weights and inputs and so give wrong gradients; train without torch.utils.checkpoint"
+            f"{what} runs again in the backward pass (activation checkpointing), where it would see other errors than "
+            "before, or none, and so give wrong gradients; train without torch.utils.checkpoint"
         )
 
 

@@ -233,9 +233,14 @@ def unseen_rates(population: Population) -> tuple[float, float]:
     was not seen, at 1 / n of the reads to come (rather too high than too low, of few reads). `measured_weak_cells` has
     the failures that were seen, all of them, and none of these cells; so together they are too many by as much.
     """
-    once = ((population.errors_zero, population.trials_zero), (population.errors_one, population.trials_one))
-    zero, one = (float((1 / trials[errors == 1]).sum()) / population.tested_cells for errors, trials in once)
-    return zero, one
+    zero, one = (population.errors_zero, population.trials_zero), (population.errors_one, population.trials_one)
+
+    def rate(own: tuple[Integers, Integers], other: tuple[Integers, Integers]) -> float:
+        """Where a cell was tested with the other value only, that one's reads serve, as for `measured_weak_cells`."""
+        errors, trials = (np.where(own[1], mine, theirs) for mine, theirs in zip(own, other, strict=True))
+        return float((1 / trials[errors == 1]).sum()) / population.tested_cells
+
+    return rate(zero, one), rate(one, zero)
 
 
 def _in_banks(profile: Profile, record: PointRecord, banks: tuple[int, ...]) -> CellCounts:

@@ -74,7 +74,11 @@ class Arm:
     def boosting_from(self, tolerated_ber: float) -> Boosting:
         """`boosting`, up to the rate that it is to reach."""
         settings = self.boosting
-        return settings if self.highest_ber is None else replace(settings, highest=self.highest_ber / tolerated_ber)
+        return (
+            settings
+            if self.highest_ber is None or not tolerated_ber
+            else replace(settings, highest=self.highest_ber / tolerated_ber)
+        )
 
 
 AS_EDEN: Mapping[str, float | bool] = {

@@ -338,7 +338,7 @@ def _show_mapping(choice: stages.Choice, tolerated: stages.Tolerance) -> None:
         console.print("chosen by its mean: validation images are too few to show that it meets the target")
     if choice.shown is False:
         console.print(
-            "validation images show no operating point to meet the target: this is the harshest whose mean does; boost "
+            "validation images show no operating point to meet the target: this is the cheapest whose mean does; boost "
             "the network, allow more loss, or add milder points to the grid"
         )
 

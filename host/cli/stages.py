@@ -275,8 +275,7 @@ def by_significance(network: ApproximateNetwork, sample: Split, modules: Modules
         weak, parts = modules.weak_cells(point, range(len(modules.profiles))), modules.partitions()
         plan = plan_significance(network.tensors(), stored, formats, weak, parts, point, images)
         mapping = plan.mapping.model_copy(update={"modules": modules.mapped})
-        unseen = modules.unseen({point: range(len(modules.profiles))})
-        return footprint_by({point: weak}, mapping, network, unseen)
+        return footprint_by({point: weak}, mapping, network, modules.unseen(modules.users(mapping)))
 
     return place_at
 

@@ -523,7 +523,14 @@ def test_layers_that_a_backward_pass_recomputes_are_refused(kind: str, reentrant
 
     module, inputs = made(kind)
     network = attached(Saves(module), inputs)
-    output = network(inputs.requires_grad_())
+
+    def around(values: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = checkpoint(attached(copy.deepcopy(module), inputs), values, use_reentrant=reentrant)
+        return output
+
+    with pytest.raises(NetworkError, match=r"the network runs again in the backward pass"):
+        around(inputs.requires_grad_()).sum().backward()
+    output = network(inputs)
     with pytest.raises(NetworkError, match=r"runs again in the backward pass.*without torch\.utils\.checkpoint"):
         output.sum().backward()
 

@@ -139,6 +139,20 @@ def test_what_was_seen_once_says_how_often_fail_cells_that_were_not_seen_to(
         assert unseen_rates(data)[stored] == pytest.approx(unseen, rel=4 / np.sqrt(once))
 
 
+def test_where_one_value_was_stored_what_it_left_unseen_serves_for_the_other(
+    planted: ModuleType, tmp_path: Path
+) -> None:
+    geometry = planted.small_geometry()
+    weak = planted.random_weak(geometry, 8000)
+    weak = WeakCells(weak.cell, np.full(8000, 0.05), np.full(8000, 0.05))
+    for pattern in ("0xFF", "0xAA"):
+        data = collect(
+            planted.profile(tmp_path / pattern, geometry, weak, (pattern,), rounds=8), planted.POINT, NOMINAL
+        )
+        expected = 0.05 * (8000 - data.cell.size) / data.tested_cells
+        assert unseen_rates(data) == pytest.approx((expected, expected), rel=0.12)
+
+
 def test_one_stored_value_serves_for_the_other(planted: ModuleType, tmp_path: Path) -> None:
     geometry = planted.small_geometry()
     weak = WeakCells(np.array([10]), np.array([0.1]), np.array([1.0]))
