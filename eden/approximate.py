@@ -13,7 +13,8 @@ The module may compute on a GPU. Its tensors become stored bits there; on a CUDA
 hold and corrupt them there too (`eden.cuda_injection`). The same seed flips the same bits as on a CPU.
 
 Reads are operators of their own (`_read_weights`, `_pass_ifm`), so that ``torch.compile`` and ``torch.export`` keep
-them, every one. An exported program reads the memory of the network it was made from, while that is in use.
+them, every one. An exported program reads the memory of the network it was made from, while that is in use. Activation
+checkpointing, which would read anew in the backward pass, is refused.
 """
 
 import copy

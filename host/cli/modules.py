@@ -67,7 +67,7 @@ class Footprint:
         return sum(self.ber[name] * count for name, count in cells.items()) / sum(cells.values())
 
     def memory(self, seed: int) -> ApproximateMemory:
-        """The profile's own cells at the mapped addresses."""
+        """The profile's own cells at the mapped addresses, and what it has not seen of them where that counts."""
         cells = ProfileMemory(self.weak_cells, self.mapping.placements, seed, self.unseen)
         return self.plan.memory(cells) if self.plan else cells
 

@@ -175,3 +175,13 @@ def test_a_mapping_by_means_over_rows_is_said_to_be_one() -> None:
     by_means, by_rows = found([0.0, 2e-3]), found([1e-3, 1e-3])
     assert (by_means.by_means, by_rows.by_means) == (True, False)
     assert by_rows.gap == 0
+
+
+def test_a_mapping_by_means_is_said_to_be_one_where_stretches_would_be_dearer() -> None:
+    row, cheap, dear = 4 * BURST, POINTS[0], POINTS[3]
+    rates = {("weight", cheap): np.array([0.0, 2e-3]), ("weight", dear): np.zeros(2)}
+    part = Partition("A", 0, 0, 2 * row, {cheap: 1e-3, dear: 0.0}, rows=RowRates(row, rates))
+    tensor = TensorSpec("a", "weight", 2 * row // 8, Precision.INT8)
+    found = optimal_mapping([tensor], {"a": 1e-3}, [part], 1, cost=COST)
+    assert {piece.point for piece in found.mapping.pieces} == {cheap}
+    assert found.by_means

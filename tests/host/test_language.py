@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from eden.training import Recipe, Training
 from host.cli import networks, stages
 from profiles.error_models import UniformModel
 from profiles.geometry import Geometry
+from profiles.schema import OperatingPoint
 
 Run = Callable[..., str]
 
@@ -99,6 +101,14 @@ def test_a_network_of_words_goes_from_training_to_dram(
     with pytest.raises(SystemExit):
         run_eden(*arguments, "--significance", "--energy", "1")
     assert "takes one operating point" in capsys.readouterr().err
+    objectives: list[Any] = []
+    choose = stages.choose_point
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "choose_point", lambda *given: objectives.append(given[-1]) or choose(*given))
+        run_eden(*arguments, "--latency", "1")
+    slow, fast = (objectives[0](None, OperatingPoint(vdd_mv=1000, trcd_ps=trcd)) for trcd in (14_000, 7_000))
+    assert slow == 2 * fast  # and VDD counts for nothing
+    assert fast == objectives[0](None, OperatingPoint(vdd_mv=1350, trcd_ps=7_000))
 
     other = tmp_path / "other"
     run_eden("scan", tmp_path / "plan.toml", "--board", "mock:B:2", "--out", other)
