@@ -47,20 +47,20 @@ def serve(
             f"{folder.resolve()}; there is no password and no encryption"
         )
     shown = "localhost" if address in ("0.0.0.0", "::") else f"[{address}]" if ":" in address else address
-    console.print(f"{folder} is shown at http://{shown}:{number}/ until Ctrl-C", soft_wrap=True)
-    app = application(Folder(folder), [host, *names_of_this_computer()])
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="off",
-        ws="none",
-        limit_concurrency=AT_ONCE,
-        timeout_graceful_shutdown=GRACE_S,
-    )
     try:
+        console.print(f"{folder} is shown at http://{shown}:{number}/ until Ctrl-C", soft_wrap=True)
+        app = application(Folder(folder), [host, *names_of_this_computer()])
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=AT_ONCE,
+            timeout_graceful_shutdown=GRACE_S,
+        )
         uvicorn.Server(config).run(sockets=[listening])
     except SystemExit:  # Ctrl-C is how it ends
         console.print("ended")
